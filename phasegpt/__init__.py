@@ -1,0 +1,43 @@
+"""PhaseGPT: GPT-2 with Kuramoto phase-coupled attention.
+
+`import phasegpt` is light and compiles nothing; what it offers is imported on first use:
+
+    cfg = phasegpt.compose(["+experiment=quickstart", "attention.coupling=0.5"])
+    model = phasegpt.build(cfg)
+    out = model(idx_BT, return_phase=True)        # out.logits, out.phase[2].theta, .R
+    model = phasegpt.load("runs/...", which="best")
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phasegpt import ops
+    from phasegpt.build import build
+    from phasegpt.checkpoint import load
+    from phasegpt.config import compose
+    from phasegpt.model import GPT
+
+__version__ = "0.1.0"
+__all__ = ["GPT", "__version__", "build", "compose", "load", "ops"]
+
+_HOMES = {
+    "GPT": "phasegpt.model",
+    "build": "phasegpt.build",
+    "compose": "phasegpt.config",
+    "load": "phasegpt.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("phasegpt.ops")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'phasegpt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,114 @@
+"""The contract of an attention layer, and `build`, which finds one by its module's name.
+
+A new attention is one file here with one subclass of Attention, and one file conf/attention/NAME
+.yaml with the defaults of its Config: no registry. tests/attention runs the contract over every
+YAML: shapes, strict causality, cache == full forward, gradients, off control, compile, bf16.
+
+Shapes: B batch, T time, D model width, H heads, N oscillators.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from phasegpt.cache import LayerCache
+from phasegpt.config import GPTConfig
+from phasegpt.controls import NoiseKey, Perturbation
+from phasegpt.errors import ConfigError
+from phasegpt.validate import Section, unknown
+
+
+class Phase(NamedTuple):
+    """Phases of one layer after the last step, and their order parameter.
+
+    `R` is over the oscillators of a token and head, [B,T,H] (kuramoto), or over the prefix of a
+    channel, [B,T,H,N] (phase_sync).
+    """
+
+    theta: Tensor  # [B,T,H,N], radians, not wrapped
+    R: Tensor
+
+
+class AttentionOutput(NamedTuple):
+    """What a layer returns: its contribution to the residual stream, and its phases if asked."""
+
+    y: Tensor  # [B,T,D]
+    phase: Phase | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig(Section):
+    """Base of a mechanism's options."""
+
+    section: ClassVar[str] = "attention"
+
+
+class Attention(nn.Module):
+    """Base of every attention layer. Subclasses set Config and implement forward."""
+
+    #: Options of the mechanism; conf/attention/NAME.yaml holds the same defaults.
+    Config: ClassVar[type[AttentionConfig]] = AttentionConfig
+    #: Learning-rate factors of oscillator parameters by name; these are also never decayed.
+    lr_factors: ClassVar[Mapping[str, float]] = {}
+    #: A layer that sees the future says so; its runs are marked leaky and stay off leaderboards.
+    leaky: bool = False
+
+    def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
+        """Keep the shapes; `layer` is the 0-based index, part of the noise key."""
+        super().__init__()
+        self.options, self.layer = options, layer
+        self.n_head, self.n_embd = config.n_head, config.n_embd
+        self.head_width = config.n_embd // config.n_head
+        self.rope = config.positions == "rope"
+        self.dropout = config.dropout
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        cache: LayerCache | None = None,
+        perturbation: Perturbation | None = None,
+        return_phase: bool = False,
+    ) -> AttentionOutput:
+        """Mix tokens causally. With `cache`, x continues the tokens the cache has seen."""
+        raise NotImplementedError
+
+    def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""
+
+    def draw_perturbation(
+        self, key: NoiseKey, time: int, device: torch.device
+    ) -> Perturbation | None:
+        """Training noise for one batch, or None."""
+        return None
+
+
+def names() -> list[str]:
+    """Modules of this package that hold a mechanism."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+
+
+def layer_class(name: str) -> type[Attention]:
+    """The Attention subclass defined in phasegpt/attention/NAME.py; ConfigError if none."""
+    if name not in names():
+        raise ConfigError(unknown(f"attention={name}", [f"attention={n}" for n in names()]))
+    module = importlib.import_module(f"{__name__}.{name}")
+    (found,) = (
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Attention) and v.__module__ == module.__name__
+    )
+    return found
+
+
+def build(name: str, config: GPTConfig, options: Mapping[str, Any], layer: int) -> Attention:
+    """Make layer `layer` with mechanism `name`; unknown or wrong options raise ConfigError."""
+    cls = layer_class(name)
+    return cls(config, cls.Config.parse(options), layer)

@@ -1,0 +1,61 @@
+"""What attention layers share: head splitting, rotary positions, one causal SDPA call.
+
+Shapes: B batch, T time (Tq queries, Tk keys), D model width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def split_heads(x_BTD: Tensor, heads: int) -> Tensor:
+    """[B,T,D] -> [B,H,T,E]."""
+    B, T, D = x_BTD.shape
+    return x_BTD.view(B, T, heads, D // heads).transpose(1, 2)
+
+
+def join_heads(x_BHTE: Tensor) -> Tensor:
+    """[B,H,T,E] -> [B,T,D]."""
+    return x_BHTE.transpose(1, 2).flatten(2)
+
+
+def rotary_angles(
+    start: int, time: int, pairs: int, device: torch.device, base: float = 10_000.0
+) -> Tensor:
+    """Angles t * base^(-k/pairs) for t in [start, start+time), radians in [0, 2 pi), [T,pairs].
+
+    Computed in float64 and reduced, so that far positions keep their precision in float32.
+    Source: Su et al., RoFormer, arXiv 2104.09864.
+    """
+    frequency = base ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
+    position = torch.arange(start, start + time, device=device, dtype=torch.float64)
+    return torch.outer(position, frequency).remainder(2 * torch.pi)
+
+
+def rotate(x_BHTE: Tensor, angles_TP: Tensor) -> Tensor:
+    """Rotate the pairs (x_k, x_{k+E/2}) by angles; computed in float32 at least."""
+    dtype = torch.promote_types(x_BHTE.dtype, torch.float32)
+    cos, sin = angles_TP.cos().to(dtype), angles_TP.sin().to(dtype)
+    a, b = x_BHTE.to(dtype).chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x_BHTE.dtype)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: float) -> Tensor:
+    """softmax(scale q k^T) v with each query seeing its own key and those before: one SDPA call.
+
+    q[B,H,Tq,E], k[B,H,Tk,E], v[B,H,Tk,Ev] with Ev <= E; the queries are the last Tq positions.
+    v is padded to width E when whole sequences are mixed: unequal widths would leave the fused
+    kernels for one that holds [T,T]. Returns [B,H,Tq,Ev].
+    """
+    width, past = v.shape[-1], k.shape[2] - q.shape[2]
+    if q.shape[2] > 1 and width < q.shape[-1]:
+        v = F.pad(v, (0, q.shape[-1] - width))
+    mask = None
+    if past and q.shape[2] > 1:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(past)
+    y = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0, scale=scale
+    )
+    return y[..., :width]

@@ -1,0 +1,101 @@
+"""The H x N oscillators of a token: projection to phases, frequencies, coupling, noise.
+
+Shapes: B batch, T time, D model width, H heads, N oscillators, S steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from phasegpt.attention import AttentionConfig
+from phasegpt.config import GPTConfig
+from phasegpt.controls import NoiseKey, Perturbation, draw_perturbation, integrate_perturbed
+from phasegpt.validate import number
+
+
+@dataclass(frozen=True, kw_only=True)
+class OscillatorConfig(AttentionConfig):
+    """Options of every layer of H x N oscillators; angles in radians, time in units of dt."""
+
+    num_oscillators: int = number(32, ge=1)
+    steps: int = number(10, ge=0)
+    dt: float = number(0.1, gt=0)
+    coupling: float = 1.0  # K; the initial value of every head when learned
+    learn_coupling: bool = True
+    theta_init: Literal["spread", "gpt2"] = "spread"  # gpt2: std 0.02 weights, clustered phases
+    theta_std: float = number(1.6, gt=0)  # standard deviation of the initial phases, any width
+    omega_std: float = number(0.1, ge=0)
+    noise_sigma: float = number(0.0, ge=0)  # added to the phases at each step, training only
+    frequency_jitter: float = number(0.0, ge=0)  # relative, per sample, training only
+
+
+class Oscillators(nn.Module):
+    """Phases of H heads x N oscillators per token: projection, frequencies, coupling, noise."""
+
+    def __init__(self, config: GPTConfig, options: OscillatorConfig) -> None:
+        """Parameters under the names `phase`, `omega` and `coupling`."""
+        super().__init__()
+        self.options = options
+        H, N = config.n_head, options.num_oscillators
+        self.phase = nn.Linear(config.n_embd, H * N)
+        self.omega = nn.Parameter(torch.zeros(H, N))
+        coupling = torch.full((H,), options.coupling)
+        if options.learn_coupling:
+            self.coupling = nn.Parameter(coupling)
+        else:
+            self.register_buffer("coupling", coupling)
+
+    def reset(self, generator: Callable[[str], torch.Generator]) -> None:
+        """W ~ N(0, theta_std^2 / D) (or GPT-2's 0.02), b = 0, omega ~ N(0, omega_std^2), K."""
+        o = self.options
+        width = self.phase.in_features
+        std = 0.02 if o.theta_init == "gpt2" else o.theta_std * width**-0.5
+        nn.init.normal_(self.phase.weight, std=std, generator=generator("phase.weight"))
+        nn.init.zeros_(self.phase.bias)
+        nn.init.normal_(self.omega, std=o.omega_std, generator=generator("omega"))
+        nn.init.constant_(self.coupling, o.coupling)
+
+    def initial_phases(self, x_BTD: Tensor) -> Tensor:
+        """theta(0) = W x + b, [B,T,H,N], in float32 at least whatever the autocast."""
+        dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+        with torch.autocast(x_BTD.device.type, enabled=False):
+            weight, bias = self.phase.weight.to(dtype), self.phase.bias.to(dtype)
+            theta = F.linear(x_BTD.to(dtype), weight, bias)
+        return theta.unflatten(-1, self.omega.shape)
+
+    def integrate(
+        self,
+        advance: Callable[..., Tensor],
+        theta_BTHN: Tensor,
+        perturbation: Perturbation | None,
+    ) -> Tensor:
+        """Phases after S steps: `advance(theta, steps)` at once, or step by step under noise."""
+        o = self.options
+        if perturbation is None:
+            return advance(theta_BTHN, o.steps)
+        return integrate_perturbed(
+            advance, theta_BTHN, perturbation, omega_HN=self.omega, steps=o.steps, dt=o.dt
+        )
+
+    def draw_perturbation(
+        self, key: NoiseKey, layer: int, time: int, device: torch.device
+    ) -> Perturbation | None:
+        """Noise and jitter of one batch for layer `layer`, or None when both are off."""
+        heads, oscillators = self.omega.shape
+        return draw_perturbation(
+            key,
+            layer,
+            steps=self.options.steps,
+            time=time,
+            heads=heads,
+            oscillators=oscillators,
+            noise_sigma=self.options.noise_sigma,
+            frequency_jitter=self.options.frequency_jitter,
+            device=device,
+        )

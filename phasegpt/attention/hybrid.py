@@ -1,0 +1,87 @@
+"""`hybrid`: a blend of softmax attention and a phase mechanism in one layer.
+
+    y = (1 - g) softmax(x) + g partner(x), g one number per layer, learned or fixed.
+
+Shapes: B batch, T time, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, build
+from phasegpt.cache import LayerCache
+from phasegpt.config import GPTConfig
+from phasegpt.controls import NoiseKey, Perturbation
+
+
+@dataclass(frozen=True, kw_only=True)
+class HybridConfig(AttentionConfig):
+    """Options of `hybrid`; every other key is an option of the partner."""
+
+    partner: Literal["kuramoto", "phase_sync"] = "kuramoto"
+    blend: float = 0.5  # g at the start; 0 is softmax, 1 the partner
+    learn_blend: bool = True
+    partner_options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Split the keys between the blend and its partner."""
+        own = {f.name for f in fields(cls)}
+        rest = {k: v for k, v in values.items() if k not in own}
+        return super().parse(
+            {k: v for k, v in values.items() if k in own} | {"partner_options": rest}
+        )
+
+
+class Hybrid(Attention):
+    """Softmax and `partner` side by side, blended; blend = 0 equals softmax exactly."""
+
+    Config = HybridConfig
+    options: HybridConfig
+    lr_factors: ClassVar[Mapping[str, float]] = {"blend": 1.0}
+
+    def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
+        """Both layers, and the blend."""
+        super().__init__(config, options, layer)
+        self.softmax = build("softmax", config, {}, layer)
+        self.partner = build(self.options.partner, config, self.options.partner_options, layer)
+        self.leaky = self.partner.leaky
+        blend = torch.tensor(self.options.blend)
+        if self.options.learn_blend:
+            self.blend = nn.Parameter(blend)
+        else:
+            self.register_buffer("blend", blend)
+
+    def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Initialise the partner and the blend."""
+        self.partner.reset_oscillators(generator)
+        nn.init.constant_(self.blend, self.options.blend)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        cache: LayerCache | None = None,
+        perturbation: Perturbation | None = None,
+        return_phase: bool = False,
+    ) -> AttentionOutput:
+        """See Attention.forward; the phases are the partner's."""
+        soft_cache = None if cache is None else cache.child("softmax")
+        partner_cache = None if cache is None else cache.child("partner")
+        soft = self.softmax(x_BTD, cache=soft_cache).y
+        other = self.partner(
+            x_BTD, cache=partner_cache, perturbation=perturbation, return_phase=return_phase
+        )
+        return AttentionOutput(soft + self.blend * (other.y - soft), other.phase)
+
+    def draw_perturbation(
+        self, key: NoiseKey, time: int, device: torch.device
+    ) -> Perturbation | None:
+        """The partner's."""
+        return self.partner.draw_perturbation(key, time, device)

@@ -1,0 +1,129 @@
+"""`kuramoto`, the flagship: oscillators inside each head bias softmax by their coherence.
+
+Every head of every token owns N oscillators whose initial phases are a linear map of the token.
+They are coupled all-to-all inside the head (never across tokens, so the layer is causal by
+construction) for S steps, and two tokens attend to each other more where their phases agree:
+
+    theta(0) = W x + b;  dtheta_n/dt = omega_n + (K/N) sum_m sin(theta_m - theta_n - lag)
+    logit(t, u) = q_t . k_u / sqrt(E) + beta (1/N) sum_n cos(theta_tn - theta_un)
+
+The cosine lifts to [cos, sin] features, so the whole layer is one SDPA call.
+
+Shapes: B batch, T time, D model width, H heads, E head width, N oscillators, S steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from phasegpt import ops
+from phasegpt.attention import AttentionOutput, Phase
+from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
+from phasegpt.attention.softmax import Softmax
+from phasegpt.cache import LayerCache
+from phasegpt.config import GPTConfig
+from phasegpt.controls import NoiseKey, Perturbation
+from phasegpt.phase import null_order_parameter, resultant_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class KuramotoConfig(OscillatorConfig):
+    """Options of `kuramoto`."""
+
+    integrator: Literal["euler", "heun", "rk4"] = "euler"
+    lag: float = 0.0  # Sakaguchi's phase lag
+    beta: float | None = None  # null: 4 sqrt(N/32), a bias spread that does not depend on N
+    readout: Literal["bias", "gate", "both"] = "bias"
+
+
+class Kuramoto(Softmax):
+    """Softmax attention whose logits or outputs feel the phases of intra-head oscillators.
+
+    Source: Kuramoto (1984); Sakaguchi and Kuramoto (1986). beta = 0 (and gate = 0) is softmax;
+    with the bias readout K = 0 equals S = 0, since omega and constant offsets cancel.
+    """
+
+    Config = KuramotoConfig
+    options: KuramotoConfig
+    lr_factors: ClassVar[Mapping[str, float]] = {
+        "oscillators.phase.weight": 1.0,
+        "oscillators.phase.bias": 1.0,
+        "oscillators.omega": 1.0,
+        "oscillators.coupling": 1.0,
+        "beta": 10.0,
+        "gate": 1.0,
+    }
+
+    def __init__(self, config: GPTConfig, options: KuramotoConfig, layer: int) -> None:
+        """Softmax's projections, the oscillators, and one readout strength per head."""
+        super().__init__(config, options, layer)
+        self.oscillators = Oscillators(config, options)
+        self.beta = nn.Parameter(torch.zeros(config.n_head)) if options.readout != "gate" else None
+        self.gate = nn.Parameter(torch.zeros(config.n_head)) if options.readout != "bias" else None
+
+    def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
+        """See Oscillators.reset; beta = 4 sqrt(N/32), gate = 1."""
+        self.oscillators.reset(generator)
+        if self.beta is not None:
+            beta = self.options.beta
+            default = 4 * (self.options.num_oscillators / 32) ** 0.5
+            nn.init.constant_(self.beta, default if beta is None else beta)
+        if self.gate is not None:
+            nn.init.ones_(self.gate)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        cache: LayerCache | None = None,
+        perturbation: Perturbation | None = None,
+        return_phase: bool = False,
+    ) -> AttentionOutput:
+        """See Attention.forward; `phase.R` is over the oscillators of each token and head."""
+        q, k, v = self.project(x_BTD, cache)
+        theta = self.integrate(x_BTD, perturbation)
+        cos, sin = theta.cos(), theta.sin()
+        R_BTH = resultant_length(cos, sin) if return_phase or self.gate is not None else None
+        if self.beta is not None:
+            N = self.options.num_oscillators
+            features = torch.cat((cos, sin), dim=-1).transpose(1, 2)  # [B,H,T,2N]
+            # SDPA multiplies by 1/sqrt(E), so the query's features carry sqrt(E) beta / N.
+            strength = self.head_width**0.5 / N * self.beta.view(-1, 1, 1)
+            q = torch.cat((q, (strength * features).to(q.dtype)), dim=-1)
+            k = torch.cat((k, features.to(k.dtype)), dim=-1)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        gain = None
+        if self.gate is not None:
+            null = null_order_parameter(self.options.num_oscillators)
+            gain = (1 + self.gate * (R_BTH - null)).transpose(1, 2).unsqueeze(-1).to(v.dtype)
+        y = self.mix(q, k, v, gain)
+        return AttentionOutput(y, Phase(theta, R_BTH) if return_phase else None)
+
+    def integrate(self, x_BTD: Tensor, perturbation: Perturbation | None = None) -> Tensor:
+        """Phases after S steps, [B,T,H,N]."""
+        o, oscillators = self.options, self.oscillators
+
+        def advance(theta: Tensor, steps: int = 1) -> Tensor:
+            return ops.kuramoto_rows(
+                theta,
+                oscillators.omega,
+                oscillators.coupling,
+                steps=steps,
+                dt=o.dt,
+                lag=o.lag,
+                integrator=o.integrator,
+            ).theta
+
+        return oscillators.integrate(advance, oscillators.initial_phases(x_BTD), perturbation)
+
+    def draw_perturbation(
+        self, key: NoiseKey, time: int, device: torch.device
+    ) -> Perturbation | None:
+        """See Attention.draw_perturbation."""
+        return self.oscillators.draw_perturbation(key, self.layer, time, device)

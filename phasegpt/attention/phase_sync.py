@@ -1,0 +1,163 @@
+"""`phase_sync`: each oscillator of a token is coupled to the same oscillator of its prefix.
+
+    theta_t(0) = W x_t + b;  dtheta_t/dt = omega + K Im(exp(-i theta_t) Z_t),
+    Z_t = mean over u <= t of exp(i theta_u), uniform or exponentially forgetting;
+    y_t = W_out [cos theta_t, sin theta_t]
+
+Causal, O(T) work, and a decode state of fixed size (the running sums of every step). With rotary
+positions the phases drift by t nu_n while they are coupled, and are read out without the drift.
+
+Shapes: B batch, T time, D model width, H heads, N oscillators, C = H N channels, S steps.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from phasegpt import ops
+from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, Phase
+from phasegpt.attention._functional import rotary_angles
+from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
+from phasegpt.cache import LayerCache
+from phasegpt.config import GPTConfig
+from phasegpt.controls import NoiseKey, Perturbation
+from phasegpt.errors import ConfigError
+from phasegpt.phase import prefix_order_parameter
+from phasegpt.validate import number
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseSyncConfig(OscillatorConfig):
+    """Options of `phase_sync`."""
+
+    forget: float | None = number(None, gt=0, lt=1)  # initial lambda per channel; null: uniform
+    as_coded: bool = False
+
+
+class PhaseSync(Attention):
+    """Causal mean-field Kuramoto over tokens: a mixer without queries, keys or values.
+
+    `as_coded=true` is the seed code's layer, for the record: it couples all tokens, future ones
+    included, with the repelling sign, squashes phases by pi tanh, wraps them at every step and
+    reads out raw angles.
+    """
+
+    Config = PhaseSyncConfig
+    options: PhaseSyncConfig
+    lr_factors: ClassVar[Mapping[str, float]] = {
+        "oscillators.phase.weight": 1.0,
+        "oscillators.phase.bias": 1.0,
+        "oscillators.omega": 1.0,
+        "oscillators.coupling": 1.0,
+        "forget_logit": 1.0,
+    }
+
+    def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
+        """Oscillators and the readout c_proj."""
+        super().__init__(config, options, layer)
+        channels = config.n_head * self.options.num_oscillators
+        self.oscillators = Oscillators(config, self.options)
+        features = channels if self.options.as_coded else 2 * channels
+        self.c_proj = nn.Linear(features, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+        forgets = self.options.forget is not None
+        self.forget_logit = nn.Parameter(torch.zeros(channels)) if forgets else None
+        self.leaky = self.options.as_coded
+        if self.leaky:
+            if self.rope:
+                raise ConfigError("attention.as_coded=true knows model.positions=learned only")
+            warnings.warn(
+                f"layer {layer}: attention.as_coded=true sees the future; its losses compare with "
+                f"no causal model and its run is marked leaky",
+                stacklevel=2,
+            )
+
+    def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
+        """See Oscillators.reset; lambda = `forget` in every channel."""
+        self.oscillators.reset(generator)
+        if self.forget_logit is not None:
+            forget = torch.tensor(self.options.forget, dtype=torch.float64)
+            nn.init.constant_(self.forget_logit, float(torch.logit(forget)))
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        cache: LayerCache | None = None,
+        perturbation: Perturbation | None = None,
+        return_phase: bool = False,
+    ) -> AttentionOutput:
+        """See Attention.forward; `phase.R` is over the prefix of each channel, [B,T,H,N]."""
+        if self.options.as_coded:
+            return self._as_coded(x_BTD, cache, return_phase)
+        T = x_BTD.shape[1]
+        drift_T1N: Tensor | float = 0.0
+        if self.rope:
+            start = cache.length if cache is not None else 0
+            angles = rotary_angles(start, T, self.options.num_oscillators, x_BTD.device)
+            drift_T1N = angles.unsqueeze(1)
+        o, oscillators = self.options, self.oscillators
+        last: list[ops.Scan] = []
+
+        def advance(theta: Tensor, steps: int = 1) -> Tensor:
+            result = ops.kuramoto_scan(
+                theta.flatten(2),
+                oscillators.omega.flatten(),
+                oscillators.coupling.repeat_interleave(o.num_oscillators),
+                steps=steps,
+                dt=o.dt,
+                forget=None if self.forget_logit is None else self.forget_logit.sigmoid(),
+                state=None if cache is None else cache.state,
+            )
+            last.append(result)
+            return result.theta.view_as(theta)
+
+        theta = oscillators.initial_phases(x_BTD) + drift_T1N
+        theta = oscillators.integrate(advance, theta, perturbation)
+        if cache is not None:
+            cache.state, cache.length = last[-1].state, cache.length + T
+        phase = None
+        if return_phase:
+            if cache is not None:
+                raise ConfigError("phase_sync has no prefix R with a cache; call without one")
+            phase = Phase(theta, prefix_order_parameter(theta))
+        read = (theta - drift_T1N).flatten(2)
+        lifted = torch.cat((read.cos(), read.sin()), dim=-1)
+        return AttentionOutput(self._read_out(lifted, x_BTD.dtype), phase)
+
+    def _read_out(self, features_BTC: Tensor, dtype: torch.dtype) -> Tensor:
+        return self.resid_dropout(self.c_proj(features_BTC.to(dtype)))
+
+    def _as_coded(
+        self, x_BTD: Tensor, cache: LayerCache | None, return_phase: bool
+    ) -> AttentionOutput:
+        if cache is not None:
+            raise ConfigError(
+                "attention.as_coded=true sees the future, so it cannot decode with a cache; "
+                "call the model without one"
+            )
+        o = self.options
+        theta_BTHN = torch.pi * self.oscillators.initial_phases(x_BTD).tanh()
+        # Tokens take the place of oscillators: the rows of [B,N,H,T] are whole sequences.
+        theta_BNHT = theta_BTHN.transpose(1, 3)
+        omega_BNHT = self.oscillators.omega.t().unsqueeze(-1).expand_as(theta_BNHT)
+        for _ in range(o.steps):
+            theta_BNHT = ops.kuramoto_rows(
+                theta_BNHT, omega_BNHT, -self.oscillators.coupling, steps=1, dt=o.dt
+            ).theta
+            theta_BNHT = (theta_BNHT + torch.pi).remainder(2 * torch.pi) - torch.pi
+        theta_BTHN = theta_BNHT.transpose(1, 3)
+        phase = Phase(theta_BTHN, prefix_order_parameter(theta_BTHN)) if return_phase else None
+        return AttentionOutput(self._read_out(theta_BTHN.flatten(2), x_BTD.dtype), phase)
+
+    def draw_perturbation(
+        self, key: NoiseKey, time: int, device: torch.device
+    ) -> Perturbation | None:
+        """See Attention.draw_perturbation."""
+        return self.oscillators.draw_perturbation(key, self.layer, time, device)

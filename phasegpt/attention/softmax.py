@@ -1,0 +1,62 @@
+"""Causal softmax attention, GPT-2's, with learned positions or RoPE: the baseline.
+
+Shapes: B batch, T time, D model width, H heads, E head width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from phasegpt.attention import Attention, AttentionConfig, AttentionOutput
+from phasegpt.attention._functional import (
+    causal_attention,
+    join_heads,
+    rotary_angles,
+    rotate,
+    split_heads,
+)
+from phasegpt.cache import LayerCache
+from phasegpt.config import GPTConfig
+from phasegpt.controls import Perturbation
+
+
+class Softmax(Attention):
+    """y = softmax(q k^T / sqrt(E)) v. Source: Vaswani et al., arXiv 1706.03762."""
+
+    def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
+        """Projections under GPT-2's names."""
+        super().__init__(config, options, layer)
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.resid_dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        *,
+        cache: LayerCache | None = None,
+        perturbation: Perturbation | None = None,
+        return_phase: bool = False,
+    ) -> AttentionOutput:
+        """See Attention.forward."""
+        q, k, v = self.project(x_BTD, cache)
+        if cache is not None:
+            k, v = cache.update(k, v)
+        return AttentionOutput(self.mix(q, k, v))
+
+    def project(self, x_BTD: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v as [B,H,T,E], q and k rotated when positions are rotary."""
+        q, k, v = (split_heads(z, self.n_head) for z in self.c_attn(x_BTD).chunk(3, dim=-1))
+        if self.rope:
+            start = cache.length if cache is not None else 0
+            angles = rotary_angles(start, x_BTD.shape[1], self.head_width // 2, x_BTD.device)
+            q, k = rotate(q, angles), rotate(k, angles)
+        return q, k, v
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Attend at scale 1/sqrt(E) and project out; `gain` multiplies each head's output."""
+        dropout = self.dropout if self.training else 0.0
+        y = causal_attention(q, k, v, scale=self.head_width**-0.5, dropout=dropout)
+        if gain is not None:
+            y = y * gain
+        return self.resid_dropout(self.c_proj(join_heads(y)))

@@ -1,0 +1,145 @@
+"""Ground truth of the integration: plain PyTorch, any device, dtype and size.
+
+Shapes: B batch, T time, H heads, N oscillators, C channels, S integration steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from phasegpt.errors import ConfigError
+
+
+class ScanState(NamedTuple):
+    """Running sums over the prefix, one per integration step, and their total weight.
+
+    With `return_order` there is one more sum: that of the final phases.
+    """
+
+    cos_SBC: Tensor
+    sin_SBC: Tensor
+    weight_C: Tensor
+
+
+Drift = Callable[[Tensor], Tensor]
+
+
+def _euler(drift: Drift, theta: Tensor, dt: float) -> Tensor:
+    return theta + dt * drift(theta)
+
+
+def _heun(drift: Drift, theta: Tensor, dt: float) -> Tensor:
+    slope = drift(theta)
+    return theta + 0.5 * dt * (slope + drift(theta + dt * slope))
+
+
+def _rk4(drift: Drift, theta: Tensor, dt: float) -> Tensor:
+    k1 = drift(theta)
+    k2 = drift(theta + 0.5 * dt * k1)
+    k3 = drift(theta + 0.5 * dt * k2)
+    k4 = drift(theta + dt * k3)
+    return theta + dt / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
+
+
+INTEGRATORS = {"euler": _euler, "heun": _heun, "rk4": _rk4}
+
+
+def rows(
+    theta: Tensor,
+    omega: Tensor,
+    coupling: Tensor,
+    *,
+    steps: int,
+    dt: float,
+    lag: float | Tensor,
+    integrator: str,
+    return_order: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Integrate theta[B,T,H,N] with coupling[...,H,1]; see phasegpt.ops.kuramoto_rows."""
+    lagged = isinstance(lag, Tensor) or lag != 0.0
+
+    def drift(theta: Tensor) -> Tensor:
+        cos, sin = theta.cos(), theta.sin()
+        mean_cos, mean_sin = cos.mean(-1, keepdim=True), sin.mean(-1, keepdim=True)
+        if lagged:
+            cos, sin = (theta + lag).cos(), (theta + lag).sin()
+        return omega + coupling * (mean_sin * cos - mean_cos * sin)  # R sin(psi - theta - lag)
+
+    step = INTEGRATORS[integrator]
+    trajectory = [theta]
+    for _ in range(steps):
+        theta = step(drift, theta, dt)
+        if return_order:
+            trajectory.append(theta)
+    if not return_order:
+        return theta, None, None
+    path = torch.stack(trajectory, dim=-2)  # [B,T,H,S+1,N]
+    mean_cos, mean_sin = path.cos().mean(-1), path.sin().mean(-1)
+    square = mean_cos.square() + mean_sin.square()
+    R = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+    return theta, R, torch.atan2(mean_sin, mean_cos)
+
+
+def prefix_sum(x_BTC: Tensor, forget_C: Tensor | None, carry_BC: Tensor | None) -> Tensor:
+    """y_t = forget * y_{t-1} + x_t along T, from y_{-1} = carry; forget None is a plain sum.
+
+    With forgetting, a doubling scan: log2(T) shifted additions, and no division by forget^t.
+    """
+    if forget_C is None:
+        total = x_BTC.cumsum(1)
+        return total if carry_BC is None else total + carry_BC.unsqueeze(1)
+    if carry_BC is not None:
+        first = x_BTC[:, :1] + (forget_C * carry_BC).unsqueeze(1)
+        x_BTC = torch.cat((first, x_BTC[:, 1:]), dim=1)
+    shift, decay = 1, forget_C
+    while shift < x_BTC.shape[1]:
+        x_BTC = x_BTC + decay * F.pad(x_BTC, (0, 0, shift, 0))[:, :-shift]
+        shift, decay = 2 * shift, decay * decay
+    return x_BTC
+
+
+def scan(
+    theta: Tensor,
+    omega: Tensor,
+    coupling: Tensor,
+    *,
+    steps: int,
+    dt: float,
+    forget: Tensor | None,
+    state: ScanState | None,
+    return_order: bool,
+) -> tuple[Tensor, ScanState, Tensor | None]:
+    """Integrate theta[B,T,C] over its prefix; see phasegpt.ops.kuramoto_scan."""
+    sums = steps + 1 if return_order else steps
+    if state is not None and state.cos_SBC.shape[0] != sums:
+        raise ConfigError(
+            f"the carried state has {state.cos_SBC.shape[0]} sums and this call needs {sums}; "
+            f"keep steps and return_order the same from call to call"
+        )
+    ones = theta.new_ones(1, theta.shape[1], theta.shape[2])
+    weight = prefix_sum(ones, forget, None if state is None else state.weight_C.unsqueeze(0))
+    cos_sums, sin_sums, order = [], [], []
+    for s in range(sums):
+        cos, sin = theta.cos(), theta.sin()
+        cos_sum = prefix_sum(cos, forget, None if state is None else state.cos_SBC[s])
+        sin_sum = prefix_sum(sin, forget, None if state is None else state.sin_SBC[s])
+        cos_sums.append(cos_sum[:, -1])
+        sin_sums.append(sin_sum[:, -1])
+        if return_order:
+            square = (cos_sum.square() + sin_sum.square()) / weight.square()
+            order.append(square.clamp_min(torch.finfo(square.dtype).tiny).sqrt())
+        if s < steps:
+            force = (sin_sum * cos - cos_sum * sin) / weight
+            theta = theta + dt * (omega + coupling * force)
+    empty = theta.new_zeros(0, theta.shape[0], theta.shape[2])
+    new_state = ScanState(
+        torch.stack(cos_sums) if cos_sums else empty,
+        torch.stack(sin_sums) if sin_sums else empty,
+        weight[0, -1],
+    )
+    return theta, new_state, torch.stack(order, dim=-1) if return_order else None

@@ -1,0 +1,62 @@
+"""AdamW's parameter groups, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+
+import torch
+from torch import nn
+
+from phasegpt.attention import Attention
+from phasegpt.config import OptimizerConfig
+
+
+def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
+    """Groups for AdamW: matrices decay, vectors do not, oscillator parameters never.
+
+    Oscillator parameters take lr * oscillator_lr_factor * their own factor (Attention.lr_factors).
+    """
+    factors: dict[int, float] = {}
+    for module in model.modules():
+        if isinstance(module, Attention):
+            own = dict(module.named_parameters())
+            for name, factor in module.lr_factors.items():
+                if own.get(name) is not None:
+                    factors[id(own[name])] = factor * config.oscillator_lr_factor
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for parameter in model.parameters():
+        oscillator = id(parameter) in factors
+        decay = config.weight_decay if parameter.dim() >= 2 and not oscillator else 0.0
+        groups[factors.get(id(parameter), 1.0), decay].append(parameter)
+    return [
+        {"params": members, "lr": config.lr * factor, "weight_decay": decay}
+        for (factor, decay), members in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Fused AdamW over `parameter_groups`."""
+    groups = parameter_groups(model, config)
+    betas = (config.betas[0], config.betas[1])
+    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+
+
+class Schedule:
+    """Learning-rate factor of a step: linear warm-up, then cosine to min_lr, or constant."""
+
+    def __init__(self, config: OptimizerConfig, max_steps: int) -> None:
+        """Everything the factor depends on, beside the step."""
+        self.config, self.max_steps = config, max_steps
+
+    def __call__(self, step: int) -> float:
+        """Factor of the learning rate used by the update after `step` earlier ones."""
+        c = self.config
+        if step < c.warmup_steps:
+            return (step + 1) / c.warmup_steps
+        if c.schedule == "constant":
+            return 1.0
+        progress = (step - c.warmup_steps) / max(1, self.max_steps - c.warmup_steps)
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        floor = c.min_lr / c.lr
+        return floor + (1 - floor) * cosine
