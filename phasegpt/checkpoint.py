@@ -1,8 +1,8 @@
 """Checkpoint files: written whole or not at all, verified by sha256, loaded without code.
 
 A run keeps `checkpoints/step-00000100.ckpt`, each with its `.sha256` beside it, and the links
-`last.ckpt` and `best.ckpt`. A checkpoint to share is a folder: model.safetensors + config.json +
-tokenizer.json + run.json.
+`last.ckpt` and `best.ckpt`. A checkpoint to share is a folder: model.safetensors, config.json,
+tokenizer.json, run.json, and SHA256SUMS over them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import hashlib
 import io
 import json
 import os
-import pickle
-import shutil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -22,19 +20,33 @@ from phasegpt.build import gpt_config
 from phasegpt.config import GPTConfig, RunConfig
 from phasegpt.errors import CheckpointError
 from phasegpt.model import GPT
-from phasegpt.tokenizers import from_state
+from phasegpt.tokenizers import Tokenizer, from_state
 
 Which = Literal["best", "last"]
+_SUMS = "SHA256SUMS"
+
+
+class Loaded(NamedTuple):
+    """A model with where it comes from."""
+
+    model: GPT
+    tokenizer: Tokenizer
+    run: RunConfig | None  # None: an exported folder without run.json
+    path: Path  # the .ckpt file or the exported folder
+    sha256: str  # of the .ckpt or of model.safetensors
 
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def save(payload: dict[str, Any], path: Path) -> None:
@@ -42,14 +54,23 @@ def save(payload: dict[str, Any], path: Path) -> None:
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     content = buffer.getvalue()
-    digest = hashlib.sha256(content).hexdigest()
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(_sidecar(path), f"{digest}  {path.name}\n".encode())
+    # While a file is written over, the old hash stays beside the new one: each is whole.
+    old = _sidecar(path).read_bytes() if path.is_file() and _sidecar(path).is_file() else b""
+    write_atomic(_sidecar(path), line + old)
     write_atomic(path, content)
+    if old:
+        write_atomic(_sidecar(path), line)
 
 
 def read(path: Path) -> dict[str, Any]:
     """Verify and load a checkpoint on the CPU; CheckpointError if missing, damaged or unsafe."""
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str]:
+    """The checkpoint's content and its sha256."""
     path = path.resolve()
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist{_offer(path)}")
@@ -64,14 +85,13 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is damaged: its sha256 is not the one in {_sidecar(path).name}{_offer(path)}"
         )
     try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+        payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # whatever an unpickler meets in a file that is not ours
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values, and loading it could run code; "
-            f"it is refused"
+            f"{path} is refused: it is not a checkpoint, or it holds more than tensors and plain "
+            f"values, and loading that could run code ({type(error).__name__})"
         ) from error
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint ({error}){_offer(path)}") from error
+    return payload, hashlib.sha256(content).hexdigest()
 
 
 def remove(path: Path) -> None:
@@ -114,57 +134,104 @@ def load(target: str | Path, which: Which = "best") -> GPT:
     `model.tokenizer` is the tokenizer it was trained with. `which` chooses between a run's best
     and last checkpoint. Raises CheckpointError.
     """
+    return load_run(target, which).model
+
+
+def load_run(target: str | Path, which: Which = "best") -> Loaded:
+    """Like load, with the run's configuration, the file and its sha256."""
     if which not in ("best", "last"):
         raise CheckpointError(f"which={which!r}; choose from: best, last")
     if (Path(target) / "model.safetensors").is_file():
         return _load_exported(Path(target))
     path = find(target, which)
-    payload = read(path)
-    if "hyper_parameters" not in payload or "state_dict" not in payload:
+    payload, sha256 = _read(path)
+    hyper = payload.get("hyper_parameters") if isinstance(payload, dict) else None
+    if not isinstance(hyper, dict) or not {"config", "tokenizer"} <= hyper.keys():
         raise CheckpointError(f"{path} is not a PhaseGPT checkpoint; it has no configuration")
-    run = RunConfig.parse(payload["hyper_parameters"]["config"])
-    tokenizer = from_state(payload["hyper_parameters"]["tokenizer"])
+    run, tokenizer = RunConfig.parse(hyper["config"]), from_state(hyper["tokenizer"])
     weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
-    return _assemble(gpt_config(run, tokenizer.vocab_size), weights, tokenizer)
+    model = _assemble(gpt_config(run, tokenizer.vocab_size), weights, tokenizer)
+    return Loaded(model, tokenizer, run, path, sha256)
+
+
+def run_folder(path: Path) -> Path:
+    """The folder of the run that a checkpoint file belongs to; a folder is its own."""
+    if path.is_dir():
+        return path
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
 def export(target: str | Path, folder: str | Path, which: Which = "best") -> Path:
     """Write a model as a folder to share; returns the folder. Raises CheckpointError."""
     from safetensors.torch import save_file
 
-    model, folder = load(target, which), Path(folder)
+    loaded, folder = load_run(target, which), Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if k != "lm_head.weight"}
+    tensors = {
+        k: v.contiguous() for k, v in loaded.model.state_dict().items() if k != "lm_head.weight"
+    }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    _write_json(folder / "config.json", {"model_type": "phasegpt", **model.config.to_dict()})
-    _write_json(folder / "tokenizer.json", model.tokenizer.state())
-    record = Path(target) / "run.json"
+    _write_json(folder / "config.json", {"model_type": "phasegpt", **loaded.model.config.to_dict()})
+    _write_json(folder / "tokenizer.json", loaded.tokenizer.state())
+    record = run_folder(loaded.path) / "run.json"
     if record.is_file():
-        shutil.copyfile(record, folder / "run.json")
+        write_atomic(folder / "run.json", record.read_bytes())
+    elif loaded.run is not None:
+        _write_json(folder / "run.json", {"config": loaded.run.to_dict()})
+    sums = [f"{_hash(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    write_atomic(folder / _SUMS, "".join(sums).encode())
     return folder
 
 
-def _load_exported(folder: Path) -> GPT:
+def _load_exported(folder: Path) -> Loaded:
     from safetensors.torch import load_file
 
-    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    sums = _verify_exported(folder)
+    values = _read_json(folder / "config.json")
     if values.pop("model_type", None) != "phasegpt":
         raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
-    tokenizer = from_state(json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")))
+    tokenizer = from_state(_read_json(folder / "tokenizer.json"))
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    return _assemble(GPTConfig.parse(values), weights, tokenizer)
+    record = _read_json(folder / "run.json") if "run.json" in sums else {}
+    run = RunConfig.parse(record["config"]) if "config" in record else None
+    model = _assemble(GPTConfig.parse(values), weights, tokenizer)
+    return Loaded(model, tokenizer, run, folder, sums["model.safetensors"])
 
 
-def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: Any) -> GPT:
-    model = GPT(config, seed=0)
+def _verify_exported(folder: Path) -> dict[str, str]:
+    """sha256 by file name, after comparing every one; CheckpointError for the first that differs.
+
+    A folder in Hugging Face's own form has no SHA256SUMS.
+    """
+    if not (folder / _SUMS).is_file():
+        raise CheckpointError(
+            f"{folder} has no {_SUMS}, so it is no exported PhaseGPT model, or not whole; "
+            f"copy it too (a GPT-2 in Hugging Face's form loads with GPT.from_hf)"
+        )
+    lines = (folder / _SUMS).read_text(encoding="ascii", errors="replace").splitlines()
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        if name not in sums:
+            raise CheckpointError(f"{folder}/{_SUMS} is damaged: it does not list {name}")
+    for name, digest in sums.items():
+        if not (folder / name).is_file() or _hash(folder / name) != digest:
+            raise CheckpointError(
+                f"{folder}/{name} is missing or damaged: its sha256 is not the one in {_SUMS}"
+            )
+    return sums
+
+
+def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: Tokenizer) -> GPT:
+    with torch.random.fork_rng(devices=[]):  # making a layer draws numbers that are not used
+        model = GPT(config, seed=0)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights do not fit the configuration: {error}") from error
-    model.tokenizer = tokenizer
+    model.tokenizer = tokenizer  # type: ignore[assignment]
     return model.eval()
 
 
@@ -172,18 +239,27 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
 def _verified(path: Path, content: bytes) -> bool:
-    expected = _sidecar(path).read_text(encoding="ascii", errors="replace").split()
-    return bool(expected) and hashlib.sha256(content).hexdigest() == expected[0]
+    expected = _sidecar(path).read_text(encoding="ascii", errors="replace").split()[::2]
+    return hashlib.sha256(content).hexdigest() in expected
 
 
 def _offer(path: Path) -> str:
     """Name the newest other checkpoint of the folder that is whole, if there is one."""
     for other in sorted(path.parent.glob("step-*.ckpt"), reverse=True):
         if other != path and _sidecar(other).is_file() and _verified(other, other.read_bytes()):
-            return f". An earlier checkpoint is whole: {other}"
+            return f". Another checkpoint is whole: {other}"
     return ""

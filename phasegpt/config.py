@@ -187,7 +187,6 @@ class TrainerConfig(Section):
     val_check_interval: int = number(ge=1)
     log_every_n_steps: int = number(10, ge=1)
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = number(1, ge=1)
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     deterministic: bool = False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -42,21 +43,19 @@ def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
 
 
-class Schedule:
-    """Learning-rate factor of a step: linear warm-up, then cosine to min_lr, or constant."""
+def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
+    """Learning-rate factor of a step: linear warm-up, then cosine to min_lr, or constant.
 
-    def __init__(self, config: OptimizerConfig, max_steps: int) -> None:
-        """Everything the factor depends on, beside the step."""
-        self.config, self.max_steps = config, max_steps
+    The factor of step k is used by the update that follows k earlier ones.
+    """
 
-    def __call__(self, step: int) -> float:
-        """Factor of the learning rate used by the update after `step` earlier ones."""
-        c = self.config
-        if step < c.warmup_steps:
-            return (step + 1) / c.warmup_steps
-        if c.schedule == "constant":
+    def factor(step: int) -> float:
+        if step < config.warmup_steps:
+            return (step + 1) / config.warmup_steps
+        if config.schedule == "constant":
             return 1.0
-        progress = (step - c.warmup_steps) / max(1, self.max_steps - c.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        floor = c.min_lr / c.lr
-        return floor + (1 - floor) * cosine
+        progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+        floor = config.min_lr / config.lr
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return factor

@@ -1,16 +1,22 @@
-"""What the commands share: errors as short messages, exit codes, absolute paths.
+"""What the commands share: errors as short messages, exit codes, literal values, devices.
 
 A command is a thin hydra.main over a plain function; only this layer and config know Hydra.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import sys
 import traceback
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from phasegpt.errors import UserError
+from phasegpt.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_LINES = 18
 
@@ -19,7 +25,8 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     """Call `function`; a UserError is printed as its message and ends the process.
 
     With `debug` the traceback is shown too. In a multirun the error goes on to Hydra, which
-    runs the other jobs and then fails.
+    runs the other jobs and then fails. Ctrl-C, and a reader of our output that has gone, end
+    the process quietly.
     """
     try:
         return function()
@@ -27,10 +34,59 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
         if debug:
             traceback.print_exc()
         lines = f"{type(error).__name__}: {error}".splitlines()
-        print("\n".join(lines[:_MAX_LINES]), file=sys.stderr)
+        sys.stderr.write("\n".join(lines[:_MAX_LINES]) + "\n")
         if _multirun():
             raise
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write("\nstopped\n")
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+
+
+def literal(arguments: Sequence[str], *keys: str) -> list[str]:
+    """Command-line arguments with the values of `keys` quoted, so that Hydra reads them as text.
+
+    Hydra gives commas, quotes, brackets, '=', '$' and line breaks a meaning; in a prompt or a
+    path they have none. `null` stays null, and a multirun keeps Hydra's grammar for its sweeps.
+    """
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+
+    def quoted(argument: str) -> str:
+        key, sign, value = argument.partition("=")
+        if not sign or key not in keys or value == "null":
+            return argument
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation
+        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+    return [quoted(argument) for argument in arguments]
+
+
+def chosen_checkpoint(value: str | None) -> str:
+    """`value`, or ConfigError where the user named no checkpoint."""
+    if not value:
+        raise ConfigError(
+            "checkpoint is not set; give checkpoint=RUN, a run folder, a .ckpt file or an "
+            "exported folder"
+        )
+    return value
+
+
+def device(name: str) -> torch.device:
+    """The device `name`: cpu, cuda, or auto (cuda where there is one). Raises ConfigError."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ConfigError("device=cuda, but torch sees no GPU here; use device=cpu or device=auto")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
 def _multirun() -> bool:

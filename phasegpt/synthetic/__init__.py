@@ -5,14 +5,14 @@ speakers introduce and come back to, and questions that wait for an answer. So c
 name behind a comma is the previous speaker's, "they" follows "pearls", "the silver key" appears
 because somebody found it ten lines ago, and "Yes, you found it" depends on who did.
 
-One walk through the grammar (phasegpt.plays) serves both directions. At each random choice it
-calls `pick(options, weights)`: the sampler draws one and writes it, the scorer reads which one
-stands in the text and adds log(weight / total). Every option is visible in the text and none is
-the beginning of another, so at most one fits: every text has at most one derivation, and
-`log_prob` is its exact log probability. Scenes are independent and generation stops after the
-first scene that reaches the wanted size, so the texts of one size are a proper distribution and
-the probability of a text is the product over its scenes. Hence a causal model beats the floor
-by x nats with probability below e^-x (Markov's inequality).
+One walk through the grammar (grammar.py, over the memory in scene.py) serves both directions. At
+each random choice it calls `pick(options, weights)`: the sampler draws one and writes it, the
+scorer reads which one stands in the text and adds log(weight / total). Every option is visible
+in the text and none is the beginning of another, so at most one fits: every text has at most one
+derivation, and `log_prob` is its exact log probability. Scenes are independent and generation
+stops after the first scene that reaches the wanted size, so the texts of one size are a proper
+distribution, and the probability of a text is the product over its scenes. Hence a causal model
+beats the floor by x nats with probability below e^-x (Markov's inequality).
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import random
 from collections.abc import Sequence
 
 from phasegpt.errors import DataError
-from phasegpt.plays import write_scene
+from phasegpt.synthetic.grammar import write_scene
 
 #: Fixes the text of every split; the seed of a run does not enter.
 SOURCE_SEED = 20_240_229
 #: Characters of the evaluation splits, whatever the size of the train split.
 EVAL_CHARACTERS = {"val": 100_000, "test": 200_000}
 #: Every character that the source can write.
-ALPHABET = "\n ,.:?ABCDEFGHIJLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+ALPHABET = "\n ,.:?ABCDEFGHIJLMNOPQRSTUVWXYabcdefghijklmnopqrstuvwxyz"
 VOCAB_SIZE = len(ALPHABET)
 
 

@@ -1,0 +1,355 @@
+"""Callbacks: metrics, checkpoints, stop signals, random state, early stopping, progress.
+
+A step here is an optimizer step; hooks that run per micro-batch act only when one is complete.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, Checkpoint
+from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
+from pytorch_lightning.plugins.io import CheckpointIO
+from tqdm import tqdm
+
+from phasegpt import checkpoint
+from phasegpt.config import EarlyStoppingConfig
+from phasegpt.errors import Interrupted
+from phasegpt.record import MetricsCSV, RunFolder
+
+# Dense bf16 tensor-core peak, FLOP/s, by a part of the device's name.
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """True when this micro-batch completed an optimizer step."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+
+
+def _step_of(path: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """True when Lightning validates right after this micro-batch."""
+    last = trainer.global_step >= trainer.max_steps
+    return last or trainer.should_stop or (batch_idx + 1) % trainer.val_check_batch == 0
+
+
+class Metrics(Callback):
+    """Averages what training_step returns over a step, and logs it every few steps in one call."""
+
+    def __init__(self, every: int, flops_per_token: float) -> None:
+        """Log when the step is a multiple of `every`; the FLOPs serve perf/mfu."""
+        self.every, self.flops_per_token = every, flops_per_token
+        self.latest: dict[str, float] = {}
+        self._sums: dict[Any, torch.Tensor] = {}
+        self._mark, self._tokens = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add a micro-batch; at a complete step, log and start over."""
+        self._tokens += batch["idx"].numel()
+        done = step_done(trainer, batch_idx)
+        due = done and (trainer.global_step % self.every == 0 or trainer.global_step == 1)
+        # Only the micro-batches of a step that will be logged need their sums.
+        accumulation = trainer.accumulate_grad_batches
+        current = batch_idx // accumulation + 1
+        if due or (current % self.every == 0 or current == 1):
+            self._add("loss", outputs["nll"])
+            if outputs["penalty"] is not None:
+                self._add("penalty", outputs["penalty"])
+            for layer, R_H in outputs["R"].items():
+                self._add(layer, R_H)
+        if due:
+            self._log(trainer, pl_module, accumulation)
+        if done:
+            self._sums = {}
+
+    def _add(self, key: Any, value: torch.Tensor) -> None:
+        self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def _log(self, trainer: pl.Trainer, pl_module: Any, accumulation: int) -> None:
+        mean = {key: total / accumulation for key, total in self._sums.items()}
+        metrics = {
+            "train/loss": mean.pop("loss").item(),
+            "train/grad_norm": pl_module.grad_norm.item(),
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        if "penalty" in mean:
+            metrics["reg/coherence"] = mean.pop("penalty").item()
+        for layer, R_H in mean.items():
+            metrics[f"phase/R/layer{layer}/mean"] = R_H.mean().item()
+            for head, R in enumerate(R_H.tolist()):
+                metrics[f"phase/R/layer{layer}/head{head}"] = R
+        if mean:
+            layers = [metrics[f"phase/R/layer{layer}/mean"] for layer in mean]
+            metrics["phase/R/final"] = sum(layers) / len(layers)
+        seconds = time.perf_counter() - self._mark
+        if self._tokens and seconds > 0:
+            metrics |= self._speed(self._tokens / seconds, pl_module.device)
+        self.restart_clock()
+        self.send(trainer, metrics)
+
+    def _speed(self, tokens_per_s: float, device: torch.device) -> dict[str, float]:
+        speed = {"perf/tokens_per_s": tokens_per_s}
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            for part, peak in _PEAK_FLOPS.items():
+                if part in name:
+                    speed["perf/mfu"] = tokens_per_s * self.flops_per_token / peak
+        return speed
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last log (a validation, a save) out of the speed."""
+        self._mark, self._tokens = time.perf_counter(), 0
+
+    def send(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Give metrics to every logger under the optimizer step."""
+        self.latest |= metrics
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Log val/*."""
+        found = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        self.send(trainer, found)
+        self.restart_clock()
+
+
+class VerifiedIO(CheckpointIO):
+    """Lightning's door to phasegpt.checkpoint: atomic, hashed, weights only."""
+
+    def save_checkpoint(self, checkpoint_: Any, path: Any, storage_options: Any = None) -> None:
+        """See phasegpt.checkpoint.save."""
+        checkpoint.save(checkpoint_, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See phasegpt.checkpoint.read."""
+        return checkpoint.read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """See phasegpt.checkpoint.remove."""
+        checkpoint.remove(Path(path))
+
+
+class StopSignals:
+    """SIGINT and SIGTERM, remembered until the step is complete; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        """Nothing received yet."""
+        self.signum: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals over (in the main thread only)."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._previous[signum] = signal.signal(signum, self._receive)
+
+    def restore(self) -> None:
+        """Give the signals back."""
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+
+    def _receive(self, signum: int, frame: Any) -> None:
+        if self.signum is not None and signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+        sys.stderr.write("\nstopping after this step; a checkpoint will be saved\n")
+
+
+class Saver(Checkpoint):
+    """Saves every `every` steps, at validations that improve, at the end, and when stopped.
+
+    When a validation is due, the save waits for it, so that a checkpoint always stands after
+    everything that belongs to its step. Keeps the newest two checkpoints and the best.
+    """
+
+    def __init__(self, folder: RunFolder, every: int, csv: MetricsCSV) -> None:
+        """Save into folder/checkpoints; `csv` is written out before each save."""
+        super().__init__()
+        self.folder, self.every, self.csv = folder, every, csv
+        self.directory = folder.path / "checkpoints"
+        self.stop = StopSignals()
+        self.best: dict[str, float] = {}
+        self._seconds_before, self._begin = 0.0, time.perf_counter()
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds of training in this run, earlier parts included."""
+        return self._seconds_before + time.perf_counter() - self._begin
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this."""
+        return {"best": self.best, "wall_seconds": self.wall_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.best, self._seconds_before = state_dict["best"], state_dict["wall_seconds"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Listen for signals; drop what lies past the step we start from."""
+        self.stop.install()
+        self._begin = time.perf_counter()
+        self.csv.cut(trainer.global_step)
+        for path in self._steps():
+            if _step_of(path) > trainer.global_step and path != self._best_file():
+                checkpoint.remove(path)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if due, unless a validation comes first."""
+        if not step_done(trainer, batch_idx) or validation_follows(trainer, batch_idx):
+            return
+        if trainer.global_step % self.every == 0 or self.stop.signum:
+            self._save(trainer)
+        self._obey(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Save if this validation is the best, or if a save is due at its step."""
+        if trainer.state.fn != "fit":
+            return
+        step, ppl = trainer.global_step, trainer.callback_metrics["val/ppl"].item()
+        improved = ppl < self.best.get("val/ppl", float("inf"))
+        if improved:
+            values = {k: v.item() for k, v in trainer.callback_metrics.items() if "val/" in k}
+            self.best = {"step": step, **values}
+        if improved or step % self.every == 0 or trainer.should_stop or self.stop.signum:
+            self._save(trainer, best=improved)
+        self._obey(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Give the signals back."""
+        self.stop.restore()
+
+    def _save(self, trainer: pl.Trainer, best: bool = False) -> None:
+        for logger in trainer.loggers:
+            logger.save()
+        path = self.directory / f"step-{trainer.global_step:08d}.ckpt"
+        trainer.save_checkpoint(path)
+        checkpoint.link(path, "last.ckpt")
+        if best:
+            checkpoint.link(path, "best.ckpt")
+        kept = [p for p in self._steps() if _step_of(p) <= trainer.global_step][-2:]
+        for old in self._steps():
+            if _step_of(old) < _step_of(kept[0]) and old != self._best_file():
+                checkpoint.remove(old)
+        self.folder.update(step=trainer.global_step, best=self.best or None)
+
+    def _obey(self, trainer: pl.Trainer) -> None:
+        if self.stop.signum:
+            raise Interrupted(
+                f"stopped by signal {self.stop.signum} after step {trainer.global_step}; "
+                f"checkpoint saved. Run the same command with resume=true to go on",
+                self.stop.signum,
+            )
+
+    def _steps(self) -> list[Path]:
+        return sorted(self.directory.glob("step-*.ckpt"))
+
+    def _best_file(self) -> Path:
+        return (self.directory / "best.ckpt").resolve()
+
+
+class RngState(Callback):
+    """Carries torch's random state (dropout) through a checkpoint."""
+
+    def __init__(self) -> None:
+        """Nothing to restore yet."""
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the CPU generator and of every GPU's."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep it until training starts: set-up in between may draw numbers."""
+        self._loaded = state_dict
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Restore it."""
+        if self._loaded is not None:
+            torch.set_rng_state(self._loaded["cpu"].cpu())
+            if torch.cuda.is_available() and self._loaded["cuda"]:
+                torch.cuda.set_rng_state_all(self._loaded["cuda"])
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Lightning's, on val/ppl; a run resumed after it had stopped stays stopped."""
+
+    def __init__(self, config: EarlyStoppingConfig) -> None:
+        """Count validations without an improvement of `min_delta`."""
+        assert config.patience is not None
+        super().__init__(
+            monitor="val/ppl",
+            mode="min",
+            patience=config.patience,
+            min_delta=config.min_delta,
+            check_on_train_epoch_end=False,
+            check_finite=False,
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stop again if the patience was already used up."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class Progress(Callback):
+    """A bar with loss, R and tokens per second; plain lines where there is no terminal."""
+
+    def __init__(self, metrics: Metrics, max_steps: int) -> None:
+        """Show what `metrics` logged last."""
+        self.metrics, self.max_steps = metrics, max_steps
+        self._bar: tqdm | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Open the bar."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=self.max_steps, initial=trainer.global_step, unit="step")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance; refresh the numbers when they are new."""
+        step = trainer.global_step
+        if not step_done(trainer, batch_idx):
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._text(), refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif step % max(1, self.max_steps // 20) == 0:
+            sys.stderr.write(f"step {step}/{self.max_steps} {self._text()}\n")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Show the perplexity."""
+        ppl = trainer.callback_metrics["val/ppl"].item()
+        line = f"step {trainer.global_step}/{self.max_steps} validation perplexity {ppl:.4g}"
+        tqdm.write(line, file=sys.stderr)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _text(self) -> str:
+        shown = {"train/loss": "loss {:.3f}", "phase/R/final": "R {:.3f}"}
+        shown["perf/tokens_per_s"] = "{:,.0f} tokens/s"
+        found = self.metrics.latest
+        return " ".join(form.format(found[name]) for name, form in shown.items() if name in found)

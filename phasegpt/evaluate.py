@@ -1,0 +1,196 @@
+"""`python -m phasegpt.evaluate`: score a trained model on a split."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import hydra
+
+from phasegpt.config import CONF_DIR, DataConfig, plain
+from phasegpt.errors import CheckpointError, ConfigError
+from phasegpt.validate import Section, number
+
+if TYPE_CHECKING:
+    from phasegpt.checkpoint import Loaded
+    from phasegpt.data import Corpus
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Section):
+    """conf/evaluate.yaml."""
+
+    checkpoint: str | None = None
+    which: Literal["best", "last"] = "best"
+    split: str = "test"
+    context: int | None = number(None, ge=1)
+    stride: int | None = number(None, ge=1)
+    batch_size: int = number(16, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data_path: str | None = None
+    cache_dir: str | None = None
+    output: str | None = None
+    debug: bool = False
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
+def main(cfg: Any) -> None:
+    """Command line."""
+    from phasegpt.shell import guarded
+
+    def command() -> None:
+        settings = EvaluateConfig.parse(plain(cfg))
+        result = evaluate(settings)
+        path = _output(settings, result)
+        _write(path, result)
+        print(f"{table(result)}\nwritten to {path}")
+
+    guarded(command, debug=cfg.get("debug") is True)
+
+
+def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
+    """Score settings.checkpoint on settings.split; the result is JSON-ready.
+
+    The same settings give the same numbers on the same machine. Raises ConfigError, DataError,
+    CheckpointError.
+    """
+    from phasegpt.shell import chosen_checkpoint, device
+
+    target = chosen_checkpoint(settings.checkpoint)
+    from phasegpt import evaluation
+    from phasegpt.checkpoint import load_run
+
+    chosen = device(settings.device)
+    loaded = load_run(target, settings.which)
+    model = loaded.model
+    context = settings.context or model.config.block_size
+    stride = settings.stride or context
+    evaluation.check_windows(model, context=context, stride=stride)
+    corpus = _corpus(settings, loaded)
+    score = evaluation.score(
+        model,
+        corpus,
+        settings.split,
+        context=context,
+        stride=stride,
+        batch_size=settings.batch_size,
+        device=chosen,
+        progress=True,
+    )
+    floor = {"nats": score.floor_nats, "loss": score.floor_loss, "perplexity": score.floor_ppl}
+    return {
+        "checkpoint": os.path.relpath(loaded.path),
+        "sha256": loaded.sha256,
+        "leaky": model.leaky,
+        "corpus": corpus.meta["corpus"],
+        "data_fingerprint": corpus.fingerprint,
+        "split": settings.split,
+        "unit": evaluation.UNITS[corpus.tokenizer.name],
+        "context": context,
+        "stride": stride,
+        "batch_size": settings.batch_size,
+        "device": chosen.type,
+        "tokens_scored": score.tokens,
+        "bytes_scored": score.bytes,
+        "words": score.words,
+        "nats": _finite(score.nats),
+        "loss": _finite(score.loss),
+        "perplexity": _finite(score.ppl),
+        "bits_per_byte": _finite(score.bits_per_byte),
+        "word_perplexity": _finite(score.word_ppl),
+        "floor": None if score.floor_nats is None else floor,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `evaluate` for a person to read, with the definition of each number."""
+    unit, floor = result["unit"], result["floor"]
+
+    def row(name: str, value: float | None, text: str) -> str:
+        shown = "undefined" if value is None else f"{value:.4f}" if value < 1e5 else f"{value:.4g}"
+        return f"{name:<16}{shown:>11}  {text}"
+
+    lines = [
+        f"{result['checkpoint']}  (sha256 {result['sha256'][:16]}, {result['device']})",
+        f"{result['corpus']}, split {result['split']}: {result['tokens_scored']:,} {unit}s scored "
+        f"of {result['tokens_scored'] + 1:,}, context {result['context']}, "
+        f"stride {result['stride']}",
+        "",
+        row("loss", result["loss"], f"nats per {unit}"),
+        row("perplexity", result["perplexity"], f"exp(loss), per {unit}"),
+        row("bits per byte", result["bits_per_byte"], f"{result['bytes_scored']:,} UTF-8 bytes"),
+    ]
+    words = f"exp(nats / {result['words']:,} words)" if result["words"] else "no words"
+    lines.append(row("word perplexity", result["word_perplexity"], words))
+    if floor is not None:
+        text = f"perplexity of the source itself, per {unit}; only a leak can go below"
+        lines.append(row("entropy floor", floor["perplexity"], text))
+    if result["leaky"]:
+        lines.append("LEAKY: this model sees the future; its numbers compare with no causal model")
+    return "\n".join(lines)
+
+
+def _corpus(settings: EvaluateConfig, loaded: Loaded) -> Corpus:
+    """The corpus that the checkpoint was trained on, in the checkpoint's own tokens."""
+    from phasegpt.data import prepare
+
+    if loaded.run is None:
+        raise CheckpointError(
+            f"{loaded.path} has no run.json, so the text it was trained on is not known; "
+            f"evaluate the run that it was exported from"
+        )
+    data: DataConfig = loaded.run.data
+    if settings.data_path is not None:
+        if data.corpus != "text":
+            raise ConfigError(
+                f"data_path={settings.data_path} is for models trained with data=text; this one "
+                f"was trained with data={data.corpus}"
+            )
+        data = replace(data, path=settings.data_path)
+    if settings.cache_dir is not None:
+        data = replace(data, cache_dir=settings.cache_dir)
+    corpus = prepare(data)
+    if corpus.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+        raise ConfigError(
+            "the text does not have the tokens that the model was trained with (its characters "
+            "are others); evaluate on the text of the training"
+        )
+    return corpus
+
+
+def _output(settings: EvaluateConfig, result: dict[str, Any]) -> Path:
+    """Where the JSON goes: settings.output, else the run's folder, else the working folder."""
+    from phasegpt.checkpoint import run_folder
+
+    if settings.output is not None:
+        return Path(settings.output).expanduser()
+    checkpoint = Path(result["checkpoint"])
+    folder = Path() if checkpoint.is_dir() else run_folder(checkpoint)
+    return folder / f"evaluation-{settings.split}.json"
+
+
+def _write(path: Path, result: dict[str, Any]) -> None:
+    from phasegpt.checkpoint import write_atomic
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write output={path}: {error.strerror}") from error
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+if __name__ == "__main__":
+    from phasegpt.shell import literal
+
+    sys.argv[1:] = literal(sys.argv[1:], "checkpoint", "data_path", "cache_dir", "output")
+    main()

@@ -1,0 +1,157 @@
+"""How well a model predicts a text: one definition of loss, for validation and for evaluation.
+
+Shapes: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from phasegpt.data import Corpus, EvalWindows
+from phasegpt.errors import ConfigError
+from phasegpt.inference import inference
+from phasegpt.model import GPT
+
+#: What one token is, by the tokenizer's name.
+UNITS = {"char": "character", "byte": "byte", "gpt2": "BPE token"}
+_IGNORED = -100  # a target that is not scored, cross_entropy's own default
+
+
+def nats(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of the scored targets in nats (float64), and their number (int64).
+
+    Targets of -100 are not scored. Each token's loss is computed in float32 at least, the sum in
+    float64. Differentiable.
+    """
+    logits = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).flatten(0, -2)
+    losses = F.cross_entropy(logits, targets_BT.flatten(), ignore_index=_IGNORED, reduction="none")
+    return losses.double().sum(), (targets_BT != _IGNORED).sum()
+
+
+def perplexity(total_nats: float, units: float) -> float:
+    """exp(nats / units); inf where a float cannot hold it."""
+    mean = total_nats / units
+    return math.inf if mean > 709 else math.exp(mean)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a model scored on a split: totals, and the usual ratios of them.
+
+    Every token but the first of the split is scored once, in windows of `context` tokens that
+    advance by `stride`. `floor_nats` is -log p of the text under the source that wrote it, where
+    that is known: a causal model beats it by x nats with probability below e^-x.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int  # UTF-8 bytes of the scored tokens
+    words: int | None  # between white space; None if the split has none or was cut short
+    context: int
+    stride: int
+    floor_nats: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity per token, exp(loss)."""
+        return perplexity(self.nats, self.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """nats / (ln 2 bytes): compares across tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def word_ppl(self) -> float | None:
+        """exp(nats / words), None where words are not defined."""
+        return perplexity(self.nats, self.words) if self.words else None
+
+    @property
+    def floor_loss(self) -> float | None:
+        """The source's nats per token."""
+        return None if self.floor_nats is None else self.floor_nats / self.tokens
+
+    @property
+    def floor_ppl(self) -> float | None:
+        """The source's perplexity per token."""
+        return None if self.floor_nats is None else perplexity(self.floor_nats, self.tokens)
+
+
+def score(
+    model: GPT,
+    corpus: Corpus,
+    split: str,
+    *,
+    context: int,
+    stride: int,
+    batch_size: int,
+    device: torch.device | str | None = None,
+    limit: int | None = None,
+    progress: bool = False,
+) -> Score:
+    """Score a whole split, or its first `limit` windows; the same numbers every time.
+
+    The model is moved to `device` (None: where it is), runs in eval mode without gradients, and
+    gets its modes back. `progress` shows a bar on a terminal. Raises ConfigError for a split
+    that does not exist, a context beyond the model's block_size, a stride beyond the context.
+    """
+    check_windows(model, context=context, stride=stride)
+    if batch_size < 1 or (limit is not None and limit < 1):
+        raise ConfigError(f"batch_size={batch_size} and limit={limit} must be >= 1")
+    tokens_T = corpus.split(split)
+    windows = EvalWindows(tokens_T, context=context, stride=stride)
+    count = len(windows) if limit is None else min(limit, len(windows))
+    if device is not None:
+        model.to(device)
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    scored = torch.zeros((), dtype=torch.int64, device=device)
+    batches = range(0, count, batch_size)
+    with inference(model):
+        for first in tqdm(batches, disable=None if progress else True, leave=False, unit="batch"):
+            rows = [windows[i] for i in range(first, min(first + batch_size, count))]
+            idx_BT = torch.stack([row["idx"] for row in rows]).to(device)
+            targets_BT = torch.stack([row["targets"] for row in rows]).to(device)
+            batch_nats, batch_tokens = nats(model(idx_BT).logits, targets_BT)
+            total, scored = total + batch_nats, scored + batch_tokens
+    tokens, whole = int(scored), count == len(windows)
+    meta = corpus.meta["splits"][split]
+    return Score(
+        nats=total.item(),
+        tokens=tokens,
+        bytes=byte_length(corpus, tokens_T[1 : 1 + tokens]),
+        words=(meta["words"] or None) if whole else None,
+        context=context,
+        stride=stride,
+        floor_nats=meta["floor_nats"] if whole else None,
+    )
+
+
+def check_windows(model: GPT, *, context: int, stride: int) -> None:
+    """Raise ConfigError for windows that `model` cannot score."""
+    if not 1 <= context <= model.config.block_size:
+        raise ConfigError(
+            f"context={context} is out of range; the model attends to 1..{model.config.block_size}"
+            f" tokens (its block_size)"
+        )
+    if not 1 <= stride <= context:
+        raise ConfigError(f"stride={stride} is out of range; it must be in 1..context={context}")
+
+
+def byte_length(corpus: Corpus, tokens_T: np.ndarray) -> int:
+    """UTF-8 bytes of tokens."""
+    ids, counts = np.unique(tokens_T, return_counts=True)
+    token_bytes = corpus.tokenizer.token_bytes
+    return sum(len(token_bytes(int(token))) * int(n) for token, n in zip(ids, counts, strict=True))

@@ -1,0 +1,153 @@
+"""LitGPT: the training step, validation and optimizer of a GPT, as a LightningModule.
+
+What a step measures is returned from it (`nll`, `penalty`, `R`), for callbacks to average and log.
+
+Shapes: B batch, T time, H heads, N oscillators, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from phasegpt.attention import Phase
+from phasegpt.build import gpt_config
+from phasegpt.config import RunConfig
+from phasegpt.controls import NoiseKey, coherence_regularizer
+from phasegpt.errors import Collapsed
+from phasegpt.evaluation import byte_length, nats, perplexity
+from phasegpt.model import GPT
+from phasegpt.optim import adamw, schedule
+
+
+class LitGPT(pl.LightningModule):
+    """A GPT and how it is trained. `config` and `tokenizer` are plain and go into checkpoints."""
+
+    def __init__(self, config: dict[str, Any], tokenizer: dict[str, Any], vocab_size: int) -> None:
+        """Build the model of `config` (a RunConfig's dict) for `vocab_size` tokens."""
+        super().__init__()
+        self.save_hyperparameters()
+        self.run = RunConfig.parse(config)
+        self.model = GPT(gpt_config(self.run, vocab_size), seed=self.run.seed)
+        self.grad_norm: Tensor | None = None
+
+    def forward(self, idx_BT: Tensor) -> Tensor:
+        """Logits [B,T,V]."""
+        return self.model(idx_BT).logits
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Loss of one micro-batch: cross-entropy plus the coherence penalty, and what to log."""
+        self._last_idx_BT = batch["idx"]
+        out = self.model(
+            batch["idx"], perturbations=self._perturbations(batch), return_phase=True
+        )
+        total, count = nats(out.logits, batch["targets"])
+        nll = total.float() / count
+        penalty = self._penalty(out.phase)
+        loss = nll if penalty is None else nll + penalty
+        R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
+        return {"loss": loss, "nll": nll, "penalty": penalty, "R": R_H}
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        """Add the batch's summed nats and number of scored tokens."""
+        total, count = nats(self.model(batch["idx"]).logits, batch["targets"])
+        self._val_nats += total.double()
+        self._val_tokens += count
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums of a validation."""
+        self._val_nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._val_tokens = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """`val/loss` (nats per token), `val/ppl` and `val/bpb` of the whole split."""
+        total, tokens = self._val_nats.item(), self._val_tokens.item()
+        corpus = self.trainer.datamodule.corpus  # type: ignore[attr-defined]
+        bits = total / math.log(2) / byte_length(corpus, corpus.split("val")[1:])
+        values = {"val/loss": total / tokens, "val/ppl": perplexity(total, tokens)}
+        self.log_dict({**values, "val/bpb": bits}, logger=False)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, and the schedule per optimizer step."""
+        optimizer = adamw(self.model, self.run.optimizer)
+        factor = schedule(self.run.optimizer, self.run.trainer.max_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the global norm and remember it; a norm that is not finite ends the run."""
+        limit = math.inf if gradient_clip_val is None else gradient_clip_val
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if not torch.isfinite(self.grad_norm):
+            raise Collapsed(self._diagnosis())
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Ask for a last validation at the last step, whatever the interval."""
+        if self.global_step >= self.run.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    def _perturbations(self, batch: dict[str, Tensor]) -> Any:
+        options = self.run.attention
+        if not options.get("noise_sigma") and not options.get("frequency_jitter"):
+            return None
+        key = NoiseKey(self.run.seed, self.global_step, tuple(batch["sample"].tolist()))
+        return self.model.draw_perturbations(key, batch["idx"].shape[1])
+
+    def _penalty(self, phases: dict[int, Phase]) -> Tensor | None:
+        """The regularizer summed over phase layers, or None when it is off."""
+        r = self.run.regularizer
+        if r.mode == "none" or not phases:
+            return None
+        terms = [
+            coherence_regularizer(p.theta, target=r.target, weight=r.weight, mode=r.mode)
+            for p in phases.values()
+        ]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def _diagnosis(self) -> str:
+        """Where the numbers stopped being finite: step, layer and R."""
+        broken: list[int] = []
+        hooks = [
+            block.register_forward_hook(
+                lambda _module, _args, out, layer=layer: (
+                    None if torch.isfinite(out.y).all() else broken.append(layer)
+                )
+            )
+            for layer, block in enumerate(self.model.blocks)
+        ]
+        with torch.random.fork_rng(devices=[]):
+            out = self.model(self._last_idx_BT, return_phase=True)
+        for hook in hooks:
+            hook.remove()
+        where = f"layer {broken[0]} in the forward pass" if broken else self._broken_gradient()
+        order = ", ".join(f"layer {k}: {p.R.mean():.3f}" for k, p in out.phase.items())
+        return (
+            f"step {self.global_step}: the loss or its gradient is not finite, first in {where}; "
+            f"R is {order or 'not defined (no phase layer)'}. Lower optimizer.lr or "
+            f"attention.coupling"
+        )
+
+    def _broken_gradient(self) -> str:
+        """The parameter nearest the loss whose gradient is not finite."""
+        for name, p in reversed(list(self.model.named_parameters())):
+            if p.grad is not None and not torch.isfinite(p.grad).all():
+                return f"the gradient of {name}"
+        return "the gradient norm"
+
+
+def _per_head(phase: Phase) -> Tensor:
+    """R averaged over everything but heads, [H]."""
+    return phase.R.detach().transpose(0, 2).flatten(1).mean(1)

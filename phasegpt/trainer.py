@@ -1,0 +1,129 @@
+"""A run's Lightning Trainer, module, data and callbacks, put together from its configuration."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import warnings
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+
+from phasegpt import callbacks as cb
+from phasegpt.config import RunConfig
+from phasegpt.data import Corpus, DataModule
+from phasegpt.lit import LitGPT
+from phasegpt.record import MetricsCSV, RunFolder
+
+# torch.compile takes about a minute; shorter runs than this many steps would not earn it back.
+_COMPILE_FROM_STEPS = 3000
+
+
+class Assembled(NamedTuple):
+    """Everything `trainer.fit` needs, and what is worth knowing about it."""
+
+    trainer: pl.Trainer
+    lit: LitGPT
+    data: DataModule
+    saver: cb.Saver
+    csv: MetricsCSV
+    cuda: bool
+    tokens_per_step: int
+    flops_per_token: float  # forward and backward: 6 P + 12 L T D
+
+
+def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
+    """Seed, and build model, data, callbacks, loggers and Trainer for `run` in `folder`."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    pl.seed_everything(run.seed, verbose=False)
+    t = run.trainer
+    cuda = t.accelerator != "cpu" and torch.cuda.is_available()
+    lit = LitGPT(run.to_dict(), corpus.tokenizer.state(), corpus.tokenizer.vocab_size)
+    model = lit.model
+    data = DataModule(
+        corpus,
+        run.data,
+        block_size=model.config.block_size,
+        seed=run.seed,
+        total_batches=t.max_steps * t.accumulate_grad_batches,
+    )
+    if run.compile is True or (
+        run.compile == "auto" and cuda and t.max_steps >= _COMPILE_FROM_STEPS
+    ):
+        model.compile()
+
+    attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
+    flops_per_token = 6 * model.num_parameters() + attention
+    csv = MetricsCSV(folder.path / "metrics.csv")
+    saver = cb.Saver(folder, run.callbacks.checkpoint.every_n_train_steps, csv)
+    metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
+    callbacks: list[pl.Callback] = [metrics, cb.RngState(), saver]
+    if run.callbacks.early_stopping.patience is not None:
+        callbacks.append(cb.EarlyStopping(run.callbacks.early_stopping))
+    if run.callbacks.progress_bar:
+        callbacks.append(cb.Progress(metrics, t.max_steps))
+    trainer = pl.Trainer(
+        default_root_dir=folder.path,
+        accelerator="cuda" if cuda else "cpu",
+        devices=1,
+        precision=_precision(run, cuda),
+        max_steps=t.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=t.accumulate_grad_batches,
+        gradient_clip_val=t.gradient_clip_val,
+        val_check_interval=t.val_check_interval * t.accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        deterministic=t.deterministic,
+        logger=[csv, *_extra_loggers(run, folder)],
+        callbacks=callbacks,
+        plugins=[cb.VerifiedIO()],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
+    return Assembled(trainer, lit, data, saver, csv, cuda, tokens_per_step, flops_per_token)
+
+
+def finish_wandb(run: RunConfig, complete: bool) -> None:
+    """Close the W&B run, so that the next job of a sweep opens its own."""
+    if run.logger.name == "wandb":
+        import wandb
+
+        wandb.finish(exit_code=0 if complete else 1)
+
+
+def _precision(run: RunConfig, cuda: bool) -> Any:
+    if run.trainer.precision == "auto":
+        return "bf16-mixed" if cuda else "32-true"
+    return run.trainer.precision
+
+
+def _extra_loggers(run: RunConfig, folder: RunFolder) -> list[Any]:
+    """The logger beside metrics.csv; its run goes on when ours does."""
+    if run.logger.name == "wandb":
+        from pytorch_lightning.loggers import WandbLogger
+
+        if "wandb_id" not in folder.record:
+            folder.update(wandb_id=secrets.token_hex(4))
+        return [
+            WandbLogger(
+                project=run.logger.project,
+                entity=run.logger.entity,
+                group=run.logger.group,
+                offline=run.logger.offline,
+                name=run.name,
+                id=folder.record["wandb_id"],
+                resume="allow",
+                save_dir=folder.path,
+                config=run.to_dict(),
+            )
+        ]
+    if run.logger.name == "tensorboard":
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        return [TensorBoardLogger(folder.path, name="", version="tensorboard")]
+    return []

@@ -1,0 +1,147 @@
+"""Tokens per second of our training against a bare PyTorch loop, alternating in one process.
+
+    python scripts/bench_train.py [--size small|medium] [--attention softmax] [--rounds 5]
+
+Both train the same module on the same batches with the same optimizer, schedule and clipping;
+ours has the progress bar and default logging on. Peak memory is that of a process of its own.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+import phasegpt
+from phasegpt.build import run_config
+from phasegpt.callbacks import Callback
+from phasegpt.data import prepare
+from phasegpt.record import RunFolder
+from phasegpt.trainer import assemble
+
+SIZES = {  # layers, heads, width, context, batch, steps per round
+    "small": (4, 4, 128, 64, 12, 200),
+    "medium": (6, 6, 384, 64, 12, 40),
+}
+WARM_UP = 5
+
+
+def make_config(size: str, attention: str, steps: int):
+    layers, heads, width, context, batch, _ = SIZES[size]
+    return run_config(
+        phasegpt.compose(
+            [
+                f"attention={attention}",
+                "data=synthetic",
+                "trainer=auto",
+                f"model.n_layer={layers}",
+                f"model.n_head={heads}",
+                f"model.n_embd={width}",
+                f"model.block_size={context}",
+                f"data.batch_size={batch}",
+                f"trainer.max_steps={steps}",
+                f"trainer.val_check_interval={10**6}",
+                "callbacks.sample_text.max_new_tokens=0",
+                f"callbacks.checkpoint.every_n_train_steps={10**6}",
+                "compile=false",
+            ]
+        )
+    )
+
+
+class Stopwatch(Callback):
+    """Times the steps between the warm-up and the last."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx + 1 == WARM_UP:
+            self.begin = time.perf_counter()
+        self.end = time.perf_counter()
+
+
+def ours(run, corpus) -> float:
+    """Seconds per step of the Lightning training."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts = assemble(run, RunFolder(Path(folder)), corpus)
+        watch = Stopwatch()
+        parts.trainer.callbacks.insert(0, watch)
+        parts.trainer.limit_val_batches = 0
+        parts.trainer.fit(parts.lit, datamodule=parts.data)
+    return (watch.end - watch.begin) / (run.trainer.max_steps - WARM_UP)
+
+
+def bare(run, corpus) -> float:
+    """Seconds per step of a plain loop."""
+    with tempfile.TemporaryDirectory() as folder:
+        parts = assemble(run, RunFolder(Path(folder)), corpus)
+    model = parts.lit.model.train()
+    configured = parts.lit.configure_optimizers()
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    loader = iter(parts.data.train_dataloader())
+    for step in range(run.trainer.max_steps):
+        if step == WARM_UP:
+            begin = time.perf_counter()
+        batch = next(loader)
+        logits = model(batch["idx"]).logits
+        loss = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), run.trainer.gradient_clip_val)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+    return (time.perf_counter() - begin) / (run.trainer.max_steps - WARM_UP)
+
+
+LOOPS = {"ours": ours, "bare": bare}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--attention", default="softmax")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", choices=LOOPS, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    *_, context, batch, steps = SIZES[args.size]
+    run = make_config(args.size, args.attention, steps)
+    corpus = prepare(run.data)
+    sys.stderr.isatty = lambda: True  # the progress bar is part of what is measured
+    if args.only:
+        LOOPS[args.only](run, corpus)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+        return
+    seconds: dict[str, list[float]] = {"ours": [], "bare": []}
+    for round_ in range(args.rounds):
+        for name in sorted(LOOPS, reverse=round_ % 2 == 1):
+            seconds[name].append(LOOPS[name](run, corpus))
+    memory = {}
+    for name in LOOPS:
+        words = [sys.executable, __file__, "--size", args.size, "--attention", args.attention]
+        done = subprocess.run(
+            [*words, "--only", name], capture_output=True, text=True, check=True
+        )
+        memory[name] = int(done.stdout.split()[-1])
+    tokens = context * batch
+    ratios = [b / o for o, b in zip(seconds["ours"], seconds["bare"], strict=True)]
+    result = {
+        "size": args.size,
+        "attention": args.attention,
+        "rounds": args.rounds,
+        "steps_per_round": steps,
+        "threads": torch.get_num_threads(),
+        "tokens_per_s": {k: round(tokens / statistics.median(v)) for k, v in seconds.items()},
+        "ours_over_bare": round(statistics.median(ratios), 4),
+        "ours_over_bare_range": [round(min(ratios), 4), round(max(ratios), 4)],
+        "peak_memory_mb": memory,
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""What the tests share: small models, real text as ids, poisoned inputs, the `gpu` marker."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+# Threads that wait asleep: spinning ones make tiny models many times slower on a busy machine.
+# It changes no number. OpenMP reads it once, so it is set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest
+import torch
+from torch import Tensor
+
+from phasegpt.config import GPTConfig
+from phasegpt.model import GPT
+
+# Public domain; enough English for gradients and order parameters on real text.
+TEXT = """Shall I compare thee to a summer's day?
+Thou art more lovely and more temperate:
+Rough winds do shake the darling buds of May,
+And summer's lease hath all too short a date:
+Sometime too hot the eye of heaven shines,
+And often is his gold complexion dimm'd;
+And every fair from fair sometime declines,
+By chance, or nature's changing course, untrimm'd;
+But thy eternal summer shall not fade
+Nor lose possession of that fair thou ow'st;
+Nor shall Death brag thou wander'st in his shade,
+When in eternal lines to time thou grow'st;
+So long as men can breathe, or eyes can see,
+So long lives this, and this gives life to thee.
+"""
+VOCAB = 65  # Shakespeare's characters; TEXT has fewer
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device and none is visible")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def english() -> str:
+    """A page of English."""
+    return TEXT
+
+
+@pytest.fixture
+def text_ids() -> Callable[[int, int], Tensor]:
+    """text_ids(B, T): character ids of real English, every row another stretch of it."""
+    alphabet = sorted(set(TEXT))
+    assert len(alphabet) <= VOCAB
+    ids = torch.tensor([alphabet.index(c) for c in TEXT])
+
+    def cut(batch: int, time: int) -> Tensor:
+        starts = torch.linspace(0, len(ids) - time, batch).long()
+        return torch.stack([ids[s : s + time] for s in starts])
+
+    return cut
+
+
+@pytest.fixture
+def make_model() -> Callable[..., GPT]:
+    """make_model("kuramoto", layers=(1,), n_embd=32, coupling=2.0): a small GPT in eval mode.
+
+    Words of GPTConfig set the sizes, all others are options of the attention.
+    """
+    sizes = {
+        **{"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 64, "vocab_size": VOCAB},
+        "dropout": 0.0,
+    }
+
+    def make(
+        attention: str = "softmax",
+        *,
+        layers: tuple[int, ...] | None = None,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        **words: Any,
+    ) -> GPT:
+        config = sizes | {k: v for k, v in words.items() if k in GPTConfig.__dataclass_fields__}
+        options = {k: v for k, v in words.items() if k not in config}
+        every = tuple(range(config["n_layer"]))
+        config = GPTConfig(
+            **config,
+            attention=attention,
+            attention_layers=every if layers is None else layers,
+            attention_options=options,
+        )
+        return GPT(config, seed=seed).eval().to(dtype)
+
+    return make
+
+
+@pytest.fixture
+def roughen() -> Callable[..., Any]:
+    """roughen(module): move every parameter off its initial value, so that no bias is 0, no gain
+    1 and no two heads agree; what equals another thing then does so for any weights."""
+
+    def move(module: Any, scale: float = 0.2) -> Any:
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.add_(noise.to(parameter.dtype), alpha=scale)
+        return module
+
+    return move
+
+
+@pytest.fixture
+def poison() -> Callable[[Tensor, int, int], Tensor]:
+    """poison(x, dim, start): a copy with NaN from index `start` on along `dim`."""
+
+    def spoil(x: Tensor, dim: int, start: int) -> Tensor:
+        return x.index_fill(dim, torch.arange(start, x.shape[dim]), float("nan"))
+
+    return spoil

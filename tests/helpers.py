@@ -1,0 +1,68 @@
+"""Tiny runs made by hand, in the exact form that training leaves behind."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from phasegpt import checkpoint
+from phasegpt.build import gpt_config
+from phasegpt.config import RunConfig, compose, plain
+from phasegpt.data import prepare
+from phasegpt.model import GPT
+
+TINY = [
+    "model=nano",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "model.block_size=32",
+    "attention.layers=[1]",
+    "attention.num_oscillators=4",
+    "trainer.max_steps=10",
+]
+
+
+def run_config(*overrides: str) -> RunConfig:
+    return RunConfig.parse(plain(compose([*TINY, *overrides])))
+
+
+def payload(run: RunConfig, *, scale: float = 0.2, seed: int = 0) -> dict[str, Any]:
+    """A checkpoint's content; the weights are moved by N(0, scale^2), so that text varies."""
+    tokenizer = prepare(run.data).tokenizer
+    model = GPT(gpt_config(run, tokenizer.vocab_size), seed=run.seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
+    return {
+        "hyper_parameters": {
+            "config": run.to_dict(),
+            "tokenizer": tokenizer.state(),
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
+    }
+
+
+def make_run(folder: Path, *overrides: str) -> Path:
+    """A run folder with two checkpoints of different weights: best at step 10, last at step 20."""
+    run = run_config(*overrides)
+    directory = folder / "checkpoints"
+    for step, name in ((10, "best.ckpt"), (20, "last.ckpt")):
+        path = directory / f"step-{step:08d}.ckpt"
+        checkpoint.save(payload(run, seed=step), path)
+        checkpoint.link(path, name)
+    return folder
+
+
+def text_data(folder: Path, text: str, tokenizer: str = "char") -> list[str]:
+    """Overrides for data=text with `text`; files and token cache are in `folder`."""
+    path = folder / "text.txt"
+    path.write_text(text, encoding="utf-8")
+    return [
+        "data=text",
+        f"data.tokenizer={tokenizer}",
+        f"data.path={path}",
+        f"data.cache_dir={folder / 'cache'}",
+    ]

@@ -1,0 +1,235 @@
+"""Imports run downward only, heavy or optional packages stay where they belong.
+
+The layers are those of the design's tree. A new module gets its number in LAYERS.
+"""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+import phasegpt
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "phasegpt"
+
+#: Top-level modules and subpackages of phasegpt by layer; a file imports no higher number.
+LAYERS = {
+    0: "config errors validate randomness inference phase controls cache ops",
+    1: "attention",
+    2: "model",
+    3: "optim corpora sources synthetic references tokenizers data build evaluation",
+    4: "lit callbacks checkpoint record summary trainer hf samplers analysis",
+    5: "shell train evaluate generate interpret",
+}
+LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
+COMMANDS = ("train", "evaluate", "generate", "interpret")
+
+
+class Import(NamedTuple):
+    """One import statement in `source`, resolved to the module it reaches."""
+
+    source: str
+    target: str
+    line: int
+    top_level: bool  # runs when the module is imported
+    typing: bool  # under TYPE_CHECKING: never runs
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+#: What `from phasegpt import NAME` reaches when NAME is no module (phasegpt/__init__.py).
+LAZY = {**phasegpt._HOMES, "__version__": "phasegpt"}
+
+
+def walk(node: ast.AST, top: bool, typing: bool) -> Iterator[tuple[ast.AST, bool, bool]]:
+    for child in ast.iter_child_nodes(node):
+        function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        guarded = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+        yield child, top and not function, typing or guarded
+        yield from walk(child, top and not function, typing or guarded)
+
+
+def imports_of(name: str, tree: ast.Module) -> Iterator[Import]:
+    for node, top, typing in walk(tree, True, False):
+        targets: list[str] = []
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}:{node.lineno}: a relative import"
+            base = node.module or ""
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                lazy = LAZY.get(alias.name, base) if base == "phasegpt" else base
+                targets.append(full if full in FILES else lazy)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            if node.args and isinstance(node.args[0], ast.Constant):
+                targets = [node.args[0].value]
+        elif isinstance(node, ast.Attribute) and ast.unparse(node.value) == "phasegpt":
+            # `import phasegpt; phasegpt.build(...)` reaches as far as `from phasegpt import build`.
+            targets = [LAZY.get(node.attr, f"phasegpt.{node.attr}")]
+        for target in targets:
+            yield Import(name, target, getattr(node, "lineno", 0), top and not typing, typing)
+
+
+IMPORTS = [found for name, tree in TREES.items() for found in imports_of(name, tree)]
+
+
+def layer(module: str) -> int | None:
+    """The layer of a module of ours; None for the root, which imports nothing by itself."""
+    parts = module.split(".")
+    return None if len(parts) == 1 else LAYER[parts[1]]
+
+
+def where(found: Import) -> str:
+    return f"{found.source}:{found.line} imports {found.target}"
+
+
+def test_the_reading_of_imports_sees_every_form() -> None:
+    tree = ast.parse(
+        "import phasegpt\n"
+        "from phasegpt import ops, build\n"
+        "if TYPE_CHECKING:\n    from phasegpt.model import GPT\n"
+        "def f():\n    import hydra.core\n    phasegpt.load()\n"
+        "class A:\n    import wandb\n"
+        "try:\n    import datasets\nexcept ImportError:\n    pass\n"
+        "importlib.import_module('phasegpt.train')\n"
+    )
+    found = {(i.target, i.top_level, i.typing) for i in imports_of("phasegpt.phase", tree)}
+    assert found == {
+        ("phasegpt", True, False),
+        ("phasegpt.ops", True, False),
+        ("phasegpt.build", True, False),
+        ("phasegpt.model", False, True),
+        ("hydra.core", False, False),
+        ("phasegpt.checkpoint", False, False),
+        ("wandb", True, False),
+        ("datasets", True, False),
+        ("phasegpt.train", True, False),
+    }
+    assert len(FILES) > 20
+    assert len(IMPORTS) > 100
+
+
+def test_every_module_has_a_layer() -> None:
+    names = {name.split(".")[1] for name in FILES if name != "phasegpt"}
+    assert names <= set(LAYER), f"give a layer in LAYERS to {sorted(names - set(LAYER))}"
+
+
+def test_a_module_imports_no_higher_layer() -> None:
+    upward = [
+        where(found)
+        for found in IMPORTS
+        if found.source != "phasegpt"
+        and found.target.split(".")[0] == "phasegpt"
+        and (layer(found.target) or 0) > (layer(found.source) or 0)
+    ]
+    assert upward == []
+
+
+def test_no_two_modules_import_each_other_when_loaded() -> None:
+    edges: dict[str, set[str]] = {name: set() for name in FILES}
+    for found in IMPORTS:
+        if found.top_level and found.target in FILES and found.source != "phasegpt":
+            edges[found.source].add(found.target)
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module in done:
+            return
+        for target in edges[module]:
+            visit(target, (*path, module))
+        done.add(module)
+
+    for module in FILES:
+        visit(module, ())
+
+
+def test_subpackages_of_one_layer_do_not_know_each_other() -> None:
+    packages = {path.parent.name for path in FILES.values()} - {"phasegpt"}
+    crossing = []
+    for found in IMPORTS:
+        a, b = (name.split(".")[1:2] for name in (found.source, found.target))
+        ours = found.target.startswith("phasegpt.") and a and a != b
+        if ours and a[0] in packages and b[0] in packages and LAYER[a[0]] == LAYER[b[0]]:
+            crossing.append(where(found))
+    assert crossing == []
+
+
+def users(*packages: str, top_level: bool = False) -> set[str]:
+    return {
+        found.source
+        for found in IMPORTS
+        if found.target.split(".")[0] in packages and (found.top_level or not top_level)
+    }
+
+
+def test_only_the_shell_and_config_know_hydra() -> None:
+    found = users("hydra", "omegaconf")
+    allowed = {"phasegpt.config"} | {f"phasegpt.{name}" for name in LAYERS[5].split()}
+    assert "phasegpt.config" in found
+    assert found <= allowed
+
+
+def test_config_imports_hydra_inside_functions_alone() -> None:
+    assert "phasegpt.config" not in users("hydra", "omegaconf", top_level=True)
+
+
+def test_only_hf_imports_transformers() -> None:
+    assert users("transformers") <= {"phasegpt.hf"}
+
+
+@pytest.mark.parametrize("package", ["wandb", "datasets", "tiktoken", "matplotlib", "transformers"])
+def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
+    assert users(package, top_level=True) <= (
+        {"phasegpt.hf"} if package == "transformers" else set()
+    )
+
+
+def loaded_by(code: str) -> set[str]:
+    """Top-level packages in sys.modules after `code`, in a fresh interpreter."""
+    show = f"{code}\nimport sys\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
+    done = subprocess.run(
+        [sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+HEAVY = {"torch", "numpy", "pytorch_lightning", "transformers", "wandb", "datasets", "matplotlib"}
+
+
+def test_import_phasegpt_loads_neither_torch_nor_hydra() -> None:
+    loaded = loaded_by("import phasegpt; phasegpt.__version__; dir(phasegpt)")
+    assert "phasegpt" in loaded
+    assert not loaded & (HEAVY | {"hydra", "omegaconf"})
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if f"phasegpt.{c}" in FILES])
+def test_a_command_answers_help_before_torch_is_loaded(command: str) -> None:
+    loaded = loaded_by(f"import phasegpt.{command}")
+    assert "hydra" in loaded
+    assert not loaded & HEAVY
+
+
+def test_composing_a_configuration_loads_no_torch() -> None:
+    loaded = loaded_by("import phasegpt; phasegpt.compose(['+experiment=quickstart'])")
+    assert not loaded & HEAVY
+
+
+def test_what_the_package_offers_is_there() -> None:
+    for name in phasegpt.__all__:
+        assert getattr(phasegpt, name) is not None
+    assert set(phasegpt.__all__) == set(LAZY) | {"ops"}
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = phasegpt.nothing

@@ -1,0 +1,298 @@
+"""A run that was cut anywhere and resumed is bit-identical to one that was not."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import phasegpt
+from phasegpt import checkpoint, synthetic
+from phasegpt.errors import CheckpointError
+from phasegpt.lit import LitGPT
+from phasegpt.record import read_metrics, read_record
+from phasegpt.train import train
+
+STEPS = 12
+TINY = [
+    "attention=kuramoto",
+    "attention.layers=[1]",
+    "attention.num_oscillators=8",
+    "attention.steps=3",
+    "attention.noise_sigma=0.05",
+    "attention.frequency_jitter=0.02",
+    "regularizer=ceiling",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "model.block_size=16",
+    "model.dropout=0.1",
+    "data=text",
+    "data.batch_size=4",
+    "optimizer.warmup_steps=3",
+    f"trainer.max_steps={STEPS}",
+    "trainer=cpu",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=1",
+    "callbacks.checkpoint.every_n_train_steps=3",
+    "callbacks.sample_text.max_new_tokens=5",
+    "callbacks.progress_bar=false",
+]
+
+
+def words(cache: Path) -> list[str]:
+    """The tiny run's overrides, with a small text in `cache`."""
+    text = cache / "text.txt"
+    if not text.is_file():
+        text.write_text(synthetic.generate(1, 4000))
+    return [*TINY, f"data.cache_dir={cache}", f"data.path={text}"]
+
+
+def config(*extra, cache):
+    return phasegpt.compose([*words(cache), *extra])
+
+
+def command(folder, *extra, cache):
+    given = [*words(cache), f"hydra.run.dir={folder}", *extra]
+    return [sys.executable, "-m", "phasegpt.train", *given]
+
+
+def outcome(folder: Path):
+    """Weights, optimizer state and every metric column but perf/*."""
+    payload = checkpoint.read(folder / "checkpoints" / "last.ckpt")
+    rows = [
+        {k: v for k, v in row.items() if not k.startswith("perf/")}
+        for row in read_metrics(folder / "metrics.csv")
+    ]
+    return payload["global_step"], payload["state_dict"], payload["optimizer_states"], rows
+
+
+def assert_identical(a: Path, b: Path) -> None:
+    (step_a, weights_a, optimizer_a, rows_a) = outcome(a)
+    (step_b, weights_b, optimizer_b, rows_b) = outcome(b)
+    assert step_a == step_b == STEPS
+    assert weights_a.keys() == weights_b.keys()
+    for name, value in weights_a.items():
+        assert torch.equal(value, weights_b[name]), name
+    assert repr(optimizer_a) == repr(optimizer_b)  # shapes, counters and hyperparameters
+    for state_a, state_b in zip(optimizer_a, optimizer_b, strict=True):
+        for index, moments in state_a["state"].items():
+            for key, value in moments.items():
+                assert torch.equal(value, state_b["state"][index][key]), (index, key)
+    assert rows_a == rows_b
+    assert [row["step"] for row in rows_a] == list(range(1, STEPS + 1))
+    assert [row["step"] for row in rows_a if "val/ppl" in row] == [4, 8, 12]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, cache):
+    """Uninterrupted runs by (workers, accumulation), made once each."""
+    made = {}
+
+    def get(workers: int, accumulation: int) -> Path:
+        key = (workers, accumulation)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole")
+            train(config(*options(workers, accumulation), cache=cache), made[key])
+        return made[key]
+
+    return get
+
+
+def options(workers: int, accumulation: int) -> list[str]:
+    return [f"data.num_workers={workers}", f"trainer.accumulate_grad_batches={accumulation}"]
+
+
+def test_data_workers_do_not_change_the_result(whole):
+    assert_identical(whole(0, 1), whole(2, 1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("crash", [5, 7, 10])
+def test_crash_and_resume_is_bit_identical(
+    tmp_path, monkeypatch, whole, cache, workers, accumulation, crash
+):
+    """Crash in the middle of a step's micro-batches; 7 lies right after a checkpoint at 6."""
+    real = LitGPT.training_step
+
+    def fails(self, batch, batch_idx):
+        if batch_idx == (crash - 1) * accumulation + accumulation // 2:
+            raise RuntimeError("crash")
+        return real(self, batch, batch_idx)
+
+    extra = options(workers, accumulation)
+    monkeypatch.setattr(LitGPT, "training_step", fails)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(config(*extra, cache=cache), tmp_path)
+    assert read_record(tmp_path)["status"] == "failed"
+    monkeypatch.setattr(LitGPT, "training_step", real)
+    train(config(*extra, "resume=true", cache=cache), tmp_path)
+    assert_identical(whole(workers, accumulation), tmp_path)
+    assert read_record(tmp_path)["status"] == "ok"
+
+
+def test_crash_during_a_validation_at_a_checkpoint_step_validates_once(
+    tmp_path, monkeypatch, whole, cache
+):
+    """Step 12 is both; the checkpoint must stand after the validation or not at all."""
+    real, calls = LitGPT.on_validation_epoch_end, []
+
+    def fails(self):
+        calls.append(self.global_step)
+        if self.global_step == STEPS:
+            raise RuntimeError("crash")
+        return real(self)
+
+    monkeypatch.setattr(LitGPT, "on_validation_epoch_end", fails)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(config(cache=cache), tmp_path)
+    monkeypatch.setattr(LitGPT, "on_validation_epoch_end", real)
+    train(config("resume=true", cache=cache), tmp_path)
+    assert_identical(whole(0, 1), tmp_path)
+
+
+def test_resume_at_a_step_validated_and_saved_does_not_validate_again(
+    tmp_path, monkeypatch, whole, cache
+):
+    real, steps = LitGPT.on_validation_epoch_end, []
+
+    def counts(self):
+        steps.append(self.global_step)
+        return real(self)
+
+    real_step = LitGPT.training_step
+
+    def fails(self, batch, batch_idx):
+        if batch_idx == 8 and len(steps) == 2:
+            raise RuntimeError("crash")
+        return real_step(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitGPT, "on_validation_epoch_end", counts)
+    monkeypatch.setattr(LitGPT, "training_step", fails)
+    with pytest.raises(RuntimeError, match="crash"):
+        train(config("callbacks.checkpoint.every_n_train_steps=4", cache=cache), tmp_path)
+    monkeypatch.setattr(LitGPT, "training_step", real_step)
+    train(config("callbacks.checkpoint.every_n_train_steps=4", "resume=true", cache=cache), tmp_path)
+    assert steps == [4, 8, 12]
+    assert_identical(whole(0, 1), tmp_path)
+
+
+def wait_for_step(folder: Path, step: int, process) -> None:
+    limit = time.time() + 120
+    while time.time() < limit and process.poll() is None:
+        if (read_record(folder).get("step") or 0) >= step:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"no checkpoint at step {step}: {process.communicate()}")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_signal_and_the_same_command_with_resume_is_bit_identical(tmp_path, cache, signum):
+    # Enough steps that the signal arrives in time; compared with an uninterrupted twin.
+    long = ["trainer.max_steps=400", "trainer.val_check_interval=100", "data.num_workers=2"]
+    long += ["callbacks.checkpoint.every_n_train_steps=20", "trainer.log_every_n_steps=7"]
+    a, b = tmp_path / "a", tmp_path / "b"
+    train(config(*long, cache=cache), a)
+    process = subprocess.Popen(
+        command(b, *long, cache=cache),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+    )
+    wait_for_step(b, 40, process)
+    target = process.pid if signum == signal.SIGKILL else os.getpgid(process.pid)
+    (os.kill if signum == signal.SIGKILL else os.killpg)(target, signum)
+    _, errors = process.communicate(timeout=60)
+    record = read_record(b)
+    if signum == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL and record["status"] == "running"
+    else:
+        assert process.returncode == 128 + signum, errors
+        assert record["status"] == "interrupted"
+        assert "Traceback" not in errors and "resume=true" in errors
+    assert record["step"] < 400
+    done = subprocess.run(
+        command(b, *long, "resume=true", cache=cache), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = outcome(a), outcome(b)
+    assert first[0] == second[0] == 400
+    assert all(torch.equal(v, second[1][k]) for k, v in first[1].items())
+    assert first[3] == second[3]
+
+
+def test_a_finished_run_is_left_unchanged(whole, cache):
+    folder = whole(0, 1)
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+    done = subprocess.run(
+        command(folder, "resume=true", cache=cache), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0 and "finished" in done.stderr
+    after = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
+    before.pop(folder / ".lock"), after.pop(folder / ".lock")
+    assert before == after
+
+
+def test_a_run_is_never_written_over(whole, cache):
+    done = subprocess.run(
+        command(whole(0, 1), cache=cache), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2 and "already holds a run" in done.stderr
+
+
+def test_resume_of_another_configuration_names_the_difference(whole, cache):
+    with pytest.raises(CheckpointError, match=r"optimizer.lr was 0.0003 and is 0.01"):
+        train(config("resume=true", "optimizer.lr=0.01", cache=cache), whole(0, 1))
+
+
+def test_resume_without_a_checkpoint_starts_at_step_0_and_says_so(tmp_path, whole, cache):
+    done = subprocess.run(
+        command(tmp_path / "new", "resume=true", cache=cache),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0 and "starting at step 0" in done.stderr
+    assert_identical(whole(0, 1), tmp_path / "new")
+
+
+def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(
+    tmp_path, monkeypatch, cache
+):
+    def dies(self, batch, batch_idx):
+        if batch_idx == 4:
+            raise RuntimeError("crash")
+        return real(self, batch, batch_idx)
+
+    real = LitGPT.training_step
+    monkeypatch.setattr(LitGPT, "training_step", dies)
+    for name in ("older", "newer"):
+        with pytest.raises(RuntimeError, match="crash"):
+            train(config(cache=cache), tmp_path / name)
+        time.sleep(1.1)
+    runs = tmp_path / "runs" / "kuramoto-text"
+    runs.mkdir(parents=True)
+    for name in ("older", "newer"):
+        (tmp_path / name).rename(runs / name)
+    done = subprocess.run(
+        [sys.executable, "-m", "phasegpt.train", *words(cache), "resume=true"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert read_record(runs / "newer")["status"] == "ok"
+    assert read_record(runs / "older")["status"] == "failed"
+    assert sorted(p.name for p in runs.iterdir()) == ["newer", "older"]
