@@ -41,7 +41,8 @@ def _step_of(path: Path) -> int:
 def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:
     """True when Lightning validates right after this micro-batch."""
     last = trainer.global_step >= trainer.max_steps
-    return last or trainer.should_stop or (batch_idx + 1) % trainer.val_check_batch == 0
+    interval = int(trainer.val_check_batch or 0)
+    return last or trainer.should_stop or (batch_idx + 1) % interval == 0
 
 
 class Metrics(Callback):
@@ -121,8 +122,7 @@ class Metrics(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Log val/*."""
-        found = {k: v.item() for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        self.send(trainer, found)
+        self.send(trainer, pl_module.validation)
         self.restart_clock()
 
 
@@ -223,10 +223,9 @@ class Saver(Checkpoint):
         """Save if this validation is the best, or if a save is due at its step."""
         if trainer.state.fn != "fit":
             return
-        step, ppl = trainer.global_step, trainer.callback_metrics["val/ppl"].item()
-        improved = ppl < self.best.get("val/ppl", float("inf"))
+        step, values = trainer.global_step, pl_module.validation
+        improved = values["val/ppl"] < self.best.get("val/ppl", float("inf"))
         if improved:
-            values = {k: v.item() for k, v in trainer.callback_metrics.items() if "val/" in k}
             self.best = {"step": step, **values}
         if improved or step % self.every == 0 or trainer.should_stop or self.stop.signum:
             self._save(trainer, best=improved)
@@ -338,7 +337,7 @@ class Progress(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Show the perplexity."""
-        ppl = trainer.callback_metrics["val/ppl"].item()
+        ppl = pl_module.validation["val/ppl"]
         line = f"step {trainer.global_step}/{self.max_steps} validation perplexity {ppl:.4g}"
         tqdm.write(line, file=sys.stderr)
 

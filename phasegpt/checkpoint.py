@@ -231,7 +231,7 @@ def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: To
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"the weights do not fit the configuration: {error}") from error
-    model.tokenizer = tokenizer  # type: ignore[assignment]
+    model.tokenizer = tokenizer
     return model.eval()
 
 

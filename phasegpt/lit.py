@@ -34,6 +34,7 @@ class LitGPT(pl.LightningModule):
         self.run = RunConfig.parse(config)
         self.model = GPT(gpt_config(self.run, vocab_size), seed=self.run.seed)
         self.grad_norm: Tensor | None = None
+        self.validation: dict[str, float] = {}
 
     def forward(self, idx_BT: Tensor) -> Tensor:
         """Logits [B,T,V]."""
@@ -42,11 +43,9 @@ class LitGPT(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Loss of one micro-batch: cross-entropy plus the coherence penalty, and what to log."""
         self._last_idx_BT = batch["idx"]
-        out = self.model(
-            batch["idx"], perturbations=self._perturbations(batch), return_phase=True
-        )
+        out = self.model(batch["idx"], perturbations=self._perturbations(batch), return_phase=True)
         total, count = nats(out.logits, batch["targets"])
-        nll = total.float() / count
+        nll = total / count
         penalty = self._penalty(out.phase)
         loss = nll if penalty is None else nll + penalty
         R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
@@ -68,8 +67,12 @@ class LitGPT(pl.LightningModule):
         total, tokens = self._val_nats.item(), self._val_tokens.item()
         corpus = self.trainer.datamodule.corpus  # type: ignore[attr-defined]
         bits = total / math.log(2) / byte_length(corpus, corpus.split("val")[1:])
-        values = {"val/loss": total / tokens, "val/ppl": perplexity(total, tokens)}
-        self.log_dict({**values, "val/bpb": bits}, logger=False)
+        self.validation = {
+            "val/loss": total / tokens,
+            "val/ppl": perplexity(total, tokens),
+            "val/bpb": bits,
+        }
+        self.log_dict(self.validation, logger=False)  # float32, for callbacks that monitor
 
     def configure_optimizers(self) -> Any:
         """AdamW, and the schedule per optimizer step."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -79,10 +80,14 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Decoder-only language model; `config` is flat and frozen.
 
+    `tokenizer` is set on models that were loaded from a checkpoint.
+
     Parameters are drawn from streams keyed by (seed, parameter name), so two models that differ
     in one layer's mechanism share every other initial weight. Without `seed`, one is taken from
     torch's global generator.
     """
+
+    tokenizer: Any = None
 
     def __init__(self, config: GPTConfig, seed: int | None = None) -> None:
         """Build on the CPU and initialise."""
@@ -97,13 +102,13 @@ class GPT(nn.Module):
         parts["ln_f"] = nn.LayerNorm(config.n_embd, eps=eps, bias=config.bias)
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = self.transformer["wte"].weight
+        self.lm_head.weight = parts["wte"].weight  # type: ignore[assignment]
         self.reset_parameters(int(torch.randint(2**31, ()).item()) if seed is None else seed)
 
     @property
     def blocks(self) -> list[Block]:
         """The blocks in order."""
-        return list(self.transformer["h"])  # type: ignore[arg-type]
+        return cast(list[Block], list(cast(nn.ModuleList, self.transformer["h"])))
 
     @property
     def leaky(self) -> bool:
@@ -123,9 +128,7 @@ class GPT(nn.Module):
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
         for layer, block in enumerate(self.blocks):
-            block.attn.reset_oscillators(
-                lambda name, layer=layer: keyed_generator("init", seed, f"h.{layer}.{name}")
-            )
+            block.attn.reset_oscillators(partial(keyed_generator, "init", seed, f"h.{layer}"))
 
     def num_parameters(self, *, non_embedding: bool = True) -> int:
         """Trainable numbers; the tied head counts once, embeddings only if asked."""
@@ -162,7 +165,7 @@ class GPT(nn.Module):
         x_BTD = self.transformer["drop"](x_BTD)
         recompute = self.config.activation_checkpointing and self.training and cache is None
         phases: dict[int, Phase] = {}
-        for layer, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+        for layer, block in enumerate(self.blocks):
             perturbation = None if perturbations is None else perturbations.get(layer)
             if recompute:
                 x_BTD, phase = checkpoint(

@@ -48,7 +48,9 @@ class RunFolder:
         write_atomic(self.path / "run.json", (text + "\n").encode())
 
     def close(self) -> None:
-        """Release the lock."""
+        """Release the lock; a folder in which nothing was recorded is left empty."""
+        if not self.record:
+            (self.path / ".lock").unlink(missing_ok=True)
         self._lock.close()
 
 

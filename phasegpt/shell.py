@@ -24,9 +24,9 @@ _MAX_LINES = 18
 def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     """Call `function`; a UserError is printed as its message and ends the process.
 
-    With `debug` the traceback is shown too. In a multirun the error goes on to Hydra, which
-    runs the other jobs and then fails. Ctrl-C, and a reader of our output that has gone, end
-    the process quietly.
+    With `debug` the traceback is shown too. In a multirun the error goes on to Hydra, in the form
+    that it shows in short; Hydra runs the other jobs and then fails. Ctrl-C, and a reader of our
+    output that has gone, end the process quietly.
     """
     try:
         return function()
@@ -36,7 +36,9 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
         lines = f"{type(error).__name__}: {error}".splitlines()
         sys.stderr.write("\n".join(lines[:_MAX_LINES]) + "\n")
         if _multirun():
-            raise
+            from hydra.errors import CompactHydraException
+
+            raise CompactHydraException(f"a job failed: {error}") from None
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         if debug:

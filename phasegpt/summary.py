@@ -14,9 +14,10 @@ from phasegpt.checkpoint import load
 from phasegpt.config import RunConfig
 from phasegpt.data import Corpus
 from phasegpt.errors import DataError
+from phasegpt.evaluation import UNITS
 from phasegpt.phase import null_order_parameter
 from phasegpt.record import RunFolder
-from phasegpt.samplers import Temperature, decode
+from phasegpt.samplers import Temperature, Vocabulary, decode
 
 # A training step reaches about this share of the speed of a bare matrix product on a CPU.
 _CPU_EFFICIENCY = 0.5
@@ -45,7 +46,7 @@ def estimate(flops: float) -> None:
 def closing(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
     """The summary of a finished run: perplexities, R, a sample of text, where things are."""
     record = folder.record
-    unit = {"char": "character", "byte": "byte", "gpt2": "BPE token"}[run.data.tokenizer]
+    unit = UNITS[run.data.tokenizer]
     scored = len(corpus.split("val")) - 1
     lines = [
         "",
@@ -99,7 +100,7 @@ def _sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
         ids,
         max_new_tokens=settings.max_new_tokens,
         seeds=[run.seed],
-        chain=[Temperature(settings.temperature)],
+        chain=[Vocabulary(tokenizer.vocab_size), Temperature(settings.temperature)],
         use_cache=not model.leaky,
     )
     return tokenizer.decode(out[0].tolist()).strip("\n")

@@ -81,7 +81,7 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
     unchanged. Raises UserError subclasses: ConfigError, DataError, CheckpointError, Collapsed,
     Interrupted; run.json then says so.
     """
-    from phasegpt.build import gpt_config, run_config
+    from phasegpt.build import run_config
     from phasegpt.data import prepare
     from phasegpt.record import FINISHED, RunFolder, provenance
 
@@ -95,8 +95,6 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
         if earlier.get("status") in FINISHED:
             _say(f"{run_dir} is finished (status {earlier['status']}); nothing to do")
             return earlier
-        if not earlier:
-            gpt_config(run) if run.model.vocab_size else None
         corpus = prepare(run.data)
         if earlier and earlier["data"]["fingerprint"] != corpus.fingerprint:
             raise CheckpointError(

@@ -47,9 +47,7 @@ class Section:
             value = _convert(getattr(self, f.name), hints[f.name], name)
             for sign, bound in f.metadata.get("bounds", {}).items():
                 if value is not None and not _holds(value, sign, bound):
-                    raise ConfigError(
-                        f"{name}={value} is out of range; it must be {sign} {bound}"
-                    )
+                    raise ConfigError(f"{name}={value} is out of range; it must be {sign} {bound}")
             object.__setattr__(self, f.name, value)
 
     @classmethod
@@ -59,9 +57,7 @@ class Section:
         prefix = f"{cls.section}." if cls.section else ""
         for key in values:
             if key not in known:
-                raise ConfigError(
-                    unknown(f"{prefix}{key}", [prefix + k for k in known])
-                )
+                raise ConfigError(unknown(f"{prefix}{key}", [prefix + k for k in known]))
         for name, f in known.items():
             no_default = f.default is f.default_factory is dataclasses.MISSING
             if name not in values and no_default:
@@ -76,11 +72,7 @@ class Section:
 def unknown(name: str, allowed: Sequence[str]) -> str:
     """One-line error text for an unknown name, with the nearest allowed ones."""
     near = difflib.get_close_matches(name, allowed, n=1)
-    hint = (
-        f"did you mean {near[0]}?"
-        if near
-        else f"choose from: {', '.join(sorted(allowed))}"
-    )
+    hint = f"did you mean {near[0]}?" if near else f"choose from: {', '.join(sorted(allowed))}"
     return f"{name} is unknown; {hint}"
 
 
@@ -117,9 +109,7 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
         )
     if origin is tuple:
         if isinstance(value, (list, tuple)):
-            return tuple(
-                _convert(v, args[0], f"{name}[{i}]") for i, v in enumerate(value)
-            )
+            return tuple(_convert(v, args[0], f"{name}[{i}]") for i, v in enumerate(value))
         raise ConfigError(f"{name}={value!r} must be a list, for instance [0.9,0.95]")
     if origin is dict:
         return {str(k): v for k, v in dict(value).items()}

@@ -123,9 +123,7 @@ def main() -> None:
     memory = {}
     for name in LOOPS:
         words = [sys.executable, __file__, "--size", args.size, "--attention", args.attention]
-        done = subprocess.run(
-            [*words, "--only", name], capture_output=True, text=True, check=True
-        )
+        done = subprocess.run([*words, "--only", name], capture_output=True, text=True, check=True)
         memory[name] = int(done.stdout.split()[-1])
     tokens = context * batch
     ratios = [b / o for o, b in zip(seconds["ours"], seconds["bare"], strict=True)]

@@ -61,9 +61,10 @@ def settings(run: Path, **values: Any) -> GenerateConfig:
 
 def command(monkeypatch: Any, *arguments: str) -> None:
     """Run `python -m phasegpt.generate` in this process."""
-    monkeypatch.setattr(sys, "argv", ["generate.py", *arguments])
-    monkeypatch.delitem(sys.modules, "phasegpt.generate", raising=False)
-    runpy.run_module("phasegpt.generate", run_name="__main__", alter_sys=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["generate.py", *arguments])
+        patch.delitem(sys.modules, "phasegpt.generate")  # runpy warns of a second import
+        runpy.run_module("phasegpt.generate", run_name="__main__", alter_sys=True)
 
 
 # ---- the text

@@ -182,7 +182,9 @@ def test_resume_at_a_step_validated_and_saved_does_not_validate_again(
     with pytest.raises(RuntimeError, match="crash"):
         train(config("callbacks.checkpoint.every_n_train_steps=4", cache=cache), tmp_path)
     monkeypatch.setattr(LitGPT, "training_step", real_step)
-    train(config("callbacks.checkpoint.every_n_train_steps=4", "resume=true", cache=cache), tmp_path)
+    train(
+        config("callbacks.checkpoint.every_n_train_steps=4", "resume=true", cache=cache), tmp_path
+    )
     assert steps == [4, 8, 12]
     assert_identical(whole(0, 1), tmp_path)
 

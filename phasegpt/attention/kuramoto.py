@@ -88,7 +88,7 @@ class Kuramoto(Softmax):
         q, k, v = self.project(x_BTD, cache)
         theta = self.integrate(x_BTD, perturbation)
         cos, sin = theta.cos(), theta.sin()
-        R_BTH = resultant_length(cos, sin) if return_phase or self.gate is not None else None
+        R_BTH = resultant_length(cos, sin)
         if self.beta is not None:
             N = self.options.num_oscillators
             features = torch.cat((cos, sin), dim=-1).transpose(1, 2)  # [B,H,T,2N]

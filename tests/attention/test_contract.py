@@ -77,6 +77,10 @@ def shrunk(stem: str) -> dict[str, Any]:
     return {k: v for k, v in small.items() if k in yaml_options(stem)}
 
 
+NOISY = [s for s in STEMS if "noise_sigma" in yaml_options(s)]
+noisy_yaml = pytest.mark.parametrize("stem", NOISY)
+NOISE = {"noise_sigma": 0.03, "frequency_jitter": 0.02}
+
 every_case = pytest.mark.parametrize(("stem", "positions"), CASES)
 every_yaml = pytest.mark.parametrize("stem", STEMS)
 
@@ -273,9 +277,10 @@ def test_one_compiled_graph_equals_eager(stem: str, positions: str) -> None:
 @every_yaml
 def test_activation_checkpointing_gives_the_same_loss_and_gradients(stem: str) -> None:
     idx = tokens(2, 16)
+    noise = NOISE if stem in NOISY else {}
     results = []
     for recompute in (False, True):
-        model = gpt(stem, activation_checkpointing=recompute, dropout=0.2).train()
+        model = gpt(stem, options=noise, activation_checkpointing=recompute, dropout=0.2).train()
         key = NoiseKey(seed=1, step=2, sample_B=(3, 4))
         torch.manual_seed(3)
         out = model(idx, perturbations=model.draw_perturbations(key, 16), return_phase=True)
@@ -288,10 +293,6 @@ def test_activation_checkpointing_gives_the_same_loss_and_gradients(stem: str) -
 
 
 # --- training noise --------------------------------------------------------------------------
-
-NOISY = [s for s in STEMS if "noise_sigma" in yaml_options(s)]
-noisy_yaml = pytest.mark.parametrize("stem", NOISY)
-NOISE = {"noise_sigma": 0.03, "frequency_jitter": 0.02}
 
 
 def drawn(model: GPT, samples: tuple[int, ...], seed: int = 1, step: int = 5) -> list[Tensor]:

@@ -328,7 +328,7 @@ def test_the_regularizer_penalizes_R_above_its_target_alone_and_lowers_it(
             parameter -= 20 * parameter.grad
         assert penalty(0.45)[0] < loss
         assert penalty(0.45)[1].mean() < R.mean()
-    with pytest.raises(ValueError, match="mode 'floor' is unknown; choose from: .*ceiling"):
+    with pytest.raises(ValueError, match=r"mode 'floor' is unknown; choose from: .*ceiling"):
         coherence_regularizer(torch.zeros(1, 1, 1, 2), target=0.4, weight=1.0, mode="floor")
 
 

@@ -127,7 +127,7 @@ def test_as_coded_warns_once(make_model: Callable, text_ids: Callable) -> None:
 
 def test_as_coded_refuses_to_decode_with_a_cache(leaky: Callable) -> None:
     model = leaky(layers=(0,))
-    with pytest.raises(ConfigError, match="sees the future.*cannot decode with a cache"):
+    with pytest.raises(ConfigError, match=r"sees the future.*cannot decode with a cache"):
         model.new_cache()
     with pytest.raises(ConfigError, match="cannot decode with a cache"):
         phase_sync(model)(torch.randn(1, 3, 16), cache=LayerCache())
