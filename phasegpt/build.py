@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from phasegpt.attention import layer_class
@@ -12,11 +13,15 @@ from phasegpt.model import GPT
 
 
 def run_config(config: Any) -> RunConfig:
-    """Validate a composed configuration (DictConfig, mapping or RunConfig) whole."""
+    """Validate a composed configuration (DictConfig, mapping or RunConfig) whole.
+
+    The attention's options come back converted and complete, so that 1 and 1.0 are one run.
+    """
     run = config if isinstance(config, RunConfig) else RunConfig.parse(plain(config))
     layout = GPTConfig.from_sections(run.model, run.attention, vocab_size=2)
-    layer_class(layout.attention).Config.parse(layout.attention_options)
-    return run
+    options = layer_class(layout.attention).Config.parse(layout.attention_options)
+    own = {"name": layout.attention, "layers": run.attention.get("layers", "all")}
+    return replace(run, attention={**options.flat(), **own})
 
 
 def gpt_config(run: RunConfig, vocab_size: int | None = None) -> GPTConfig:

@@ -7,6 +7,7 @@ classes or a plain Python type.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from phasegpt.errors import ConfigError
-from phasegpt.validate import Section, number
+from phasegpt.validate import Section, number, unknown
 
 _PACKAGE = Path(__file__).resolve().parent
 #: conf/ inside an installed wheel, or beside the package in a checkout.
@@ -39,24 +40,31 @@ _NOT_HASHED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTConfig(Section):
-    """Everything that fixes a GPT's shape and mechanism; flat, GPT-2's names.
-
-    `attention` is a module name under phasegpt/attention, used in `attention_layers` (0-based);
-    the other layers are softmax. `attention_options` belong to the mechanism's own Config.
-    """
+class ModelSection(Section):
+    """The `model` group: sizes under GPT-2's names; `vocab_size=null` takes the tokenizer's."""
 
     section: ClassVar[str] = "model"
     n_layer: int = number(12, ge=1)
     n_head: int = number(12, ge=1)
     n_embd: int = number(768, ge=1)
     block_size: int = number(512, ge=1)
-    vocab_size: int = number(50257, ge=2)
+    vocab_size: int | None = number(None, ge=2)
     dropout: float = number(0.1, ge=0, lt=1)
     bias: bool = True
     positions: Literal["learned", "rope"] = "learned"
     layer_norm_epsilon: float = number(1e-5, gt=0)
     activation_checkpointing: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig(ModelSection):
+    """Everything that fixes a GPT's shape and mechanism, flat.
+
+    `attention` is a module name under phasegpt/attention, used in `attention_layers` (0-based);
+    the other layers are softmax. `attention_options` belong to the mechanism's own Config.
+    """
+
+    vocab_size: int = number(50257, ge=2)
     attention: str = "softmax"
     attention_layers: tuple[int, ...] = ()
     attention_options: dict[str, Any] = field(default_factory=dict)
@@ -101,23 +109,6 @@ class GPTConfig(Section):
             attention_layers=tuple(layers),
             attention_options=options,
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSection(Section):
-    """The `model` group: sizes; `vocab_size=null` takes the tokenizer's."""
-
-    section: ClassVar[str] = "model"
-    n_layer: int = number(ge=1)
-    n_head: int = number(ge=1)
-    n_embd: int = number(ge=1)
-    block_size: int = number(ge=1)
-    vocab_size: int | None = number(None, ge=2)
-    dropout: float = number(0.0, ge=0, lt=1)
-    bias: bool = True
-    positions: Literal["learned", "rope"] = "learned"
-    layer_norm_epsilon: float = number(1e-5, gt=0)
-    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +277,26 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return hydra_compose(config_name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError("\n".join([*misspelt(overrides, config_name), str(error)])) from error
+
+
+def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]:
+    """For every override whose key conf/ does not have, the nearest key that it has."""
+
+    def keys(node: Any, prefix: str = "") -> list[str]:
+        if not isinstance(node, Mapping):
+            return []
+        return [k for name in node for k in (prefix + name, *keys(node[name], f"{prefix}{name}."))]
+
+    known = [*keys(plain(compose(config_name=config_name))), "experiment"]
+    given = [word.partition("=")[0] for word in overrides if "=" in word]
+    return [
+        unknown(key, known)
+        for key in given
+        if key not in known
+        and not key.startswith(("+", "~", "hydra", "experiment"))
+        and difflib.get_close_matches(key, known, n=1)
+    ]
 
 
 def plain(config: Any) -> dict[str, Any]:

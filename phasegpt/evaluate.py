@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -190,7 +189,6 @@ def _finite(value: float | None) -> float | None:
 
 
 if __name__ == "__main__":
-    from phasegpt.shell import literal
+    from phasegpt.shell import launch
 
-    sys.argv[1:] = literal(sys.argv[1:], "checkpoint", "data_path", "cache_dir", "output")
-    main()
+    launch(main, "checkpoint", "data_path", "cache_dir", "output", config_name="evaluate")

@@ -114,7 +114,6 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
 
 
 if __name__ == "__main__":
-    from phasegpt.shell import literal
+    from phasegpt.shell import launch
 
-    sys.argv[1:] = literal(sys.argv[1:], "checkpoint", "prompt")
-    main()
+    launch(main, "checkpoint", "prompt", config_name="generate")

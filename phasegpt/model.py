@@ -234,8 +234,16 @@ class GPT(nn.Module):
             raise CheckpointError(
                 f"{folder} holds a {hf.get('model_type')!r} model; only 'gpt2' can be read"
             )
+        for key, expected in _HF_FIXED.items():
+            if hf.get(key, expected) not in (expected, None):
+                raise CheckpointError(
+                    f"{folder}/config.json has {key}={hf[key]!r}; only {expected!r} can be read"
+                )
         model = cls(_config_from_hf(hf), seed=0)
-        weights = load_file(folder / "model.safetensors")
+        try:
+            weights = load_file(folder / "model.safetensors")
+        except Exception as error:  # SafetensorError has no public home
+            raise CheckpointError(f"{folder}/model.safetensors is damaged: {error}") from error
         weights = {k if k.startswith("transformer.") else f"transformer.{k}": v
                    for k, v in weights.items()}  # fmt: skip
         conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored as [in, out]
@@ -247,8 +255,23 @@ class GPT(nn.Module):
                 if name not in weights:
                     raise CheckpointError(f"{folder}/model.safetensors has no {name}")
                 value = weights[name].t() if name.endswith(conv1d) else weights[name]
+                if value.shape != target.shape:
+                    raise CheckpointError(
+                        f"{folder}/model.safetensors: {name} has shape {list(value.shape)}, "
+                        f"expected {list(target.shape)}"
+                    )
                 target.copy_(value)
         return model
+
+
+# What GPT-2 variants may change and we do not: other values would load and compute wrongly.
+_HF_FIXED = {
+    "activation_function": "gelu_new",
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+    "add_cross_attention": False,
+}
 
 
 def _config_from_hf(hf: Mapping[str, Any]) -> GPTConfig:

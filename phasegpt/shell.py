@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from phasegpt.config import misspelt
 from phasegpt.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -48,6 +49,20 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+
+
+def launch(main: Callable[[], Any], *keys: str, config_name: str) -> None:
+    """Run a hydra.main with the values of `keys` taken literally (see literal).
+
+    Where Hydra refuses the command line for a misspelt key, the nearest key is named too.
+    """
+    sys.argv[1:] = literal(sys.argv[1:], *keys)
+    try:
+        main()
+    except SystemExit as error:
+        if error.code == 1:
+            sys.stderr.writelines(f"{line}\n" for line in misspelt(sys.argv[1:], config_name))
+        raise
 
 
 def literal(arguments: Sequence[str], *keys: str) -> list[str]:

@@ -186,6 +186,11 @@ def _check_device(run: RunConfig) -> None:
         raise ConfigError(
             "trainer.accelerator=cuda, but torch sees no GPU here; use trainer=cpu or trainer=auto"
         )
+    on_cpu = run.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if run.trainer.precision == "bf16-mixed" and on_cpu:
+        raise ConfigError(
+            "trainer.precision=bf16-mixed is for GPUs; use 32-true, or auto to have it chosen"
+        )
 
 
 def _final(path: Path) -> dict[str, float]:
@@ -243,4 +248,6 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from phasegpt.shell import launch
+
+    launch(main, "resume", "data.path", config_name="config")

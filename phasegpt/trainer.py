@@ -15,6 +15,7 @@ from phasegpt.config import RunConfig
 from phasegpt.data import Corpus, DataModule
 from phasegpt.lit import LitGPT
 from phasegpt.record import MetricsCSV, RunFolder
+from phasegpt.saving import Saver, VerifiedIO
 
 # torch.compile takes about a minute; shorter runs than this many steps would not earn it back.
 _COMPILE_FROM_STEPS = 3000
@@ -26,7 +27,7 @@ class Assembled(NamedTuple):
     trainer: pl.Trainer
     lit: LitGPT
     data: DataModule
-    saver: cb.Saver
+    saver: Saver
     csv: MetricsCSV
     cuda: bool
     tokens_per_step: int
@@ -57,7 +58,7 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
     attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
     flops_per_token = 6 * model.num_parameters() + attention
     csv = MetricsCSV(folder.path / "metrics.csv")
-    saver = cb.Saver(folder, run.callbacks.checkpoint.every_n_train_steps, csv)
+    saver = Saver(folder, run.callbacks.checkpoint.every_n_train_steps, csv)
     metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
     callbacks: list[pl.Callback] = [metrics, cb.RngState(), saver]
     if run.callbacks.early_stopping.patience is not None:
@@ -79,7 +80,7 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
         deterministic=t.deterministic,
         logger=[csv, *_extra_loggers(run, folder)],
         callbacks=callbacks,
-        plugins=[cb.VerifiedIO()],
+        plugins=[VerifiedIO()],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -118,8 +119,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):
-        if hint is float and value != value:
-            raise ConfigError(f"{name}=nan must be a number")
+        if hint is float and not math.isfinite(value):
+            raise ConfigError(f"{name}={value} must be a finite number")
         return value
     words = {
         int: "a whole number",

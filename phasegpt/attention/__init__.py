@@ -49,6 +49,10 @@ class AttentionConfig(Section):
 
     section: ClassVar[str] = "attention"
 
+    def flat(self) -> dict[str, Any]:
+        """The options as the keys of the `attention` group, converted and complete."""
+        return self.to_dict()
+
 
 class Attention(nn.Module):
     """Base of every attention layer. Subclasses set Config and implement forward."""

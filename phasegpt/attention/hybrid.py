@@ -8,16 +8,18 @@ Shapes: B batch, T time, D model width.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
-from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, build
+from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, build, layer_class
 from phasegpt.cache import LayerCache
 from phasegpt.config import GPTConfig
 from phasegpt.controls import NoiseKey, Perturbation
+from phasegpt.errors import ConfigError
+from phasegpt.validate import unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +33,22 @@ class HybridConfig(AttentionConfig):
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Split the keys between the blend and its partner."""
+        """Split the keys between the blend and its partner, and check both."""
         own = {f.name for f in fields(cls)}
-        rest = {k: v for k, v in values.items() if k not in own}
-        return super().parse(
-            {k: v for k, v in values.items() if k in own} | {"partner_options": rest}
-        )
+        mine = cls(**{k: v for k, v in values.items() if k in own})
+        partner = layer_class(mine.partner).Config
+        rest = mine.partner_options | {k: v for k, v in values.items() if k not in own}
+        theirs = [f.name for f in fields(partner)]
+        for key in rest:
+            if key not in theirs:
+                names = [f"attention.{name}" for name in (*own, *theirs)]
+                raise ConfigError(unknown(f"attention.{key}", names))
+        return replace(mine, partner_options=partner.parse(rest).flat())
+
+    def flat(self) -> dict[str, Any]:
+        """The blend's options and the partner's, side by side."""
+        own = self.to_dict()
+        return {**own.pop("partner_options"), **own}
 
 
 class Hybrid(Attention):

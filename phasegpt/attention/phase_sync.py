@@ -72,6 +72,11 @@ class PhaseSync(Attention):
         if self.leaky:
             if self.rope:
                 raise ConfigError("attention.as_coded=true knows model.positions=learned only")
+            if self.options.noise_sigma or self.options.frequency_jitter:
+                raise ConfigError(
+                    "attention.as_coded=true has neither noise nor jitter; set "
+                    "attention.noise_sigma=0 and attention.frequency_jitter=0"
+                )
             warnings.warn(
                 f"layer {layer}: attention.as_coded=true sees the future; its losses compare with "
                 f"no causal model and its run is marked leaky",
@@ -96,12 +101,15 @@ class PhaseSync(Attention):
         """See Attention.forward; `phase.R` is over the prefix of each channel, [B,T,H,N]."""
         if self.options.as_coded:
             return self._as_coded(x_BTD, cache, return_phase)
+        if return_phase and cache is not None:
+            raise ConfigError("phase_sync has no prefix R with a cache; call without one")
         T = x_BTD.shape[1]
+        theta = self.oscillators.initial_phases(x_BTD)
         drift_T1N: Tensor | float = 0.0
         if self.rope:
             start = cache.length if cache is not None else 0
             angles = rotary_angles(start, T, self.options.num_oscillators, x_BTD.device)
-            drift_T1N = angles.unsqueeze(1)
+            drift_T1N = angles.unsqueeze(1).to(theta.dtype)
         o, oscillators = self.options, self.oscillators
         last: list[ops.Scan] = []
 
@@ -118,15 +126,10 @@ class PhaseSync(Attention):
             last.append(result)
             return result.theta.view_as(theta)
 
-        theta = oscillators.initial_phases(x_BTD) + drift_T1N
-        theta = oscillators.integrate(advance, theta, perturbation)
+        theta = oscillators.integrate(advance, theta + drift_T1N, perturbation)
         if cache is not None:
             cache.state, cache.length = last[-1].state, cache.length + T
-        phase = None
-        if return_phase:
-            if cache is not None:
-                raise ConfigError("phase_sync has no prefix R with a cache; call without one")
-            phase = Phase(theta, prefix_order_parameter(theta))
+        phase = Phase(theta, prefix_order_parameter(theta)) if return_phase else None
         read = (theta - drift_T1N).flatten(2)
         lifted = torch.cat((read.cos(), read.sin()), dim=-1)
         return AttentionOutput(self._read_out(lifted, x_BTD.dtype), phase)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from phasegpt.attention import Attention, build, layer_class
 from phasegpt.config import CONF_DIR, GPTConfig, ModelSection, compose, plain
 from phasegpt.controls import NoiseKey, coherence_regularizer
+from phasegpt.errors import ConfigError
 from phasegpt.model import GPT
 
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
@@ -178,6 +179,23 @@ def test_decoding_with_the_cache_equals_the_full_forward(
             assert cache.length == 24
 
 
+@every_case
+def test_phases_asked_for_while_decoding_are_those_of_the_full_forward_or_refused(
+    stem: str, positions: str
+) -> None:
+    model, idx = gpt(stem, positions), tokens(2, 9)
+    full, cache = model(idx, return_phase=True).phase, model.new_cache()
+    try:
+        parts = [model(t, cache=cache, return_phase=True).phase for t in idx.split([6, 1, 2], 1)]
+    except ConfigError as error:
+        assert "cache" in str(error)
+        return
+    for layer, phase in full.items():
+        for field in (0, 1):
+            joined = torch.cat([part[layer][field] for part in parts], 1)
+            torch.testing.assert_close(joined, phase[field], rtol=0, atol=1e-5)
+
+
 # --- gradients -------------------------------------------------------------------------------
 
 
@@ -259,9 +277,22 @@ def test_bf16_autocast_is_finite_over_1024_tokens(
 
 
 @every_case
+def test_phases_keep_float32_precision_under_bf16_autocast(stem: str, positions: str) -> None:
+    config = config_of(stem, positions, {}, {})
+    layer = build(config.attention, config, config.attention_options, 1)
+    x = torch.randn(2, 20, 16)
+    exact = layer(x, return_phase=True).phase
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        phase = layer(x, return_phase=True).phase
+    if exact is not None:
+        torch.testing.assert_close(tuple(phase), tuple(exact), rtol=0, atol=1e-5)
+
+
+@every_case
 def test_one_compiled_graph_equals_eager(stem: str, positions: str) -> None:
     torch._dynamo.reset()
-    model, idx = gpt(stem, positions, shrunk(stem), n_layer=2), tokens(2, 8)
+    model = gpt(stem, positions, {**shrunk(stem), "layers": [0]}, n_layer=1)
+    idx = tokens(2, 8)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     for return_phase in (False, True):
         a, b = model(idx, return_phase=return_phase), compiled(idx, return_phase=return_phase)

@@ -1,0 +1,5 @@
+"""From run folders to the committed records, table and picture of a study."""
+
+from phasegpt.analysis.study import collect, draw, load_records, summarise, write_table
+
+__all__ = ["collect", "draw", "load_records", "summarise", "write_table"]

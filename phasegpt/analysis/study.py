@@ -1,0 +1,132 @@
+"""A study is a folder: runs/*.json (one small record per run), table.csv and curves.png.
+
+Records are copied from run folders once and committed; table and picture follow from them alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phasegpt.checkpoint import write_atomic
+from phasegpt.record import read_metrics, read_record
+
+_COLUMNS = ("arm", "n", "seeds", "mean", "sd", "low", "high", "R", "parameters", "steps")
+
+
+def collect(runs: Path, study: Path) -> list[Path]:
+    """Copy the record of every finished run ARM-seedN under `runs` into study/runs.
+
+    A record is run.json with the validation curve and R per layer from metrics.csv.
+    """
+    written = []
+    for folder in sorted(p.parent for p in runs.glob("*/run.json")):
+        record = read_record(folder)
+        if record.get("status") not in ("ok", "collapsed"):
+            continue
+        rows = read_metrics(folder / "metrics.csv")
+        record["curves"] = {
+            name: [[int(row["step"]), row[name]] for row in rows if name in row][:: _thin(name)]
+            for name in sorted({key for row in rows for key in row})
+            if re.fullmatch(r"val/ppl|phase/R/layer\d+/mean|train/loss", name)
+        }
+        target = study / "runs" / f"{folder.name}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+        write_atomic(target, (text + "\n").encode())
+        written.append(target)
+    return written
+
+
+def _thin(name: str) -> int:
+    """Validation points are all kept; of the others every fifth."""
+    return 1 if name == "val/ppl" else 5
+
+
+def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
+    """Records by arm (the file name before -seedN), sorted by seed."""
+    arms: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for file in sorted((study / "runs").glob("*.json")):
+        arm = re.sub(r"-seed\d+$", "", file.stem)
+        arms[arm].append(json.loads(file.read_text(encoding="utf-8")))
+    return {arm: sorted(found, key=lambda r: r["seed"]) for arm, found in sorted(arms.items())}
+
+
+def summarise(study: Path) -> list[dict[str, Any]]:
+    """Per arm: best validation perplexity over seeds as mean, sd and 95% t interval; R at the end.
+
+    A single seed has no sd and no interval; they are None.
+    """
+    from scipy.stats import t
+
+    table = []
+    for arm, records in load_records(study).items():
+        best = np.array([r["best"]["val/ppl"] for r in records])
+        n = len(best)
+        sd = float(best.std(ddof=1)) if n > 1 else None
+        half = None if sd is None else float(t.ppf(0.975, n - 1)) * sd / n**0.5
+        order = [r["final"]["phase/R/final"] for r in records if "phase/R/final" in r["final"]]
+        table.append(
+            {
+                "arm": arm,
+                "n": n,
+                "seeds": " ".join(str(r["seed"]) for r in records),
+                "mean": float(best.mean()),
+                "sd": sd,
+                "low": None if half is None else float(best.mean()) - half,
+                "high": None if half is None else float(best.mean()) + half,
+                "R": float(np.mean(order)) if order else None,
+                "parameters": records[0]["parameters"]["non_embedding"],
+                "steps": records[0]["step"],
+            }
+        )
+    return sorted(table, key=lambda row: row["mean"])
+
+
+def write_table(study: Path) -> Path:
+    """study/table.csv from the records."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in summarise(study):
+        values = (row[name] for name in _COLUMNS)
+        writer.writerow(
+            ["" if v is None else f"{v:.4f}" if isinstance(v, float) else v for v in values]
+        )
+    write_atomic(study / "table.csv", buffer.getvalue().encode())
+    return study / "table.csv"
+
+
+def draw(study: Path) -> Path:
+    """study/curves.png: validation perplexity and R of every arm, mean over seeds and range."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for arm, records in load_records(study).items():
+        _band(left, [r["curves"]["val/ppl"] for r in records], f"{arm} (n={len(records)})")
+        names = sorted({k for r in records for k in r["curves"] if k.startswith("phase/R/")})
+        for name in names:
+            label = f"{arm}, {name.split('/')[2]}"
+            _band(right, [r["curves"][name] for r in records], label)
+    left.set(title="validation perplexity", xlabel="optimizer step", yscale="log")
+    right.set(title="order parameter R (phase_sync: over the prefix)", xlabel="optimizer step")
+    for axes in (left, right):
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=8)
+    figure.savefig(study / "curves.png", dpi=110, metadata={"Software": None})
+    return study / "curves.png"
+
+
+def _band(axes: Any, curves: list[list[list[float]]], label: str) -> None:
+    steps = [point[0] for point in curves[0]]
+    values = np.array([[point[1] for point in curve] for curve in curves])
+    (line,) = axes.plot(steps, values.mean(0), label=label)
+    axes.fill_between(steps, values.min(0), values.max(0), color=line.get_color(), alpha=0.2)

@@ -1,0 +1,53 @@
+"""Show the runs under a folder, or regenerate the table and picture of committed studies.
+
+python scripts/analyze_results.py runs/first_light                      status of every run
+python scripts/analyze_results.py runs/first_light --into results/first_light    copy records
+python scripts/analyze_results.py results                   table.csv and curves.png, anew
+"""
+
+import argparse
+from pathlib import Path
+
+from phasegpt.analysis import collect, draw, summarise, write_table
+from phasegpt.record import read_record
+
+
+def show_runs(folder: Path) -> None:
+    for path in sorted(folder.rglob("run.json")):
+        record = read_record(path.parent)
+        best = (record.get("best") or {}).get("val/ppl")
+        ppl = "-" if best is None else f"{best:.3f}"
+        status, step = record.get("status", "?"), record.get("step", 0)
+        print(f"{path.parent.relative_to(folder)}  {status}  step {step}  best val/ppl {ppl}")
+
+
+def show_study(study: Path) -> None:
+    print(f"{study.name}: best validation perplexity, mean over seeds")
+    for row in summarise(study):
+        spread = "" if row["sd"] is None else (
+            f" sd {row['sd']:.3f}, 95% interval [{row['low']:.3f}, {row['high']:.3f}]"
+        )  # fmt: skip
+        order = "" if row["R"] is None else f", R {row['R']:.3f}"
+        print(f"  {row['arm']:<16} {row['mean']:.3f} (n={row['n']}{spread}){order}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--into", type=Path, help="copy the records of finished runs to this study")
+    args = parser.parse_args()
+    if not args.folder.is_dir():
+        parser.error(f"{args.folder} is not a folder")
+    if args.into:
+        print(f"{len(collect(args.folder, args.into))} records in {args.into / 'runs'}")
+    studies = sorted({p.parent.parent for p in args.folder.rglob("runs/*.json")})
+    for study in [args.into] if args.into else studies:
+        write_table(study)
+        draw(study)
+        show_study(study)
+    if not studies and not args.into:
+        show_runs(args.folder)
+
+
+if __name__ == "__main__":
+    main()
