@@ -22,6 +22,7 @@ from phasegpt.errors import Collapsed
 from phasegpt.evaluation import byte_length, nats, perplexity
 from phasegpt.model import GPT
 from phasegpt.optim import adamw, schedule
+from phasegpt.saving import step_done
 
 
 class LitGPT(pl.LightningModule):
@@ -97,7 +98,9 @@ class LitGPT(pl.LightningModule):
             raise Collapsed(self._diagnosis())
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Ask for a last validation at the last step, whatever the interval."""
+        """Free the gradients of a finished step, and ask for a validation at the last one."""
+        if step_done(self.trainer, batch_idx):
+            self.optimizers(use_pl_optimizer=False).zero_grad()  # type: ignore[union-attr]
         if self.global_step >= self.run.trainer.max_steps:
             self.trainer.should_stop = True
 
