@@ -250,4 +250,4 @@ def _say(text: str) -> None:
 if __name__ == "__main__":
     from phasegpt.shell import launch
 
-    launch(main, "resume", "data.path", config_name="config")
+    launch(main, "data.path", config_name="config")
