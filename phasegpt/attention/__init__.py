@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -54,7 +55,7 @@ class AttentionConfig(Section):
         return self.to_dict()
 
 
-class Attention(nn.Module):
+class Attention(nn.Module, ABC):
     """Base of every attention layer. Subclasses set Config and implement forward."""
 
     #: Options of the mechanism; conf/attention/NAME.yaml holds the same defaults.
@@ -73,6 +74,7 @@ class Attention(nn.Module):
         self.rope = config.positions == "rope"
         self.dropout = config.dropout
 
+    @abstractmethod
     def forward(
         self,
         x_BTD: Tensor,
@@ -82,7 +84,6 @@ class Attention(nn.Module):
         return_phase: bool = False,
     ) -> AttentionOutput:
         """Mix tokens causally. With `cache`, x continues the tokens the cache has seen."""
-        raise NotImplementedError
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""

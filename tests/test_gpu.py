@@ -1,0 +1,82 @@
+"""What only a GPU can show; skipped by name where there is none."""
+
+import pytest
+import torch
+
+import phasegpt
+from phasegpt import synthetic
+from phasegpt.record import read_metrics
+from phasegpt.train import train
+
+pytestmark = pytest.mark.gpu
+
+WORDS = [
+    "attention.layers=[1]",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=64",
+    "model.block_size=64",
+    "data=text",
+    "data.batch_size=8",
+    "trainer=gpu",
+    "trainer.max_steps=20",
+    "trainer.val_check_interval=10",
+    "trainer.log_every_n_steps=1",
+    "optimizer.lr=3e-3",
+    "optimizer.warmup_steps=2",
+    "callbacks.sample_text.max_new_tokens=5",
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    text = tmp_path / "play.txt"
+    text.write_text(synthetic.generate(1, 20_000))
+
+    def start(name: str, *extra: str) -> list[float]:
+        words = [*WORDS, f"data.path={text}", f"data.cache_dir={tmp_path / 'cache'}", *extra]
+        train(phasegpt.compose(words), tmp_path / name)
+        return [row["train/loss"] for row in read_metrics(tmp_path / name / "metrics.csv")]
+
+    return start
+
+
+@pytest.mark.parametrize("attention", ["softmax", "kuramoto", "phase_sync", "hybrid"])
+def test_bf16_training_on_a_gpu_follows_float32_on_the_cpu(run, attention):
+    bf16 = run("gpu", f"attention={attention}", "attention.layers=[1]")
+    cpu = run("cpu", f"attention={attention}", "attention.layers=[1]", "trainer=cpu")
+    assert bf16 == pytest.approx(cpu, rel=0.03)
+    assert bf16[-1] < bf16[0] - 0.5
+
+
+def test_compiled_training_follows_eager_training(run):
+    assert run("compiled", "compile=true") == pytest.approx(run("eager"), rel=0.02)
+
+
+def test_resume_on_a_gpu_is_bit_identical(run, monkeypatch):
+    from phasegpt.lit import LitGPT
+
+    noisy = ["model.dropout=0.1", "attention.noise_sigma=0.05", "trainer.deterministic=true"]
+    noisy.append("callbacks.checkpoint.every_n_train_steps=5")
+    whole = run("whole", *noisy)
+    real = LitGPT.training_step
+
+    def fails(self, batch, batch_idx):
+        if batch_idx == 13:
+            raise RuntimeError("crash")
+        return real(self, batch, batch_idx)
+
+    monkeypatch.setattr(LitGPT, "training_step", fails)
+    with pytest.raises(RuntimeError, match="crash"):
+        run("cut", *noisy)
+    monkeypatch.setattr(LitGPT, "training_step", real)
+    assert run("cut", *noisy, "resume=true") == whole
+
+
+def test_decoding_with_a_cache_equals_the_full_forward_on_a_gpu(make_model):
+    model = make_model("kuramoto").cuda()
+    ids = torch.randint(65, (2, 20), device="cuda")
+    with torch.inference_mode():
+        whole, cache = model(ids).logits, model.new_cache()
+        parts = [model(ids[:, t : t + 1], cache=cache).logits for t in range(20)]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
