@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 
 from phasegpt.config import CONF_DIR, RunConfig
-from phasegpt.errors import CheckpointError, ConfigError, UserError
+from phasegpt.errors import CheckpointError, Collapsed, ConfigError, UserError
 
 if TYPE_CHECKING:
     from phasegpt.record import RunFolder
@@ -78,12 +78,12 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
     """Train `config` (see phasegpt.compose) in `run_dir` and return its run.json as a dict.
 
     With config.resume the run there goes on from its last checkpoint. A finished run is returned
-    unchanged. Raises UserError subclasses: ConfigError, DataError, CheckpointError, Collapsed,
-    Interrupted; run.json then says so.
+    unchanged, a collapsed one raises Collapsed again. Raises UserError subclasses: ConfigError,
+    DataError, CheckpointError, Collapsed, Interrupted; run.json then says so.
     """
     from phasegpt.build import run_config
     from phasegpt.data import prepare
-    from phasegpt.record import FINISHED, RunFolder, provenance
+    from phasegpt.record import RunFolder, provenance
 
     run, run_dir = run_config(config), Path(run_dir)
     _check_device(run)
@@ -92,8 +92,10 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
         earlier = folder.record
         if earlier and earlier["config_hash"] != run.hash:
             raise CheckpointError(_difference(run_dir, earlier["config"], run.to_dict()))
-        if earlier.get("status") in FINISHED:
-            _say(f"{run_dir} is finished (status {earlier['status']}); nothing to do")
+        if earlier.get("status") == "collapsed":
+            raise Collapsed(f"{run_dir} had collapsed and is left unchanged: {earlier['error']}")
+        if earlier.get("status") == "ok":
+            _say(f"{run_dir} is finished; nothing to do")
             return earlier
         corpus = prepare(run.data)
         if earlier and earlier["data"]["fingerprint"] != corpus.fingerprint:

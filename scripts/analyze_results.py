@@ -27,6 +27,9 @@ def show_study(study: Path) -> None:
         spread = "" if row["sd"] is None else (
             f" sd {row['sd']:.3f}, 95% interval [{row['low']:.3f}, {row['high']:.3f}]"
         )  # fmt: skip
+        if row["difference_low"] is not None:
+            spread += f"; minus softmax {row['difference']:+.3f}"
+            spread += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
         order = "" if row["R"] is None else f", R {row['R']:.3f}"
         print(f"  {row['arm']:<16} {row['mean']:.3f} (n={row['n']}{spread}){order}")
 

@@ -39,6 +39,16 @@ def test_mean_sd_and_t_interval_of_known_numbers(tmp_path):
     assert second["low"] == pytest.approx(5 - half) and second["high"] == pytest.approx(5 + half)
 
 
+def test_differences_to_softmax_are_paired_by_seed(tmp_path):
+    ledger(tmp_path, "softmax", [4.0, 8.0, 6.0])
+    ledger(tmp_path, "other", [3.0, 7.0, 5.0])  # always one less, whatever the seed does
+    ledger(tmp_path, "partial", [3.0, 7.0, 5.0, 9.0])  # a seed without its partner: no difference
+    rows = {row["arm"]: row for row in summarise(tmp_path)}
+    other = rows["other"]
+    assert (other["difference"], other["difference_low"], other["difference_high"]) == (-1, -1, -1)
+    assert rows["softmax"]["difference"] is None and rows["partial"]["difference"] is None
+
+
 def test_table_and_picture_are_byte_identical_when_nothing_changed(tmp_path):
     ledger(tmp_path, "a", [3.0, 4.0])
     table, picture = write_table(tmp_path).read_bytes(), draw(tmp_path).read_bytes()

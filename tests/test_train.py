@@ -162,6 +162,10 @@ def test_collapse_stops_with_step_layer_and_R_and_keeps_the_last_good_checkpoint
     assert read_record(tmp_path)["status"] == "collapsed"
     assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2
     assert all(p.isfinite().all() for p in phasegpt.load(tmp_path).parameters())
+    before = (tmp_path / "run.json").read_bytes()
+    with pytest.raises(Collapsed, match="left unchanged: step 3"):
+        run(tmp_path, text, "resume=true")
+    assert (tmp_path / "run.json").read_bytes() == before
 
 
 def test_divergence_from_the_command_line_exits_nonzero_without_a_traceback(tmp_path, text):

@@ -18,7 +18,11 @@ import numpy as np
 from phasegpt.checkpoint import write_atomic
 from phasegpt.record import read_metrics, read_record
 
-_COLUMNS = ("arm", "n", "seeds", "mean", "sd", "low", "high", "R", "parameters", "steps")
+_COLUMNS = (
+    *("arm", "n", "seeds", "mean", "sd", "low", "high"),
+    *("difference", "difference_low", "difference_high", "R", "parameters", "steps"),
+)
+_BASELINE = "softmax"
 
 
 def collect(runs: Path, study: Path) -> list[Path]:
@@ -62,32 +66,51 @@ def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
 def summarise(study: Path) -> list[dict[str, Any]]:
     """Per arm: best validation perplexity over seeds as mean, sd and 95% t interval; R at the end.
 
-    A single seed has no sd and no interval; they are None.
+    `difference` is the arm minus the `softmax` arm, paired by seed, with its own interval. A
+    single seed has no sd and no interval; what is not defined is None.
     """
-    from scipy.stats import t
-
+    arms = load_records(study)
+    baseline = {r["seed"]: r["best"]["val/ppl"] for r in arms.get(_BASELINE, [])}
     table = []
-    for arm, records in load_records(study).items():
-        best = np.array([r["best"]["val/ppl"] for r in records])
-        n = len(best)
-        sd = float(best.std(ddof=1)) if n > 1 else None
-        half = None if sd is None else float(t.ppf(0.975, n - 1)) * sd / n**0.5
+    for arm, records in arms.items():
+        best = {r["seed"]: r["best"]["val/ppl"] for r in records}
+        mean, sd, low, high = interval(list(best.values()))
+        gaps = [best[seed] - baseline[seed] for seed in best if seed in baseline]
+        paired = arm != _BASELINE and len(gaps) == len(best)
+        difference, _, difference_low, difference_high = interval(gaps if paired else [])
         order = [r["final"]["phase/R/final"] for r in records if "phase/R/final" in r["final"]]
         table.append(
             {
                 "arm": arm,
-                "n": n,
+                "n": len(best),
                 "seeds": " ".join(str(r["seed"]) for r in records),
-                "mean": float(best.mean()),
+                "mean": mean,
                 "sd": sd,
-                "low": None if half is None else float(best.mean()) - half,
-                "high": None if half is None else float(best.mean()) + half,
+                "low": low,
+                "high": high,
+                "difference": difference,
+                "difference_low": difference_low,
+                "difference_high": difference_high,
                 "R": float(np.mean(order)) if order else None,
                 "parameters": records[0]["parameters"]["non_embedding"],
                 "steps": records[0]["step"],
             }
         )
     return sorted(table, key=lambda row: row["mean"])
+
+
+def interval(values: list[float]) -> tuple[float | None, float | None, float | None, float | None]:
+    """Mean, sd (n - 1) and the ends of the 95% interval by Student's t; None where undefined."""
+    from scipy.stats import t
+
+    if not values:
+        return None, None, None, None
+    x = np.array(values)
+    if len(x) == 1:
+        return float(x[0]), None, None, None
+    sd = float(x.std(ddof=1))
+    half = float(t.ppf(0.975, len(x) - 1)) * sd / len(x) ** 0.5
+    return float(x.mean()), sd, float(x.mean()) - half, float(x.mean()) + half
 
 
 def write_table(study: Path) -> Path:
