@@ -21,14 +21,14 @@ def show_runs(folder: Path) -> None:
         print(f"{path.parent.relative_to(folder)}  {status}  step {step}  best val/ppl {ppl}")
 
 
-def show_study(study: Path) -> None:
+def show_study(study: Path, baseline: str) -> None:
     print(f"{study.name}: best validation perplexity, mean over seeds")
-    for row in summarise(study):
+    for row in summarise(study, baseline):
         spread = "" if row["sd"] is None else (
             f" sd {row['sd']:.3f}, 95% interval [{row['low']:.3f}, {row['high']:.3f}]"
         )  # fmt: skip
         if row["difference_low"] is not None:
-            spread += f"; minus softmax {row['difference']:+.3f}"
+            spread += f"; minus {baseline} {row['difference']:+.3f}"
             spread += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
         order = "" if row["R"] is None else f", R {row['R']:.3f}"
         print(f"  {row['arm']:<16} {row['mean']:.3f} (n={row['n']}{spread}){order}")
@@ -38,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--into", type=Path, help="copy the records of finished runs to this study")
+    parser.add_argument("--against", default="softmax", help="the arm that differences are from")
     args = parser.parse_args()
     if not args.folder.is_dir():
         parser.error(f"{args.folder} is not a folder")
@@ -47,7 +48,7 @@ def main() -> None:
     for study in [args.into] if args.into else studies:
         write_table(study)
         draw(study)
-        show_study(study)
+        show_study(study, args.against)
     if not studies and not args.into:
         show_runs(args.folder)
 

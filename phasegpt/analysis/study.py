@@ -22,7 +22,6 @@ _COLUMNS = (
     *("arm", "n", "seeds", "mean", "sd", "low", "high"),
     *("difference", "difference_low", "difference_high", "R", "parameters", "steps"),
 )
-_BASELINE = "softmax"
 
 
 def collect(runs: Path, study: Path) -> list[Path]:
@@ -63,20 +62,20 @@ def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
     return {arm: sorted(found, key=lambda r: r["seed"]) for arm, found in sorted(arms.items())}
 
 
-def summarise(study: Path) -> list[dict[str, Any]]:
+def summarise(study: Path, baseline: str = "softmax") -> list[dict[str, Any]]:
     """Per arm: best validation perplexity over seeds as mean, sd and 95% t interval; R at the end.
 
-    `difference` is the arm minus the `softmax` arm, paired by seed, with its own interval. A
+    `difference` is the arm minus the `baseline` arm, paired by seed, with its own interval. A
     single seed has no sd and no interval; what is not defined is None.
     """
     arms = load_records(study)
-    baseline = {r["seed"]: r["best"]["val/ppl"] for r in arms.get(_BASELINE, [])}
+    reference = {r["seed"]: r["best"]["val/ppl"] for r in arms.get(baseline, [])}
     table = []
     for arm, records in arms.items():
         best = {r["seed"]: r["best"]["val/ppl"] for r in records}
         mean, sd, low, high = interval(list(best.values()))
-        gaps = [best[seed] - baseline[seed] for seed in best if seed in baseline]
-        paired = arm != _BASELINE and len(gaps) == len(best)
+        gaps = [best[seed] - reference[seed] for seed in best if seed in reference]
+        paired = arm != baseline and len(gaps) == len(best)
         difference, _, difference_low, difference_high = interval(gaps if paired else [])
         order = [r["final"]["phase/R/final"] for r in records if "phase/R/final" in r["final"]]
         table.append(
