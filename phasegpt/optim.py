@@ -32,8 +32,14 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
         groups[factors.get(id(parameter), 1.0), decay].append(parameter)
     return [
         {"params": members, "lr": config.lr * factor, "weight_decay": decay}
-        for (factor, decay), members in sorted(groups.items(), key=lambda item: item[0])
+        for (factor, decay), members in sorted(groups.items(), key=_order)
     ]
+
+
+def _order(item: tuple[tuple[float, float], list[nn.Parameter]]) -> tuple[bool, float, float]:
+    """The groups of plain parameters first: the first group's lr is the one that is logged."""
+    (factor, decay), _ = item
+    return factor != 1.0, factor, decay
 
 
 def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
