@@ -113,10 +113,12 @@ class Saver(Checkpoint):
         self.best, self._seconds_before = state_dict["best"], state_dict["wall_seconds"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Listen for signals; drop what lies past the step we start from."""
+        """Listen for signals; drop what lies past the step we start from, or was half written."""
         self.stop.install()
         self._begin = time.perf_counter()
         self.csv.cut(trainer.global_step)
+        for partial in self.directory.glob(".*.tmp"):
+            partial.unlink()
         for path in self._steps():
             if _step_of(path) > trainer.global_step and path != self._best_file():
                 checkpoint.remove(path)

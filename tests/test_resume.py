@@ -298,3 +298,38 @@ def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(
     assert read_record(runs / "newer")["status"] == "ok"
     assert read_record(runs / "older")["status"] == "failed"
     assert sorted(p.name for p in runs.iterdir()) == ["newer", "older"]
+
+
+@pytest.mark.parametrize("what", ["folder", "an earlier checkpoint"])
+def test_resume_path_names_a_run_or_one_of_its_checkpoints(
+    tmp_path, monkeypatch, whole, cache, what
+):
+    real = LitGPT.training_step
+
+    def dies(self, batch, batch_idx):
+        if batch_idx == 9:
+            raise RuntimeError("crash")
+        return real(self, batch, batch_idx)
+
+    folder = tmp_path / "cut"
+    with monkeypatch.context() as patch:
+        patch.setattr(LitGPT, "training_step", dies)
+        with pytest.raises(RuntimeError, match="crash"):
+            train(config(cache=cache), folder)
+    kept = sorted(p.name for p in (folder / "checkpoints").glob("step-*.ckpt"))
+    assert kept == ["step-00000008.ckpt", "step-00000009.ckpt"]
+    partial = folder / "checkpoints" / ".step-00000012.ckpt.1.tmp"
+    partial.write_bytes(b"a kill -9 in the middle of a save")
+    path = folder if what == "folder" else folder / "checkpoints" / kept[0]
+    done = subprocess.run(
+        [sys.executable, "-m", "phasegpt.train", *words(cache), f"resume={path}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert_identical(whole(0, 1), folder)
+    runs = list((tmp_path / "runs").rglob("*")) if (tmp_path / "runs").exists() else []
+    assert not partial.exists()
+    assert not any(p.is_file() for p in runs)  # Hydra's own folder was not used
