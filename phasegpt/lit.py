@@ -66,6 +66,8 @@ class LitGPT(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """`val/loss` (nats per token), `val/ppl` and `val/bpb` of the whole split."""
         total, tokens = self._val_nats.item(), self._val_tokens.item()
+        if not math.isfinite(total):
+            raise Collapsed(self._diagnosis())
         corpus = self.trainer.datamodule.corpus  # type: ignore[attr-defined]
         bits = total / math.log(2) / byte_length(corpus, corpus.split("val")[1:])
         self.validation = {

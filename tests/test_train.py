@@ -168,6 +168,25 @@ def test_collapse_stops_with_step_layer_and_R_and_keeps_the_last_good_checkpoint
     assert (tmp_path / "run.json").read_bytes() == before
 
 
+def test_weights_that_turn_bad_in_the_last_update_are_met_by_the_last_validation(tmp_path, text):
+    from phasegpt.lit import LitGPT
+
+    real = LitGPT.on_validation_epoch_start
+
+    def poisons(self):
+        if self.global_step == 4:
+            with torch.no_grad():
+                self.model.blocks[1].mlp.c_fc.weight.fill_(float("nan"))
+        return real(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitGPT, "on_validation_epoch_start", poisons)
+        with pytest.raises(Collapsed, match=r"step 4: .* layer 1 in the forward pass"):
+            run(tmp_path, text)
+    assert read_record(tmp_path)["status"] == "collapsed"
+    assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2
+
+
 def test_divergence_from_the_command_line_exits_nonzero_without_a_traceback(tmp_path, text):
     done = shell(
         *TINY, *text, "optimizer.lr=1e30", "trainer.max_steps=50", f"hydra.run.dir={tmp_path}/run",
