@@ -1,6 +1,6 @@
 """Tokens per second of our training against a bare PyTorch loop, alternating in one process.
 
-    python scripts/bench_train.py [--size small|medium] [--attention softmax] [--rounds 5]
+    python scripts/bench_train.py [--size tiny|small|medium] [--attention softmax] [--rounds 5]
 
 Both train the same module on the same batches with the same optimizer, schedule and clipping;
 ours has the progress bar and default logging on. Peak memory is that of a process of its own.
@@ -26,6 +26,7 @@ from phasegpt.record import RunFolder
 from phasegpt.trainer import assemble
 
 SIZES = {  # layers, heads, width, context, batch, steps per round
+    "tiny": (1, 1, 8, 8, 2, 2000),  # almost no arithmetic: shows the overhead per step
     "small": (4, 4, 128, 64, 12, 200),
     "medium": (6, 6, 384, 64, 12, 40),
 }
@@ -141,6 +142,9 @@ def main() -> None:
         "tokens_per_s": {k: round(tokens / statistics.median(v)) for k, v in seconds.items()},
         "ours_over_bare": round(statistics.median(ratios), 4),
         "ours_over_bare_range": [round(min(ratios), 4), round(max(ratios), 4)],
+        "overhead_us_per_step": round(
+            1e6 * (statistics.median(seconds["ours"]) - statistics.median(seconds["bare"]))
+        ),
         "peak_memory_mb": memory,
     }
     print(json.dumps(result, indent=2))
