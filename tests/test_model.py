@@ -21,7 +21,8 @@ from phasegpt.model import GPT
 @pytest.fixture
 def hf(tmp_path: Path) -> tuple[nn.Module, Path]:
     """A random GPT2LMHeadModel far from its initial weights, and the folder it is saved in."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     config = transformers.GPT2Config(
         n_layer=3, n_head=4, n_embd=32, n_positions=48, vocab_size=101, layer_norm_epsilon=2e-5
     )

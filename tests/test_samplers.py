@@ -48,15 +48,17 @@ def kept(logits: Tensor) -> Tensor:
 def test_truncation_equals_hugging_face_bit_for_bit(
     logits: Tensor, ours: str, theirs: str, value: float
 ) -> None:
+    from transformers.generation import logits_process as transformers
+
     from phasegpt import samplers
 
-    transformers = pytest.importorskip("transformers.generation.logits_process")
     mine = getattr(samplers, ours)(value)(None, logits)
     assert torch.equal(mine, getattr(transformers, theirs)(value)(None, logits))
 
 
 def test_the_chain_is_temperature_top_k_top_p_min_p_as_hugging_face_has_it(logits: Tensor) -> None:
-    hf = pytest.importorskip("transformers.generation.logits_process")
+    from transformers.generation import logits_process as hf
+
     chain = build_chain(temperature=1.7, top_k=20, top_p=0.8, min_p=0.2)
     assert [type(p) for p in chain] == [Temperature, TopK, TopP, MinP]
     theirs = [
