@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from phasegpt import corpora, sources, tokenizers
+from phasegpt import corpora, diskcache, sources, tokenizers
 from phasegpt.config import DataConfig
 from phasegpt.errors import ConfigError, DataError
 
@@ -62,7 +62,7 @@ def prepare(config: DataConfig) -> Corpus:
 
     Raises ConfigError and DataError as phasegpt.corpora does, and DataError for a damaged cache.
     """
-    cache = sources.cache_dir(config.cache_dir)
+    cache = diskcache.cache_dir(config.cache_dir)
     raw = corpora.resolve(config, cache)
     # A tokenizer is a function of its name and the text, so the key can be had without either.
     key = hashlib.sha256(f"{_FORMAT} {config.tokenizer} {raw.content}".encode()).hexdigest()[:16]

@@ -1,20 +1,17 @@
-"""Files from outside: the user's data folder, reads checked by sha256, hosts, shared caches."""
+"""Files from outside: the user's data folder, reads checked by sha256, hosts."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 import socket
-import tempfile
 import threading
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
+from phasegpt import diskcache
 from phasegpt.errors import DataError
 
 DATA_DIR_VARIABLE = "PHASEGPT_DATA_DIR"
@@ -35,14 +32,6 @@ def data_dir() -> Path | None:
             f"{DATA_DIR_VARIABLE}={value} is not a folder; correct it or unset the variable"
         )
     return folder
-
-
-def cache_dir(configured: str | None = None) -> Path:
-    """`configured` (data.cache_dir), else $XDG_CACHE_HOME/phasegpt, else ~/.cache/phasegpt."""
-    if configured:
-        return Path(configured).expanduser()
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "phasegpt"
 
 
 def where_to_put(files: dict[str, str]) -> str:
@@ -114,26 +103,9 @@ def download(url: str, sha256: str) -> bytes | None:
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Fill `folder` by `build(scratch)` unless it exists; safe when several processes ask at once.
-
-    The scratch folder gets its name when it is complete; a lock beside it lets one process build
-    while the others wait. Raises DataError where the place cannot be written.
-    """
-    if folder.is_dir():
-        return
+    """diskcache.build_once for the caches of data; DataError where the place cannot be written."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(folder.name + ".lock")):
-            if folder.is_dir():
-                return
-            for stale in folder.parent.glob(f"{folder.name}.tmp-*"):  # left by a killed process
-                shutil.rmtree(stale, ignore_errors=True)
-            scratch = Path(tempfile.mkdtemp(prefix=f"{folder.name}.tmp-", dir=folder.parent))
-            try:
-                build(scratch)
-                scratch.rename(folder)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+        diskcache.build_once(folder, build)
     except OSError as error:
         raise DataError(
             f"cannot build {folder}: {error}; data.cache_dir must be a folder with room that you "

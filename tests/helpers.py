@@ -1,8 +1,11 @@
-"""Tiny runs made by hand, in the exact form that training leaves behind."""
+"""Tiny runs made by hand, in the exact form that training leaves behind; what a test needs."""
 
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from phasegpt import checkpoint
@@ -66,3 +69,9 @@ def text_data(folder: Path, text: str, tokenizer: str = "char") -> list[str]:
         f"data.path={path}",
         f"data.cache_dir={folder / 'cache'}",
     ]
+
+
+def need_compiler() -> None:
+    """Skip where there is no C++ compiler. One that is there and fails is a failure of the test."""
+    if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")):
+        pytest.skip("needs a C++ compiler and there is none on PATH")

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "phasegpt"
 
 #: Top-level modules and subpackages of phasegpt by layer; a file imports no higher number.
 LAYERS = {
-    0: "config errors validate randomness inference phase controls cache ops",
+    0: "config errors validate randomness inference phase controls cache diskcache polar ops",
     1: "attention",
     2: "model",
     3: "optim corpora sources synthetic references tokenizers data build evaluation",
@@ -183,6 +183,19 @@ def test_only_the_shell_and_config_know_hydra() -> None:
 
 def test_config_imports_hydra_inside_functions_alone() -> None:
     assert "phasegpt.config" not in users("hydra", "omegaconf", top_level=True)
+
+
+def test_oscillators_are_integrated_through_one_door() -> None:
+    inside = [
+        where(found)
+        for found in IMPORTS
+        if found.target.startswith("phasegpt.ops.") and not found.source.startswith("phasegpt.ops")
+    ]
+    assert inside == []
+    assert {i.source for i in IMPORTS if i.target == "phasegpt.ops"} >= {
+        "phasegpt.attention.kuramoto",
+        "phasegpt.attention.phase_sync",
+    }
 
 
 def test_only_hf_imports_transformers() -> None:

@@ -3,23 +3,31 @@
 Coupling attracts: each phase is pulled by sin(theta_j - theta_i). Phases are in radians, are
 never wrapped, and are held in float32 at least (bf16 in gives float32 out, float64 stays).
 
+Backends: `reference`, plain PyTorch for any device, dtype and size, is the truth; `cpu` and
+`cuda` are one-pass kernels with exact adjoints, compiled at first use (float32, Euler, N <= 256,
+S <= 64). `auto` takes the kernels of theta's device where they can do it, and says once why when
+they cannot. `python -m phasegpt.ops` shows what there is here.
+
 Shapes: B batch, T time, H heads, N oscillators, C channels, S integration steps.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from phasegpt.errors import ConfigError
-from phasegpt.ops import reference
-from phasegpt.ops.reference import INTEGRATORS, ScanState
+from phasegpt.ops import fused, reference
+from phasegpt.ops.reference import INTEGRATORS, MeanField, ScanState
+from phasegpt.polar import modulus
 
 __all__ = ["INTEGRATORS", "Rows", "Scan", "ScanState", "kuramoto_rows", "kuramoto_scan"]
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "reference", *fused.KERNELS)
 
 
 class Rows(NamedTuple):
@@ -72,19 +80,32 @@ def kuramoto_rows(
             f"{list(theta0.shape[:-1])}"
         )
     dtype = torch.promote_types(theta0.dtype, torch.float32)
-    lag = lag.to(dtype).unsqueeze(-1) if isinstance(lag, Tensor) else lag
+    theta, omega, coupling = theta0.to(dtype), omega.to(dtype), coupling.to(dtype)
+    lag = lag.to(dtype) if isinstance(lag, Tensor) else lag
+    field: MeanField | None
     with torch.autocast(theta0.device.type, enabled=False):
-        theta, R, psi = reference.rows(
-            theta0.to(dtype),
-            omega.to(dtype),
-            coupling.to(dtype).unsqueeze(-1),
-            steps=steps,
-            dt=dt,
-            lag=lag,
-            integrator=integrator,
-            return_order=return_order,
-        )
-    return Rows(theta, R, psi)
+        if _use_kernels(backend, theta, integrator, steps, N):
+            # The kernels see the lag as an angle of the coupling, K exp(-i lag).
+            if isinstance(lag, Tensor):
+                pair = torch.stack((coupling * lag.cos(), coupling * lag.sin()), dim=-1)
+            else:
+                pair = torch.stack((coupling * math.cos(lag), coupling * math.sin(lag)), dim=-1)
+            theta, *means = fused.rows(theta, omega, pair, steps, dt, return_order)
+            field = MeanField(*means) if return_order else None
+        else:
+            theta, field = reference.rows(
+                theta,
+                omega,
+                coupling.unsqueeze(-1),
+                steps=steps,
+                dt=dt,
+                lag=lag.unsqueeze(-1) if isinstance(lag, Tensor) else lag,
+                integrator=integrator,
+                return_order=return_order,
+            )
+    if field is None:
+        return Rows(theta, None, None)
+    return Rows(theta, modulus(*field), torch.atan2(field.sin, field.cos))
 
 
 def kuramoto_scan(
@@ -113,19 +134,69 @@ def kuramoto_scan(
     for name, value in (("omega", omega), ("coupling", coupling), ("forget", forget)):
         if value is not None and value.shape != (C,):
             raise ConfigError(f"{name} has shape {tuple(value.shape)}; it must be [C] = [{C}]")
-    dtype = torch.promote_types(theta0.dtype, torch.float32)
-    with torch.autocast(theta0.device.type, enabled=False):
-        theta, new_state, R = reference.scan(
-            theta0.to(dtype),
-            omega.to(dtype),
-            coupling.to(dtype),
-            steps=steps,
-            dt=dt,
-            forget=None if forget is None else forget.to(dtype),
-            state=state,
-            return_order=return_order,
+    sums = steps + 1 if return_order else steps
+    if state is not None and state.cos_SBC.shape[0] != sums:
+        raise ConfigError(
+            f"the carried state has {state.cos_SBC.shape[0]} sums and this call needs {sums}; "
+            f"keep steps and return_order the same from call to call"
         )
-    return Scan(theta, new_state, R)
+    dtype = torch.promote_types(theta0.dtype, torch.float32)
+    theta, omega, coupling = theta0.to(dtype), omega.to(dtype), coupling.to(dtype)
+    forget = None if forget is None else forget.to(dtype)
+    field: MeanField | None
+    with torch.autocast(theta0.device.type, enabled=False):
+        if _use_kernels(backend, theta, "euler", steps, 1):
+            if state is None:
+                zeros = theta.new_zeros(sums, theta.shape[0], C)
+                state = ScanState(zeros, zeros, theta.new_zeros(C))
+            absent = theta.new_empty(0)
+            forget = absent if forget is None else forget
+            inputs = (theta, omega, coupling, forget, *(x.to(dtype) for x in state))
+            theta, *new, mean_cos, mean_sin = fused.scan(*inputs, steps, dt, return_order)
+            new_state = ScanState(*new)
+            field = MeanField(mean_cos, mean_sin) if return_order else None
+        else:
+            theta, new_state, field = reference.scan(
+                theta,
+                omega,
+                coupling,
+                steps=steps,
+                dt=dt,
+                forget=forget,
+                state=state,
+                return_order=return_order,
+            )
+    return Scan(theta, new_state, None if field is None else modulus(*field).movedim(0, -1))
+
+
+def _use_kernels(
+    backend: str, theta: Tensor, integrator: str, steps: int, oscillators: int
+) -> bool:
+    """Whether the kernels of theta's device integrate; ConfigError if they are asked and cannot."""
+    if backend == "reference":
+        return False
+    device = theta.device.type
+    if backend not in ("auto", device):
+        raise ConfigError(
+            f"backend={backend!r} needs tensors on the device {backend}; these are on {device}"
+        )
+    why = fused.obstacle(device, theta.dtype == torch.float64, integrator, steps, oscillators)
+    if why is None:
+        return True
+    if backend != "auto":
+        raise ConfigError(f"backend={backend!r}: {why}; use backend='reference' or 'auto'")
+    _say_once(why)
+    return False
+
+
+_SAID: set[str] = set()
+
+
+@torch.compiler.assume_constant_result
+def _say_once(why: str) -> None:
+    if why not in _SAID:
+        _SAID.add(why)
+        warnings.warn(f"oscillators are integrated in plain PyTorch: {why}", stacklevel=4)
 
 
 def _check(

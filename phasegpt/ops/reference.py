@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from phasegpt.errors import ConfigError
-
 
 class ScanState(NamedTuple):
     """Running sums over the prefix, one per integration step, and their total weight.
@@ -24,6 +22,13 @@ class ScanState(NamedTuple):
     cos_SBC: Tensor
     sin_SBC: Tensor
     weight_C: Tensor
+
+
+class MeanField(NamedTuple):
+    """Z = R exp(i psi), the mean of exp(i theta), by its real and imaginary part."""
+
+    cos: Tensor
+    sin: Tensor
 
 
 Drift = Callable[[Tensor], Tensor]
@@ -59,8 +64,11 @@ def rows(
     lag: float | Tensor,
     integrator: str,
     return_order: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Integrate theta[B,T,H,N] with coupling[...,H,1]; see phasegpt.ops.kuramoto_rows."""
+) -> tuple[Tensor, MeanField | None]:
+    """Integrate theta[B,T,H,N] with coupling[...,H,1]; see phasegpt.ops.kuramoto_rows.
+
+    The mean field, over the N oscillators, is [B,T,H,S+1].
+    """
     lagged = isinstance(lag, Tensor) or lag != 0.0
 
     def drift(theta: Tensor) -> Tensor:
@@ -77,12 +85,9 @@ def rows(
         if return_order:
             trajectory.append(theta)
     if not return_order:
-        return theta, None, None
+        return theta, None
     path = torch.stack(trajectory, dim=-2)  # [B,T,H,S+1,N]
-    mean_cos, mean_sin = path.cos().mean(-1), path.sin().mean(-1)
-    square = mean_cos.square() + mean_sin.square()
-    R = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
-    return theta, R, torch.atan2(mean_sin, mean_cos)
+    return theta, MeanField(path.cos().mean(-1), path.sin().mean(-1))
 
 
 def prefix_sum(x_BTC: Tensor, forget_C: Tensor | None, carry_BC: Tensor | None) -> Tensor:
@@ -113,17 +118,15 @@ def scan(
     forget: Tensor | None,
     state: ScanState | None,
     return_order: bool,
-) -> tuple[Tensor, ScanState, Tensor | None]:
-    """Integrate theta[B,T,C] over its prefix; see phasegpt.ops.kuramoto_scan."""
+) -> tuple[Tensor, ScanState, MeanField | None]:
+    """Integrate theta[B,T,C] over its prefix; see phasegpt.ops.kuramoto_scan.
+
+    The mean field, over the prefix, is [S+1,B,T,C].
+    """
     sums = steps + 1 if return_order else steps
-    if state is not None and state.cos_SBC.shape[0] != sums:
-        raise ConfigError(
-            f"the carried state has {state.cos_SBC.shape[0]} sums and this call needs {sums}; "
-            f"keep steps and return_order the same from call to call"
-        )
     ones = theta.new_ones(1, theta.shape[1], theta.shape[2])
     weight = prefix_sum(ones, forget, None if state is None else state.weight_C.unsqueeze(0))
-    cos_sums, sin_sums, order = [], [], []
+    cos_sums, sin_sums, mean_cos, mean_sin = [], [], [], []
     for s in range(sums):
         cos, sin = theta.cos(), theta.sin()
         cos_sum = prefix_sum(cos, forget, None if state is None else state.cos_SBC[s])
@@ -131,8 +134,8 @@ def scan(
         cos_sums.append(cos_sum[:, -1])
         sin_sums.append(sin_sum[:, -1])
         if return_order:
-            square = (cos_sum.square() + sin_sum.square()) / weight.square()
-            order.append(square.clamp_min(torch.finfo(square.dtype).tiny).sqrt())
+            mean_cos.append(cos_sum / weight)
+            mean_sin.append(sin_sum / weight)
         if s < steps:
             force = (sin_sum * cos - cos_sum * sin) / weight
             theta = theta + dt * (omega + coupling * force)
@@ -142,4 +145,6 @@ def scan(
         torch.stack(sin_sums) if sin_sums else empty,
         weight[0, -1],
     )
-    return theta, new_state, torch.stack(order, dim=-1) if return_order else None
+    if not return_order:
+        return theta, new_state, None
+    return theta, new_state, MeanField(torch.stack(mean_cos), torch.stack(mean_sin))
