@@ -49,14 +49,16 @@ class Metrics(Callback):
             for layer, R_H in outputs["R"].items():
                 self._add(layer, R_H)
         if due:
-            self._log(trainer, pl_module, accumulation)
+            self._log(trainer, pl_module, accumulation, outputs["lambda"])
         if done:
             self._sums = {}
 
     def _add(self, key: Any, value: torch.Tensor) -> None:
         self._sums[key] = self._sums[key] + value if key in self._sums else value
 
-    def _log(self, trainer: pl.Trainer, pl_module: Any, accumulation: int) -> None:
+    def _log(
+        self, trainer: pl.Trainer, pl_module: Any, accumulation: int, penalty_weight: float
+    ) -> None:
         mean = {key: total / accumulation for key, total in self._sums.items()}
         metrics = {
             "train/loss": mean.pop("loss").item(),
@@ -65,6 +67,7 @@ class Metrics(Callback):
         }
         if "penalty" in mean:
             metrics["reg/coherence"] = mean.pop("penalty").item()
+            metrics["reg/lambda"] = penalty_weight
         for layer, R_H in mean.items():
             metrics[f"phase/R/layer{layer}/mean"] = R_H.mean().item()
             for head, R in enumerate(R_H.tolist()):

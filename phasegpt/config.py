@@ -159,12 +159,20 @@ class OptimizerConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizerConfig(Section):
-    """The `regularizer` group: a penalty on the order parameter R; `none` adds nothing."""
+    """The `regularizer` group: a penalty on the order parameter R; `none` adds nothing.
+
+    See phasegpt.controls for modes, axes and schedules, phasegpt.attention for `through`.
+    """
 
     section: ClassVar[str] = "regularizer"
-    mode: Literal["none", "ceiling"] = "none"
+    mode: Literal["none", "ceiling", "center", "band"] = "none"
     target: float = number(0.45, ge=0, le=1)
-    weight: float = number(0.01, ge=0)
+    width: float = number(0.1, ge=0, le=1)  # band: R is free within target +- width
+    weight: float = number(0.01, ge=0)  # lambda, at the start or when it is constant
+    axis: Literal["coupled", "oscillators", "heads", "prefix"] = "coupled"
+    schedule: Literal["constant", "warmup", "adaptive"] = "constant"
+    warmup_steps: int = number(100, ge=1)
+    through: Literal["all", "coupling"] = "all"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,6 +208,28 @@ class EarlyStoppingConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CollapseGuardConfig(Section):
+    """What to do when loss or synchronization collapse; `action` null: nothing is watched."""
+
+    section: ClassVar[str] = "callbacks.collapse_guard"
+    action: Literal["stop", "rollback", "report"] | None = None
+    R_low: float = number(0.05, ge=0, le=1)
+    R_high: float = number(0.95, ge=0, le=1)
+    patience: int = number(3, ge=1)  # validations in a row with R of a layer out of the limits
+    loss_factor: float = number(1.5, gt=1)  # val/loss above this times the best
+    coupling_factor: float = number(0.5, gt=0, lt=1)  # rollback: multiplies K
+    max_rollbacks: int = number(3, ge=1)
+
+    def __post_init__(self) -> None:
+        """Check the limits' order."""
+        super().__post_init__()
+        if self.R_low >= self.R_high:
+            raise ConfigError(
+                f"callbacks.collapse_guard.R_low={self.R_low} must be below R_high={self.R_high}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleTextConfig(Section):
     """The sample of text shown at the end of training; 0 tokens: none."""
 
@@ -216,6 +246,7 @@ class CallbacksConfig(Section):
     section: ClassVar[str] = "callbacks"
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    collapse_guard: CollapseGuardConfig = CollapseGuardConfig()
     sample_text: SampleTextConfig = SampleTextConfig()
     progress_bar: bool = True
 

@@ -1,6 +1,7 @@
 """LitGPT: the training step, validation and optimizer of a GPT, as a LightningModule.
 
-What a step measures is returned from it (`nll`, `penalty`, `R`), for callbacks to average and log.
+What a step measures is returned from it (`nll`, `penalty`, `R`, phases), for callbacks to average
+and log.
 
 Shapes: B batch, T time, H heads, N oscillators, V vocabulary.
 """
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from phasegpt.attention import Phase
 from phasegpt.build import gpt_config
 from phasegpt.config import RunConfig
-from phasegpt.controls import NoiseKey, coherence_regularizer
+from phasegpt.controls import NoiseKey, PenaltyWeight, coherence, coherence_regularizer
 from phasegpt.errors import Collapsed
 from phasegpt.evaluation import byte_length, nats, perplexity
 from phasegpt.model import GPT
@@ -34,6 +35,11 @@ class LitGPT(pl.LightningModule):
         self.save_hyperparameters()
         self.run = RunConfig.parse(config)
         self.model = GPT(gpt_config(self.run, vocab_size), seed=self.run.seed)
+        r = self.run.regularizer
+        self.penalty_weight = PenaltyWeight(
+            r.schedule, weight=r.weight, target=r.target, warmup_steps=r.warmup_steps
+        )
+        self._order: list[Tensor] = []  # R of each micro-batch, for an adaptive weight
         self.grad_norm: Tensor | None = None
         self.validation: dict[str, float] = {}
 
@@ -44,19 +50,27 @@ class LitGPT(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Loss of one micro-batch: cross-entropy plus the coherence penalty, and what to log."""
         self._last_idx_BT = batch["idx"]
-        out = self.model(batch["idx"], perturbations=self._perturbations(batch), return_phase=True)
+        r = self.run.regularizer
+        out = self.model(
+            batch["idx"],
+            perturbations=self._perturbations(batch),
+            return_phase="coupling" if r.mode != "none" and r.through == "coupling" else True,
+        )
         total, count = nats(out.logits, batch["targets"])
         nll = total / count
-        penalty = self._penalty(out.phase)
+        weight = self.penalty_weight.at(self.global_step)
+        penalty = self._penalty(out.phase, weight)
         loss = nll if penalty is None else nll + penalty
         R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
-        return {"loss": loss, "nll": nll, "penalty": penalty, "R": R_H}
+        return {"loss": loss, "nll": nll, "penalty": penalty, "lambda": weight, "R": R_H}
 
-    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        """Add the batch's summed nats and number of scored tokens."""
-        total, count = nats(self.model(batch["idx"]).logits, batch["targets"])
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Add the batch's summed nats and number of scored tokens; return its phases."""
+        out = self.model(batch["idx"], return_phase=True)
+        total, count = nats(out.logits, batch["targets"])
         self._val_nats += total.double()
         self._val_tokens += count
+        return {"phase": out.phase}
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of a validation."""
@@ -87,6 +101,22 @@ class LitGPT(pl.LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Adapt lambda, once per optimizer step and before anything is saved."""
+        if self._order:
+            self.penalty_weight.update(torch.stack(self._order).mean().item())
+            self._order = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep an adaptive lambda; other schedules have no state."""
+        if self.run.regularizer.schedule == "adaptive":
+            checkpoint["regularizer"] = self.penalty_weight.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        if self.run.regularizer.schedule == "adaptive":
+            self.penalty_weight.load_state_dict(checkpoint["regularizer"])
+
     def configure_gradient_clipping(
         self,
         optimizer: torch.optim.Optimizer,
@@ -113,15 +143,23 @@ class LitGPT(pl.LightningModule):
         key = NoiseKey(self.run.seed, self.global_step, tuple(batch["sample"].tolist()))
         return self.model.draw_perturbations(key, batch["idx"].shape[1])
 
-    def _penalty(self, phases: dict[int, Phase]) -> Tensor | None:
+    def _penalty(self, phases: dict[int, Phase], weight: float) -> Tensor | None:
         """The regularizer summed over phase layers, or None when it is off."""
         r = self.run.regularizer
         if r.mode == "none" or not phases:
             return None
-        terms = [
-            coherence_regularizer(p.theta, target=r.target, weight=r.weight, mode=r.mode)
-            for p in phases.values()
-        ]
+        terms, order = [], []
+        for layer, (theta, _) in phases.items():
+            axis = self.model.blocks[layer].attn.coupled_axis if r.axis == "coupled" else r.axis
+            terms.append(
+                coherence_regularizer(
+                    theta, target=r.target, weight=weight, mode=r.mode, width=r.width, axis=axis
+                )
+            )
+            if r.schedule == "adaptive":
+                order.append(coherence(theta.detach(), axis).mean())
+        if order:
+            self._order.append(torch.stack(order).mean())
         return torch.stack(terms).sum()
 
     @torch.no_grad()

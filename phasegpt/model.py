@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from phasegpt.attention import Attention, AttentionOutput, Phase, build
+from phasegpt.attention import Attention, AttentionOutput, Phase, ReturnPhase, build
 from phasegpt.cache import Cache, LayerCache
 from phasegpt.config import GPTConfig
 from phasegpt.controls import NoiseKey, Perturbation
@@ -67,7 +67,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         cache: LayerCache | None,
         perturbation: Perturbation | None,
-        return_phase: bool,
+        return_phase: ReturnPhase,
     ) -> AttentionOutput:
         """The block's output as `y`, with its attention's phases."""
         mixed = self.attn(
@@ -143,13 +143,14 @@ class GPT(nn.Module):
         *,
         cache: Cache | None = None,
         perturbations: Mapping[int, Perturbation] | None = None,
-        return_phase: bool = False,
+        return_phase: ReturnPhase = False,
     ) -> GPTOutput:
         """Predict the next token at every position.
 
         idx_BT: token ids. `cache` (see new_cache) holds the tokens before and is extended.
-        `perturbations` by layer come from draw_perturbations, in training. Raises ConfigError
-        when the tokens do not fit into block_size.
+        `perturbations` by layer come from draw_perturbations, in training; for `return_phase`
+        see phasegpt.attention.ReturnPhase. Raises ConfigError when the tokens do not fit into
+        block_size.
         """
         start = cache.length if cache is not None else 0
         T = idx_BT.shape[1]

@@ -104,6 +104,10 @@ class Saver(Checkpoint):
         """Seconds of training in this run, earlier parts included."""
         return self._seconds_before + time.perf_counter() - self._begin
 
+    def path(self, step: int) -> Path:
+        """The checkpoint file of a step."""
+        return self.directory / f"step-{step:08d}.ckpt"
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of this."""
         return {"best": self.best, "wall_seconds": self.wall_seconds}
@@ -152,7 +156,7 @@ class Saver(Checkpoint):
     def _save(self, trainer: pl.Trainer, best: bool = False) -> None:
         for logger in trainer.loggers:
             logger.save()
-        path = self.directory / f"step-{trainer.global_step:08d}.ckpt"
+        path = self.path(trainer.global_step)
         trainer.save_checkpoint(path)
         checkpoint.link(path, "last.ckpt")
         if best:

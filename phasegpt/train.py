@@ -150,11 +150,15 @@ def _fit(run: RunConfig, folder: RunFolder, corpus: Any) -> None:
     parts.csv.save()
     draw_curves(folder.path)
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
+    stopped = "max_steps" if last >= t.max_steps else "early_stopping"
+    if parts.guard is not None:
+        folder.update(guard=parts.guard.events)
+        stopped = "collapse_guard" if parts.guard.stopped else stopped
     folder.update(
         status="ok",
         finished=_now(),
         step=last,
-        stopped="max_steps" if last >= t.max_steps else "early_stopping",
+        stopped=stopped,
         best=parts.saver.best,
         wall_seconds=round(seconds, 1),
         tokens=last * parts.tokens_per_step,

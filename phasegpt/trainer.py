@@ -13,6 +13,7 @@ import torch
 from phasegpt import callbacks as cb
 from phasegpt.config import RunConfig
 from phasegpt.data import Corpus, DataModule
+from phasegpt.guard import CollapseGuard
 from phasegpt.lit import LitGPT
 from phasegpt.record import MetricsCSV, RunFolder
 from phasegpt.saving import Saver, VerifiedIO
@@ -28,6 +29,7 @@ class Assembled(NamedTuple):
     lit: LitGPT
     data: DataModule
     saver: Saver
+    guard: CollapseGuard | None
     csv: MetricsCSV
     cuda: bool
     tokens_per_step: int
@@ -63,6 +65,10 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
     callbacks: list[pl.Callback] = [metrics, cb.RngState(), saver]
     if run.callbacks.early_stopping.patience is not None:
         callbacks.append(cb.EarlyStopping(run.callbacks.early_stopping))
+    guard = None
+    if run.callbacks.collapse_guard.action is not None:
+        guard = CollapseGuard(run.callbacks.collapse_guard, metrics, saver)
+        callbacks.append(guard)
     if run.callbacks.progress_bar:
         callbacks.append(cb.Progress(metrics, t.max_steps))
     trainer = pl.Trainer(
@@ -86,7 +92,7 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
         use_distributed_sampler=False,
     )
     tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
-    return Assembled(trainer, lit, data, saver, csv, cuda, tokens_per_step, flops_per_token)
+    return Assembled(trainer, lit, data, saver, guard, csv, cuda, tokens_per_step, flops_per_token)
 
 
 def finish_wandb(run: RunConfig, complete: bool) -> None:

@@ -23,7 +23,7 @@ LAYERS = {
     1: "attention",
     2: "model",
     3: "optim corpora sources synthetic references tokenizers data build evaluation",
-    4: "lit callbacks saving checkpoint record summary trainer hf samplers analysis",
+    4: "lit callbacks guard saving checkpoint record summary trainer hf samplers analysis",
     5: "shell train evaluate generate interpret",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}

@@ -14,7 +14,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,13 @@ from phasegpt.config import GPTConfig
 from phasegpt.controls import NoiseKey, Perturbation
 from phasegpt.errors import ConfigError
 from phasegpt.validate import Section, unknown
+
+#: What Attention.forward is asked for: no phases, phases, or "coupling": the same phases, whose
+#: gradient reaches the coupling and what differs between the tokens of a sequence, but nothing
+#: that its tokens share (phase.bias, omega, the token mean of theta(0)): such offsets can give R
+#: any value without coupling, and cancel where two tokens are compared. It costs a second
+#: integration.
+ReturnPhase = bool | Literal["coupling"]
 
 
 class Phase(NamedTuple):
@@ -64,6 +71,8 @@ class Attention(nn.Module, ABC):
     lr_factors: ClassVar[Mapping[str, float]] = {}
     #: A layer that sees the future says so; its runs are marked leaky and stay off leaderboards.
     leaky: bool = False
+    #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
+    coupled_axis: str = "oscillators"
 
     def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
         """Keep the shapes; `layer` is the 0-based index, part of the noise key."""
@@ -81,7 +90,7 @@ class Attention(nn.Module, ABC):
         *,
         cache: LayerCache | None = None,
         perturbation: Perturbation | None = None,
-        return_phase: bool = False,
+        return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """Mix tokens causally. With `cache`, x continues the tokens the cache has seen."""
 

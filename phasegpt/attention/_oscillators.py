@@ -31,6 +31,7 @@ class OscillatorConfig(AttentionConfig):
     theta_init: Literal["spread", "gpt2"] = "spread"  # gpt2: std 0.02 weights, clustered phases
     theta_std: float = number(1.6, gt=0)  # standard deviation of the initial phases, any width
     omega_std: float = number(0.1, ge=0)
+    omega_spread: float = number(0.0, ge=0)  # fixed Gaussian disorder of the frequencies
     noise_sigma: float = number(0.0, ge=0)  # added to the phases at each step, training only
     frequency_jitter: float = number(0.0, ge=0)  # relative, per sample, training only
 
@@ -38,8 +39,10 @@ class OscillatorConfig(AttentionConfig):
 class Oscillators(nn.Module):
     """Phases of H heads x N oscillators per token: projection, frequencies, coupling, noise."""
 
+    disorder: Tensor | None
+
     def __init__(self, config: GPTConfig, options: OscillatorConfig) -> None:
-        """Parameters under the names `phase`, `omega` and `coupling`."""
+        """Parameters `phase`, `omega`, `coupling`; the buffer `disorder` if there is some."""
         super().__init__()
         self.options = options
         H, N = config.n_head, options.num_oscillators
@@ -50,9 +53,15 @@ class Oscillators(nn.Module):
             self.coupling = nn.Parameter(coupling)
         else:
             self.register_buffer("coupling", coupling)
+        self.register_buffer("disorder", torch.zeros(H, N) if options.omega_spread else None)
 
     def reset(self, generator: Callable[[str], torch.Generator]) -> None:
-        """W ~ N(0, theta_std^2 / D) (or GPT-2's 0.02), b = 0, omega ~ N(0, omega_std^2), K."""
+        """W ~ N(0, theta_std^2 / D) (or GPT-2's 0.02), b = 0, omega ~ N(0, omega_std^2), K.
+
+        Each head's disorder is the quantiles of N(0, omega_spread^2) at (n + 1/2)/N, shuffled:
+        alone (omega = 0), it lets the N oscillators of a head lock above K_c = omega_spread
+        sqrt(8/pi) as N -> infinity, once S dt is many 1/omega_spread (Kuramoto 1984, ch. 5).
+        """
         o = self.options
         width = self.phase.in_features
         std = 0.02 if o.theta_init == "gpt2" else o.theta_std * width**-0.5
@@ -60,19 +69,39 @@ class Oscillators(nn.Module):
         nn.init.zeros_(self.phase.bias)
         nn.init.normal_(self.omega, std=o.omega_std, generator=generator("omega"))
         nn.init.constant_(self.coupling, o.coupling)
+        if self.disorder is not None:
+            shuffle = generator("disorder")
+            points = torch.arange(o.num_oscillators, dtype=torch.float64, device="cpu") + 0.5
+            quantiles = o.omega_spread * torch.special.ndtri(points / o.num_oscillators)
+            for row_N in self.disorder:
+                order = torch.randperm(o.num_oscillators, generator=shuffle, device="cpu")
+                row_N.copy_(quantiles[order])
 
-    def initial_phases(self, x_BTD: Tensor) -> Tensor:
-        """theta(0) = W x + b, [B,T,H,N], in float32 at least whatever the autocast."""
+    def frequencies(self, coupling_only: bool = False) -> Tensor:
+        """omega and its disorder, [H,N], radians per unit time; `coupling_only`: a constant."""
+        omega = self.omega.detach() if coupling_only else self.omega
+        return omega if self.disorder is None else omega + self.disorder
+
+    def initial_phases(self, x_BTD: Tensor, coupling_only: bool = False) -> Tensor:
+        """theta(0) = W x + b, [B,T,H,N], in float32 at least whatever the autocast.
+
+        `coupling_only`: the same values, but b and each sequence's token mean of W x are
+        constants: their gradient is blocked.
+        """
         dtype = torch.promote_types(x_BTD.dtype, torch.float32)
         with torch.autocast(x_BTD.device.type, enabled=False):
             weight, bias = self.phase.weight.to(dtype), self.phase.bias.to(dtype)
-            theta = F.linear(x_BTD.to(dtype), weight, bias)
+            theta = F.linear(x_BTD.to(dtype), weight, bias.detach() if coupling_only else bias)
+        if coupling_only:
+            mean = theta.mean(1, keepdim=True)
+            theta = theta - (mean - mean.detach())
         return theta.unflatten(-1, self.omega.shape)
 
     def integrate(
         self,
         advance: Callable[..., Tensor],
         theta_BTHN: Tensor,
+        omega_HN: Tensor,
         perturbation: Perturbation | None,
     ) -> Tensor:
         """Phases after S steps: `advance(theta, steps)` at once, or step by step under noise."""
@@ -80,7 +109,7 @@ class Oscillators(nn.Module):
         if perturbation is None:
             return advance(theta_BTHN, o.steps)
         return integrate_perturbed(
-            advance, theta_BTHN, perturbation, omega_HN=self.omega, steps=o.steps, dt=o.dt
+            advance, theta_BTHN, perturbation, omega_HN=omega_HN, steps=o.steps, dt=o.dt
         )
 
     def draw_perturbation(

@@ -14,7 +14,14 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, build, layer_class
+from phasegpt.attention import (
+    Attention,
+    AttentionConfig,
+    AttentionOutput,
+    ReturnPhase,
+    build,
+    layer_class,
+)
 from phasegpt.cache import LayerCache
 from phasegpt.config import GPTConfig
 from phasegpt.controls import NoiseKey, Perturbation
@@ -63,7 +70,7 @@ class Hybrid(Attention):
         super().__init__(config, options, layer)
         self.softmax = build("softmax", config, {}, layer)
         self.partner = build(self.options.partner, config, self.options.partner_options, layer)
-        self.leaky = self.partner.leaky
+        self.leaky, self.coupled_axis = self.partner.leaky, self.partner.coupled_axis
         blend = torch.tensor(self.options.blend)
         if self.options.learn_blend:
             self.blend = nn.Parameter(blend)
@@ -81,7 +88,7 @@ class Hybrid(Attention):
         *,
         cache: LayerCache | None = None,
         perturbation: Perturbation | None = None,
-        return_phase: bool = False,
+        return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """See Attention.forward; the phases are the partner's."""
         soft_cache = None if cache is None else cache.child("softmax")

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from phasegpt import ops
-from phasegpt.attention import AttentionOutput, Phase
+from phasegpt.attention import AttentionOutput, Phase, ReturnPhase
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
 from phasegpt.attention.softmax import Softmax
 from phasegpt.cache import LayerCache
 from phasegpt.config import GPTConfig
 from phasegpt.controls import NoiseKey, Perturbation
-from phasegpt.phase import null_order_parameter, resultant_length
+from phasegpt.phase import null_order_parameter, order_parameter, resultant_length
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Kuramoto(Softmax):
         *,
         cache: LayerCache | None = None,
         perturbation: Perturbation | None = None,
-        return_phase: bool = False,
+        return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """See Attention.forward; `phase.R` is over the oscillators of each token and head."""
         q, k, v = self.project(x_BTD, cache)
@@ -103,16 +103,26 @@ class Kuramoto(Softmax):
             null = null_order_parameter(self.options.num_oscillators)
             gain = (1 + self.gate * (R_BTH - null)).transpose(1, 2).unsqueeze(-1).to(v.dtype)
         y = self.mix(q, k, v, gain)
+        if return_phase == "coupling":
+            theta = self.integrate(x_BTD, perturbation, coupling_only=True)
+            R_BTH = order_parameter(theta)
         return AttentionOutput(y, Phase(theta, R_BTH) if return_phase else None)
 
-    def integrate(self, x_BTD: Tensor, perturbation: Perturbation | None = None) -> Tensor:
-        """Phases after S steps, [B,T,H,N]."""
+    def integrate(
+        self,
+        x_BTD: Tensor,
+        perturbation: Perturbation | None = None,
+        *,
+        coupling_only: bool = False,
+    ) -> Tensor:
+        """Phases after S steps, [B,T,H,N]; for `coupling_only` see ReturnPhase."""
         o, oscillators = self.options, self.oscillators
+        omega = oscillators.frequencies(coupling_only)
 
         def advance(theta: Tensor, steps: int = 1) -> Tensor:
             return ops.kuramoto_rows(
                 theta,
-                oscillators.omega,
+                omega,
                 oscillators.coupling,
                 steps=steps,
                 dt=o.dt,
@@ -120,7 +130,8 @@ class Kuramoto(Softmax):
                 integrator=o.integrator,
             ).theta
 
-        return oscillators.integrate(advance, oscillators.initial_phases(x_BTD), perturbation)
+        theta = oscillators.initial_phases(x_BTD, coupling_only)
+        return oscillators.integrate(advance, theta, omega, perturbation)
 
     def draw_perturbation(
         self, key: NoiseKey, time: int, device: torch.device

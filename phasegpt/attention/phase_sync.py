@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from phasegpt import ops
-from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, Phase
+from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, Phase, ReturnPhase
 from phasegpt.attention._functional import rotary_angles
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
 from phasegpt.cache import LayerCache
@@ -50,6 +50,7 @@ class PhaseSync(Attention):
 
     Config = PhaseSyncConfig
     options: PhaseSyncConfig
+    coupled_axis = "prefix"
     lr_factors: ClassVar[Mapping[str, float]] = {
         "oscillators.phase.weight": 1.0,
         "oscillators.phase.bias": 1.0,
@@ -96,27 +97,45 @@ class PhaseSync(Attention):
         *,
         cache: LayerCache | None = None,
         perturbation: Perturbation | None = None,
-        return_phase: bool = False,
+        return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """See Attention.forward; `phase.R` is over the prefix of each channel, [B,T,H,N]."""
         if self.options.as_coded:
             return self._as_coded(x_BTD, cache, return_phase)
         if return_phase and cache is not None:
             raise ConfigError("phase_sync has no prefix R with a cache; call without one")
+        theta, drift_T1N = self._integrate(x_BTD, cache, perturbation)
+        read = (theta - drift_T1N).flatten(2)
+        lifted = torch.cat((read.cos(), read.sin()), dim=-1)
+        if return_phase == "coupling":
+            theta, _ = self._integrate(x_BTD, None, perturbation, coupling_only=True)
+        phase = Phase(theta, prefix_order_parameter(theta)) if return_phase else None
+        return AttentionOutput(self._read_out(lifted, x_BTD.dtype), phase)
+
+    def _integrate(
+        self,
+        x_BTD: Tensor,
+        cache: LayerCache | None,
+        perturbation: Perturbation | None,
+        *,
+        coupling_only: bool = False,
+    ) -> tuple[Tensor, Tensor | float]:
+        """Phases after S steps, [B,T,H,N], and the rotary drift that they contain."""
         T = x_BTD.shape[1]
-        theta = self.oscillators.initial_phases(x_BTD)
+        theta = self.oscillators.initial_phases(x_BTD, coupling_only)
         drift_T1N: Tensor | float = 0.0
         if self.rope:
             start = cache.length if cache is not None else 0
             angles = rotary_angles(start, T, self.options.num_oscillators, x_BTD.device)
             drift_T1N = angles.unsqueeze(1).to(theta.dtype)
         o, oscillators = self.options, self.oscillators
+        omega = oscillators.frequencies(coupling_only)
         last: list[ops.Scan] = []
 
         def advance(theta: Tensor, steps: int = 1) -> Tensor:
             result = ops.kuramoto_scan(
                 theta.flatten(2),
-                oscillators.omega.flatten(),
+                omega.flatten(),
                 oscillators.coupling.repeat_interleave(o.num_oscillators),
                 steps=steps,
                 dt=o.dt,
@@ -126,38 +145,42 @@ class PhaseSync(Attention):
             last.append(result)
             return result.theta.view_as(theta)
 
-        theta = oscillators.integrate(advance, theta + drift_T1N, perturbation)
+        theta = oscillators.integrate(advance, theta + drift_T1N, omega, perturbation)
         if cache is not None:
             cache.state, cache.length = last[-1].state, cache.length + T
-        phase = Phase(theta, prefix_order_parameter(theta)) if return_phase else None
-        read = (theta - drift_T1N).flatten(2)
-        lifted = torch.cat((read.cos(), read.sin()), dim=-1)
-        return AttentionOutput(self._read_out(lifted, x_BTD.dtype), phase)
+        return theta, drift_T1N
 
     def _read_out(self, features_BTC: Tensor, dtype: torch.dtype) -> Tensor:
         return self.resid_dropout(self.c_proj(features_BTC.to(dtype)))
 
     def _as_coded(
-        self, x_BTD: Tensor, cache: LayerCache | None, return_phase: bool
+        self, x_BTD: Tensor, cache: LayerCache | None, return_phase: ReturnPhase
     ) -> AttentionOutput:
         if cache is not None:
             raise ConfigError(
                 "attention.as_coded=true sees the future, so it cannot decode with a cache; "
                 "call the model without one"
             )
-        o = self.options
-        theta_BTHN = torch.pi * self.oscillators.initial_phases(x_BTD).tanh()
+        theta = self._integrate_as_coded(x_BTD)
+        y = self._read_out(theta.flatten(2), x_BTD.dtype)
+        if return_phase == "coupling":
+            theta = self._integrate_as_coded(x_BTD, coupling_only=True)
+        return AttentionOutput(
+            y, Phase(theta, prefix_order_parameter(theta)) if return_phase else None
+        )
+
+    def _integrate_as_coded(self, x_BTD: Tensor, *, coupling_only: bool = False) -> Tensor:
+        o, oscillators = self.options, self.oscillators
+        theta_BTHN = torch.pi * oscillators.initial_phases(x_BTD, coupling_only).tanh()
         # Tokens take the place of oscillators: the rows of [B,N,H,T] are whole sequences.
         theta_BNHT = theta_BTHN.transpose(1, 3)
-        omega_BNHT = self.oscillators.omega.t().unsqueeze(-1).expand_as(theta_BNHT)
+        omega_NH1 = oscillators.frequencies(coupling_only).t().unsqueeze(-1)
         for _ in range(o.steps):
             theta_BNHT = ops.kuramoto_rows(
-                theta_BNHT, omega_BNHT, -self.oscillators.coupling, steps=1, dt=o.dt
+                theta_BNHT, omega_NH1.expand_as(theta_BNHT), -oscillators.coupling, steps=1, dt=o.dt
             ).theta
             theta_BNHT = (theta_BNHT + torch.pi).remainder(2 * torch.pi) - torch.pi
-        theta_BTHN = theta_BNHT.transpose(1, 3)
-        phase = Phase(theta_BTHN, prefix_order_parameter(theta_BTHN)) if return_phase else None
-        return AttentionOutput(self._read_out(theta_BTHN.flatten(2), x_BTD.dtype), phase)
+        return theta_BNHT.transpose(1, 3)
 
     def draw_perturbation(
         self, key: NoiseKey, time: int, device: torch.device

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from phasegpt.attention import Attention, AttentionConfig, AttentionOutput
+from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, ReturnPhase
 from phasegpt.attention._functional import (
     causal_attention,
     join_heads,
@@ -36,7 +36,7 @@ class Softmax(Attention):
         *,
         cache: LayerCache | None = None,
         perturbation: Perturbation | None = None,
-        return_phase: bool = False,
+        return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """See Attention.forward."""
         q, k, v = self.project(x_BTD, cache)
