@@ -34,6 +34,7 @@ _NOT_HASHED = (
     "data.num_workers",
     "data.cache_dir",
     "callbacks.checkpoint",
+    "callbacks.phase_monitor",
     "callbacks.sample_text",
     "callbacks.progress_bar",
 )
@@ -200,6 +201,24 @@ class EarlyStoppingConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PhaseMonitorConfig(Section):
+    """Measures the phases every n steps, and in full at validations; null: not at all."""
+
+    section: ClassVar[str] = "callbacks.phase_monitor"
+    every_n_steps: int | None = number(50, ge=1)
+    band: tuple[float, ...] = (0.35, 0.55)  # of R over the oscillators of a head
+
+    def __post_init__(self) -> None:
+        """Check the band's ends."""
+        super().__post_init__()
+        if len(self.band) != 2 or not 0 <= self.band[0] < self.band[1] <= 1:
+            raise ConfigError(
+                f"{self.section}.band={list(self.band)} must be two numbers in [0,1], the lower "
+                f"first, like [0.35,0.55]"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleTextConfig(Section):
     """The sample of text shown at the end of training; 0 tokens: none."""
 
@@ -216,6 +235,7 @@ class CallbacksConfig(Section):
     section: ClassVar[str] = "callbacks"
     checkpoint: CheckpointConfig = CheckpointConfig()
     early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
+    phase_monitor: PhaseMonitorConfig = PhaseMonitorConfig()
     sample_text: SampleTextConfig = SampleTextConfig()
     progress_bar: bool = True
 

@@ -23,7 +23,8 @@ LAYERS = {
     1: "attention",
     2: "model",
     3: "optim corpora sources synthetic references tokenizers data build evaluation",
-    4: "lit callbacks saving checkpoint record summary trainer hf samplers analysis",
+    4: "lit callbacks saving checkpoint record summary trainer hf samplers analysis "
+    "diagnosis loggers monitor dashboard",
     5: "shell train evaluate generate interpret",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
@@ -189,7 +190,11 @@ def test_only_hf_imports_transformers() -> None:
     assert users("transformers") <= {"phasegpt.hf"}
 
 
-@pytest.mark.parametrize("package", ["wandb", "datasets", "tiktoken", "matplotlib", "transformers"])
+@pytest.mark.parametrize(
+    "package",
+    ["wandb", "wandb_workspaces", "tensorboard", "datasets", "tiktoken", "matplotlib",
+     "transformers"],
+)  # fmt: skip
 def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
     assert users(package, top_level=True) <= (
         {"phasegpt.hf"} if package == "transformers" else set()

@@ -14,7 +14,14 @@ from typing import Any, ClassVar, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, build, layer_class
+from phasegpt.attention import (
+    Attention,
+    AttentionConfig,
+    AttentionOutput,
+    Trajectory,
+    build,
+    layer_class,
+)
 from phasegpt.cache import LayerCache
 from phasegpt.config import GPTConfig
 from phasegpt.controls import NoiseKey, Perturbation
@@ -97,3 +104,7 @@ class Hybrid(Attention):
     ) -> Perturbation | None:
         """The partner's."""
         return self.partner.draw_perturbation(key, time, device)
+
+    def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
+        """The partner's."""
+        return self.partner.trajectory(x_BTD)
