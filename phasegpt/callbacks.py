@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
 from tqdm import tqdm
 
-from phasegpt.config import EarlyStoppingConfig
+from phasegpt.callback_config import EarlyStoppingConfig
 from phasegpt.saving import step_done
 
 # Dense bf16 tensor-core peak, FLOP/s, by a part of the device's name.

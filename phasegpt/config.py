@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from phasegpt.callback_config import CallbacksConfig
 from phasegpt.errors import ConfigError
 from phasegpt.validate import Section, number, unknown
 
@@ -34,6 +35,7 @@ _NOT_HASHED = (
     "data.num_workers",
     "data.cache_dir",
     "callbacks.checkpoint",
+    "callbacks.phase_monitor",
     "callbacks.sample_text",
     "callbacks.progress_bar",
 )
@@ -188,67 +190,6 @@ class TrainerConfig(Section):
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     deterministic: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointConfig(Section):
-    """When training saves, beside every validation that improves and the last step."""
-
-    section: ClassVar[str] = "callbacks.checkpoint"
-    every_n_train_steps: int = number(500, ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EarlyStoppingConfig(Section):
-    """Stop after `patience` validations without `val/ppl` falling by `min_delta`; null: never."""
-
-    section: ClassVar[str] = "callbacks.early_stopping"
-    patience: int | None = number(None, ge=1)
-    min_delta: float = number(0.0, ge=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CollapseGuardConfig(Section):
-    """What to do when loss or synchronization collapse; `action` null: nothing is watched."""
-
-    section: ClassVar[str] = "callbacks.collapse_guard"
-    action: Literal["stop", "rollback", "report"] | None = None
-    R_low: float = number(0.05, ge=0, le=1)
-    R_high: float = number(0.95, ge=0, le=1)
-    patience: int = number(3, ge=1)  # validations in a row with R of a layer out of the limits
-    loss_factor: float = number(1.5, gt=1)  # val/loss above this times the best
-    coupling_factor: float = number(0.5, gt=0, lt=1)  # rollback: multiplies K
-    max_rollbacks: int = number(3, ge=1)
-
-    def __post_init__(self) -> None:
-        """Check the limits' order."""
-        super().__post_init__()
-        if self.R_low >= self.R_high:
-            raise ConfigError(
-                f"callbacks.collapse_guard.R_low={self.R_low} must be below R_high={self.R_high}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SampleTextConfig(Section):
-    """The sample of text shown at the end of training; 0 tokens: none."""
-
-    section: ClassVar[str] = "callbacks.sample_text"
-    prompt: str = "\n"
-    max_new_tokens: int = number(200, ge=0)
-    temperature: float = number(0.8, ge=0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CallbacksConfig(Section):
-    """The `callbacks` group."""
-
-    section: ClassVar[str] = "callbacks"
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    early_stopping: EarlyStoppingConfig = EarlyStoppingConfig()
-    collapse_guard: CollapseGuardConfig = CollapseGuardConfig()
-    sample_text: SampleTextConfig = SampleTextConfig()
-    progress_bar: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

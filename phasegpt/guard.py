@@ -14,8 +14,8 @@ from pytorch_lightning.callbacks import Callback
 
 from phasegpt import checkpoint
 from phasegpt.attention._oscillators import Oscillators
+from phasegpt.callback_config import CollapseGuardConfig
 from phasegpt.callbacks import Metrics
-from phasegpt.config import CollapseGuardConfig
 from phasegpt.saving import Saver
 
 

@@ -1,4 +1,4 @@
-"""The run folder: config.yaml, metrics.csv, run.json, checkpoints/, curves.png.
+"""The run folder: config.yaml, metrics.csv, run.json, checkpoints/, phase/, curves.png.
 
 Nothing in it is ever lost to a crash: files are replaced whole, and rows of metrics.csv are cut
 only when they lie past the checkpoint from which they will be written again.

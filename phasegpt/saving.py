@@ -120,7 +120,9 @@ class Saver(Checkpoint):
         """Listen for signals; drop what lies past the step we start from, or was half written."""
         self.stop.install()
         self._begin = time.perf_counter()
-        self.csv.cut(trainer.global_step)
+        for logger in trainer.loggers:
+            if hasattr(logger, "cut"):  # metrics.csv, TensorBoard
+                logger.cut(trainer.global_step)
         for partial in self.directory.glob(".*.tmp"):
             partial.unlink()
         for path in self._steps():

@@ -43,8 +43,8 @@ def estimate(flops: float) -> None:
     )
 
 
-def closing(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
-    """The summary of a finished run: perplexities, R, a sample of text, where things are."""
+def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str:
+    """The summary of a finished run: perplexities, R, the sample `text`, where things are."""
     record = folder.record
     unit = UNITS[run.data.tokenizer]
     scored = len(corpus.split("val")) - 1
@@ -66,9 +66,8 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
         if name.startswith("phase/R/layer") and name.endswith("/mean"):
             layer = name.split("/")[2].removeprefix("layer")
             lines.append(f"order parameter R of layer {layer}: {R:.3f}{_null(run)}")
-    sample = _sample(run, folder, corpus)
-    if sample:
-        lines += ["sample:", *("  " + line for line in sample.splitlines())]
+    if text:
+        lines += ["sample:", *("  " + line for line in text.splitlines())]
     best = folder.path / "checkpoints" / "best.ckpt"
     paths = {"checkpoint": best, "metrics": folder.path / "metrics.csv"}
     paths["picture"] = folder.path / "curves.png"
@@ -83,8 +82,11 @@ def _null(run: RunConfig) -> str:
     return f" (random phases: {null_order_parameter(oscillators):.3f})"
 
 
-def _sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
-    """A continuation of the configured prompt by the best checkpoint; the same for a seed."""
+def sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
+    """A continuation of the configured prompt by the best checkpoint; the same for a seed.
+
+    Empty where the configuration wants none.
+    """
     settings = run.callbacks.sample_text
     if not settings.max_new_tokens:
         return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ def main(cfg: Any) -> Any:
 def train_from_hydra(cfg: Any) -> float | None:
     """Train in Hydra's run folder, or go on with an earlier run; returns the best val/ppl."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
 
     from phasegpt.build import run_config
 
@@ -36,12 +38,22 @@ def train_from_hydra(cfg: Any) -> float | None:
     given = any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra)
     try:
         run = run_config(cfg)
+        if settings.mode == RunMode.MULTIRUN and run.logger.group is None:
+            run = replace(run, logger=replace(run.logger, group=_sweep(Path(settings.sweep.dir))))
         folder = choose_folder(run, run_dir, given=given)
         record = train(run, folder)
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it; another folder was used, or nothing was
     return (record.get("best") or {}).get("val/ppl")
+
+
+def _sweep(folder: Path) -> str:
+    """The name under which the runs of a multirun are grouped: the sweep's folder and its parent.
+
+    W&B takes at most 128 characters.
+    """
+    return "-".join(folder.parts[-2:])[-128:]
 
 
 def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
@@ -106,6 +118,8 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
             folder.update(started=_now(), **provenance(run))
             _write_config(folder, run)
         folder.update(status="running", data=_describe(corpus), error=None)
+        from phasegpt.loggers import finish
+
         try:
             _fit(run, folder, corpus)
         except UserError as error:
@@ -115,6 +129,8 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
             status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
             folder.update(status=status, error=f"{type(error).__name__}: {error}")
             raise
+        finally:
+            finish(folder)
         return folder.record
     finally:
         folder.close()
@@ -125,9 +141,10 @@ _STATUS = {"Collapsed": "collapsed", "Interrupted": "interrupted"}
 
 def _fit(run: RunConfig, folder: RunFolder, corpus: Any) -> None:
     """Build everything, train, and write the results into run.json."""
+    from phasegpt.loggers import showing
     from phasegpt.record import draw_curves
-    from phasegpt.summary import closing, estimate
-    from phasegpt.trainer import assemble, finish_wandb
+    from phasegpt.summary import closing, estimate, sample
+    from phasegpt.trainer import assemble
 
     parts = assemble(run, folder, corpus)
     model, t = parts.lit.model, run.trainer
@@ -139,14 +156,7 @@ def _fit(run: RunConfig, folder: RunFolder, corpus: Any) -> None:
     if not parts.cuda:
         estimate(parts.flops_per_token * parts.tokens_per_step * t.max_steps)
     resume_point = _resume_point(run, folder)
-    complete = False
-    try:
-        parts.trainer.fit(
-            parts.lit, datamodule=parts.data, ckpt_path=resume_point, weights_only=True
-        )
-        complete = True
-    finally:
-        finish_wandb(run, complete)
+    parts.trainer.fit(parts.lit, datamodule=parts.data, ckpt_path=resume_point, weights_only=True)
     parts.csv.save()
     draw_curves(folder.path)
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
@@ -165,7 +175,10 @@ def _fit(run: RunConfig, folder: RunFolder, corpus: Any) -> None:
         tokens_per_s=round(last * parts.tokens_per_step / seconds, 1),
         final=_final(folder.path),
     )
-    print(closing(run, folder, corpus))
+    text = sample(run, folder, corpus)
+    for logger in showing(parts.trainer.loggers) if text else ():
+        logger.sample(run.callbacks.sample_text.prompt, text, last)
+    print(closing(run, folder, corpus, text))
 
 
 def _resume_point(run: RunConfig, folder: RunFolder) -> Path | None:

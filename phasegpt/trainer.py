@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import secrets
 import warnings
 from typing import Any, NamedTuple
 
@@ -15,6 +14,8 @@ from phasegpt.config import RunConfig
 from phasegpt.data import Corpus, DataModule
 from phasegpt.guard import CollapseGuard
 from phasegpt.lit import LitGPT
+from phasegpt.loggers import extra_loggers
+from phasegpt.monitor import PhaseMonitor
 from phasegpt.record import MetricsCSV, RunFolder
 from phasegpt.saving import Saver, VerifiedIO
 
@@ -63,6 +64,9 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
     saver = Saver(folder, run.callbacks.checkpoint.every_n_train_steps, csv)
     metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
     callbacks: list[pl.Callback] = [metrics, cb.RngState(), saver]
+    if run.callbacks.phase_monitor.every_n_steps is not None:
+        # Before the metrics, whose clock starts again when a validation is over.
+        callbacks.insert(0, PhaseMonitor(run.callbacks.phase_monitor, folder.path))
     if run.callbacks.early_stopping.patience is not None:
         callbacks.append(cb.EarlyStopping(run.callbacks.early_stopping))
     guard = None
@@ -84,7 +88,7 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         deterministic=t.deterministic,
-        logger=[csv, *_extra_loggers(run, folder)],
+        logger=[csv, *extra_loggers(run, folder)],
         callbacks=callbacks,
         plugins=[VerifiedIO()],
         enable_progress_bar=False,
@@ -95,42 +99,7 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
     return Assembled(trainer, lit, data, saver, guard, csv, cuda, tokens_per_step, flops_per_token)
 
 
-def finish_wandb(run: RunConfig, complete: bool) -> None:
-    """Close the W&B run, so that the next job of a sweep opens its own."""
-    if run.logger.name == "wandb":
-        import wandb
-
-        wandb.finish(exit_code=0 if complete else 1)
-
-
 def _precision(run: RunConfig, cuda: bool) -> Any:
     if run.trainer.precision == "auto":
         return "bf16-mixed" if cuda else "32-true"
     return run.trainer.precision
-
-
-def _extra_loggers(run: RunConfig, folder: RunFolder) -> list[Any]:
-    """The logger beside metrics.csv; its run goes on when ours does."""
-    if run.logger.name == "wandb":
-        from pytorch_lightning.loggers import WandbLogger
-
-        if "wandb_id" not in folder.record:
-            folder.update(wandb_id=secrets.token_hex(4))
-        return [
-            WandbLogger(
-                project=run.logger.project,
-                entity=run.logger.entity,
-                group=run.logger.group,
-                offline=run.logger.offline,
-                name=run.name,
-                id=folder.record["wandb_id"],
-                resume="allow",
-                save_dir=folder.path,
-                config=run.to_dict(),
-            )
-        ]
-    if run.logger.name == "tensorboard":
-        from pytorch_lightning.loggers import TensorBoardLogger
-
-        return [TensorBoardLogger(folder.path, name="", version="tensorboard")]
-    return []

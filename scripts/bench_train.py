@@ -1,12 +1,16 @@
 """Tokens per second of our training against a bare PyTorch loop, alternating in one process.
 
     python scripts/bench_train.py [--size tiny|small|medium] [--attention softmax] [--rounds 5]
+    python scripts/bench_train.py --monitor [--size small] [--rounds 5]
 
 Both train the same module on the same batches with the same optimizer, schedule and clipping;
 ours has the progress bar and default logging on. Peak memory is that of a process of its own.
+--monitor shows instead what callbacks.phase_monitor costs at its default of every 50 steps: the
+time inside it, beside the step time without it.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -22,6 +26,7 @@ import phasegpt
 from phasegpt.build import run_config
 from phasegpt.callbacks import Callback
 from phasegpt.data import prepare
+from phasegpt.monitor import PhaseMonitor
 from phasegpt.record import RunFolder
 from phasegpt.trainer import assemble
 
@@ -98,6 +103,57 @@ def bare(run, corpus) -> float:
     return (time.perf_counter() - begin) / (run.trainer.max_steps - WARM_UP)
 
 
+def monitored(run, corpus) -> tuple[list[float], float]:
+    """Seconds of every measurement of the phases but the first, and of a step without them."""
+    spent: list[float] = []
+
+    def timed(*args):
+        _wait()
+        begin = time.perf_counter()
+        result = PhaseMonitor.measure(*args)
+        for logger in args[1].loggers:
+            logger.save()
+        _wait()
+        spent.append(time.perf_counter() - begin)
+        return result
+
+    with tempfile.TemporaryDirectory() as folder:
+        parts = assemble(run, RunFolder(Path(folder)), corpus)
+        (monitor,) = (c for c in parts.trainer.callbacks if isinstance(c, PhaseMonitor))
+        monitor.measure = functools.partial(timed, monitor)
+        watch = Stopwatch()
+        parts.trainer.callbacks.append(watch)
+        parts.trainer.limit_val_batches = 0
+        parts.trainer.fit(parts.lit, datamodule=parts.data)
+    steps = run.trainer.max_steps - WARM_UP
+    return spent[1:], (watch.end - watch.begin - sum(spent[1:])) / steps
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def monitor_report(args: argparse.Namespace) -> dict:
+    *_, steps = SIZES[args.size]
+    attention = "kuramoto" if args.attention == "softmax" else args.attention
+    run = make_config(args.size, attention, max(steps, 200))
+    rounds = [monitored(run, prepare(run.data)) for _ in range(args.rounds)]
+    every = run.callbacks.phase_monitor.every_n_steps
+    measurement = statistics.median(s for spent, _ in rounds for s in spent)
+    step = statistics.median(step for _, step in rounds)
+    return {
+        "size": args.size,
+        "attention": attention,
+        "rounds": args.rounds,
+        "threads": torch.get_num_threads(),
+        "every_n_steps": every,
+        "measurement_ms": round(1e3 * measurement, 2),
+        "step_ms": round(1e3 * step, 2),
+        "share_of_step_time": round(measurement / (every * step), 5),
+    }
+
+
 def peak_memory_mb() -> int:
     """Of this process alone; getrusage would count what the parent had before exec."""
     status = Path("/proc/self/status").read_text()
@@ -113,11 +169,15 @@ def main() -> None:
     parser.add_argument("--attention", default="softmax")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=LOOPS, help=argparse.SUPPRESS)
+    parser.add_argument("--monitor", action="store_true", help="the cost of the phase monitor")
     args = parser.parse_args()
+    sys.stderr.isatty = lambda: True  # the progress bar is part of what is measured
+    if args.monitor:
+        print(json.dumps(monitor_report(args), indent=2))
+        return
     *_, context, batch, steps = SIZES[args.size]
     run = make_config(args.size, args.attention, steps)
     corpus = prepare(run.data)
-    sys.stderr.isatty = lambda: True  # the progress bar is part of what is measured
     if args.only:
         LOOPS[args.only](run, corpus)
         print(peak_memory_mb())

@@ -13,7 +13,7 @@ from test_resume import assert_identical, words
 
 import phasegpt
 from phasegpt import checkpoint
-from phasegpt.config import CollapseGuardConfig
+from phasegpt.callback_config import CollapseGuardConfig
 from phasegpt.guard import CollapseGuard
 from phasegpt.lit import LitGPT
 from phasegpt.record import read_metrics, read_record

@@ -19,11 +19,12 @@ PACKAGE = ROOT / "phasegpt"
 
 #: Top-level modules and subpackages of phasegpt by layer; a file imports no higher number.
 LAYERS = {
-    0: "config errors validate randomness inference phase controls cache diskcache polar ops",
+    0: "config callback_config errors validate randomness inference phase controls cache diskcache polar ops",
     1: "attention",
     2: "model",
     3: "optim corpora sources synthetic references tokenizers data build evaluation",
-    4: "lit callbacks guard saving checkpoint record summary trainer hf samplers analysis",
+    4: "lit callbacks guard saving checkpoint record summary trainer hf samplers analysis "
+    "diagnosis loggers monitor dashboard",
     5: "shell train evaluate generate interpret",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
@@ -202,7 +203,11 @@ def test_only_hf_imports_transformers() -> None:
     assert users("transformers") <= {"phasegpt.hf"}
 
 
-@pytest.mark.parametrize("package", ["wandb", "datasets", "tiktoken", "matplotlib", "transformers"])
+@pytest.mark.parametrize(
+    "package",
+    ["wandb", "wandb_workspaces", "tensorboard", "datasets", "tiktoken", "matplotlib",
+     "transformers"],
+)  # fmt: skip
 def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
     assert users(package, top_level=True) <= (
         {"phasegpt.hf"} if package == "transformers" else set()

@@ -44,6 +44,32 @@ class Phase(NamedTuple):
     R: Tensor
 
 
+class Trajectory(NamedTuple):
+    """The path of one layer's phases from theta0 through S steps of dt to theta, without noise.
+
+    `R` is that of the field that pulls the phases, before every step and after the last: over the
+    oscillators of a token and head, [B,T,H,S+1], or over the prefix of a channel with the weights
+    it has there, [B,T,H,N,S+1].
+    """
+
+    theta0: Tensor  # [B,T,H,N], radians, not wrapped
+    theta: Tensor  # [B,T,H,N]
+    R: Tensor
+    omega: Tensor  # [H,N], radians per unit time
+    coupling: Tensor  # [H]
+    dt: float
+
+    @property
+    def steps(self) -> int:
+        """S."""
+        return self.R.shape[-1] - 1
+
+    @property
+    def over_prefix(self) -> bool:
+        """Whether it is the tokens of a prefix that are coupled, not the oscillators of a head."""
+        return self.R.dim() == self.theta.dim() + 1
+
+
 class AttentionOutput(NamedTuple):
     """What a layer returns: its contribution to the residual stream, and its phases if asked."""
 
@@ -101,6 +127,10 @@ class Attention(nn.Module, ABC):
         self, key: NoiseKey, time: int, device: torch.device
     ) -> Perturbation | None:
         """Training noise for one batch, or None."""
+        return None
+
+    def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
+        """The path of the phases for the layer's input x, or None where there is none to show."""
         return None
 
 

@@ -19,6 +19,7 @@ from phasegpt.attention import (
     AttentionConfig,
     AttentionOutput,
     ReturnPhase,
+    Trajectory,
     build,
     layer_class,
 )
@@ -104,3 +105,7 @@ class Hybrid(Attention):
     ) -> Perturbation | None:
         """The partner's."""
         return self.partner.draw_perturbation(key, time, device)
+
+    def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
+        """The partner's."""
+        return self.partner.trajectory(x_BTD)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from phasegpt import ops
-from phasegpt.attention import AttentionOutput, Phase, ReturnPhase
+from phasegpt.attention import AttentionOutput, Phase, ReturnPhase, Trajectory
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
 from phasegpt.attention.softmax import Softmax
 from phasegpt.cache import LayerCache
@@ -138,3 +138,21 @@ class Kuramoto(Softmax):
     ) -> Perturbation | None:
         """See Attention.draw_perturbation."""
         return self.oscillators.draw_perturbation(key, self.layer, time, device)
+
+    def trajectory(self, x_BTD: Tensor) -> Trajectory:
+        """See Attention.trajectory; R is over the oscillators of each token and head."""
+        o, oscillators = self.options, self.oscillators
+        theta0 = oscillators.initial_phases(x_BTD)
+        omega, coupling = oscillators.frequencies(), oscillators.coupling
+        rows = ops.kuramoto_rows(
+            theta0,
+            omega,
+            coupling,
+            steps=o.steps,
+            dt=o.dt,
+            lag=o.lag,
+            integrator=o.integrator,
+            return_order=True,
+        )
+        assert rows.R is not None
+        return Trajectory(theta0, rows.theta, rows.R, omega, coupling, o.dt)

@@ -21,7 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from phasegpt import ops
-from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, Phase, ReturnPhase
+from phasegpt.attention import (
+    Attention,
+    AttentionConfig,
+    AttentionOutput,
+    Phase,
+    ReturnPhase,
+    Trajectory,
+)
 from phasegpt.attention._functional import rotary_angles
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
 from phasegpt.cache import LayerCache
@@ -187,3 +194,29 @@ class PhaseSync(Attention):
     ) -> Perturbation | None:
         """See Attention.draw_perturbation."""
         return self.oscillators.draw_perturbation(key, self.layer, time, device)
+
+    def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
+        """See Attention.trajectory; with rotary positions the phases contain their drift.
+
+        None for `as_coded`: its phases are squashed and wrapped, and see the future.
+        """
+        if self.options.as_coded:
+            return None
+        o, oscillators = self.options, self.oscillators
+        theta0 = oscillators.initial_phases(x_BTD)
+        if self.rope:
+            angles = rotary_angles(0, x_BTD.shape[1], o.num_oscillators, x_BTD.device)
+            theta0 = theta0 + angles.unsqueeze(1).to(theta0.dtype)
+        omega, coupling = oscillators.frequencies(), oscillators.coupling
+        scan = ops.kuramoto_scan(
+            theta0.flatten(2),
+            omega.flatten(),
+            coupling.repeat_interleave(o.num_oscillators),
+            steps=o.steps,
+            dt=o.dt,
+            forget=None if self.forget_logit is None else self.forget_logit.sigmoid(),
+            return_order=True,
+        )
+        assert scan.R is not None
+        R = scan.R.unflatten(2, omega.shape)
+        return Trajectory(theta0, scan.theta.view_as(theta0), R, omega, coupling, o.dt)
