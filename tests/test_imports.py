@@ -19,7 +19,7 @@ PACKAGE = ROOT / "phasegpt"
 
 #: Top-level modules and subpackages of phasegpt by layer; a file imports no higher number.
 LAYERS = {
-    0: "config errors validate randomness inference phase controls cache ops",
+    0: "config errors validate randomness inference polar phase controls cache ops",
     1: "attention",
     2: "model",
     3: "optim corpora sources synthetic references tokenizers data build evaluation",
@@ -189,7 +189,9 @@ def test_only_hf_imports_transformers() -> None:
     assert users("transformers") <= {"phasegpt.hf"}
 
 
-@pytest.mark.parametrize("package", ["wandb", "datasets", "tiktoken", "matplotlib", "transformers"])
+@pytest.mark.parametrize(
+    "package", ["wandb", "datasets", "tiktoken", "matplotlib", "plotly", "scipy", "transformers"]
+)
 def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
     assert users(package, top_level=True) <= (
         {"phasegpt.hf"} if package == "transformers" else set()
