@@ -220,7 +220,7 @@ class RunConfig(Section):
     regularizer: RegularizerConfig = RegularizerConfig()
     trainer: TrainerConfig
     logger: LoggerConfig = LoggerConfig()
-    callbacks: CallbacksConfig = CallbacksConfig()
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
 
     @property
     def hash(self) -> str:

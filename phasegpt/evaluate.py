@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import hydra
 
-from phasegpt.config import CONF_DIR, DataConfig, plain
-from phasegpt.errors import CheckpointError, ConfigError
+from phasegpt.config import CONF_DIR, plain
 from phasegpt.validate import Section, number
-
-if TYPE_CHECKING:
-    from phasegpt.checkpoint import Loaded
-    from phasegpt.data import Corpus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +34,13 @@ class EvaluateConfig(Section):
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 def main(cfg: Any) -> None:
     """Command line."""
-    from phasegpt.shell import guarded
+    from phasegpt.shell import guarded, write_json
 
     def command() -> None:
         settings = EvaluateConfig.parse(plain(cfg))
         result = evaluate(settings)
         path = _output(settings, result)
-        _write(path, result)
+        write_json(path, result)
         print(f"{table(result)}\nwritten to {path}")
 
     guarded(command, debug=cfg.get("debug") is True)
@@ -58,7 +52,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     The same settings give the same numbers on the same machine. Raises ConfigError, DataError,
     CheckpointError.
     """
-    from phasegpt.shell import chosen_checkpoint, device
+    from phasegpt.shell import chosen_checkpoint, device, training_corpus
 
     target = chosen_checkpoint(settings.checkpoint)
     from phasegpt import evaluation
@@ -70,7 +64,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     context = settings.context or model.config.block_size
     stride = settings.stride or context
     evaluation.check_windows(model, context=context, stride=stride)
-    corpus = _corpus(settings, loaded)
+    corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
     score = evaluation.score(
         model,
         corpus,
@@ -134,34 +128,6 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _corpus(settings: EvaluateConfig, loaded: Loaded) -> Corpus:
-    """The corpus that the checkpoint was trained on, in the checkpoint's own tokens."""
-    from phasegpt.data import prepare
-
-    if loaded.run is None:
-        raise CheckpointError(
-            f"{loaded.path} has no run.json, so the text it was trained on is not known; "
-            f"evaluate the run that it was exported from"
-        )
-    data: DataConfig = loaded.run.data
-    if settings.data_path is not None:
-        if data.corpus != "text":
-            raise ConfigError(
-                f"data_path={settings.data_path} is for models trained with data=text; this one "
-                f"was trained with data={data.corpus}"
-            )
-        data = replace(data, path=settings.data_path)
-    if settings.cache_dir is not None:
-        data = replace(data, cache_dir=settings.cache_dir)
-    corpus = prepare(data)
-    if corpus.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
-        raise ConfigError(
-            "the text does not have the tokens that the model was trained with (its characters "
-            "are others); evaluate on the text of the training"
-        )
-    return corpus
-
-
 def _output(settings: EvaluateConfig, result: dict[str, Any]) -> Path:
     """Where the JSON goes: settings.output, else the run's folder, else the working folder."""
     from phasegpt.checkpoint import run_folder
@@ -171,16 +137,6 @@ def _output(settings: EvaluateConfig, result: dict[str, Any]) -> Path:
     checkpoint = Path(result["checkpoint"])
     folder = Path() if checkpoint.is_dir() else run_folder(checkpoint)
     return folder / f"evaluation-{settings.split}.json"
-
-
-def _write(path: Path, result: dict[str, Any]) -> None:
-    from phasegpt.checkpoint import write_atomic
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
-    except OSError as error:
-        raise ConfigError(f"cannot write output={path}: {error.strerror}") from error
 
 
 def _finite(value: float | None) -> float | None:

@@ -27,12 +27,16 @@ _IGNORED = -100  # a target that is not scored, cross_entropy's own default
 def nats(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of the scored targets in nats (float64), and their number (int64).
 
-    Targets of -100 are not scored. Each token's loss is computed in float32 at least, the sum in
-    float64. Differentiable.
+    Targets of -100 are not scored. The sum is taken in float64. Differentiable.
     """
+    return token_nats(logits_BTV, targets_BT).double().sum(), (targets_BT != _IGNORED).sum()
+
+
+def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Cross-entropy of every target in nats, [B,T], in float32 at least; 0 for a target of -100."""
     logits = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).flatten(0, -2)
     losses = F.cross_entropy(logits, targets_BT.flatten(), ignore_index=_IGNORED, reduction="none")
-    return losses.double().sum(), (targets_BT != _IGNORED).sum()
+    return losses.view(targets_BT.shape)
 
 
 def perplexity(total_nats: float, units: float) -> float:

@@ -1,23 +1,29 @@
-"""What the commands share: errors as short messages, exit codes, literal values, devices.
+"""What the commands share: errors as short messages, exit codes, literal values, devices, files.
 
 A command is a thin hydra.main over a plain function; only this layer and config know Hydra.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phasegpt.config import misspelt
-from phasegpt.errors import ConfigError, UserError
+from phasegpt.errors import CheckpointError, ConfigError, UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from phasegpt.checkpoint import Loaded
+    from phasegpt.data import Corpus
 
 _MAX_LINES = 18
 
@@ -104,6 +110,54 @@ def device(name: str) -> torch.device:
     if name == "cuda" and not there:
         raise ConfigError("device=cuda, but torch sees no GPU here; use device=cpu or device=auto")
     return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def training_corpus(loaded: Loaded, data_path: str | None, cache_dir: str | None) -> Corpus:
+    """The corpus that the checkpoint was trained on, in the checkpoint's own tokens.
+
+    `data_path` is another place of the text (data=text), `cache_dir` another token cache. Raises
+    CheckpointError where the checkpoint does not know its text, ConfigError, DataError.
+    """
+    from phasegpt.data import prepare
+
+    if loaded.run is None:
+        raise CheckpointError(
+            f"{loaded.path} has no run.json, so the text it was trained on is not known; "
+            f"evaluate the run that it was exported from"
+        )
+    data = loaded.run.data
+    if data_path is not None:
+        if data.corpus != "text":
+            raise ConfigError(
+                f"data_path={data_path} is for models trained with data=text; this one "
+                f"was trained with data={data.corpus}"
+            )
+        data = replace(data, path=data_path)
+    if cache_dir is not None:
+        data = replace(data, cache_dir=cache_dir)
+    corpus = prepare(data)
+    if corpus.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+        raise ConfigError(
+            "the text does not have the tokens that the model was trained with (its characters "
+            "are others); evaluate on the text of the training"
+        )
+    return corpus
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write a result as JSON; ConfigError where the place cannot be written."""
+    write_output(path, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_output(path: Path, content: bytes) -> None:
+    """Write a file whole, with the folders above it; ConfigError where that cannot be done."""
+    from phasegpt.checkpoint import write_atomic
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, content)
+    except OSError as error:
+        raise ConfigError(f"cannot write output={path}: {error.strerror}") from error
 
 
 def _multirun() -> bool:

@@ -193,7 +193,7 @@ def test_paths_are_taken_to_the_letter(run: Path, tmp_path: Path, monkeypatch: A
     assert (tmp_path / "it's={a},b.json").is_file()
 
 
-@pytest.mark.parametrize("module", ["evaluate", "generate"])
+@pytest.mark.parametrize("module", ["evaluate", "generate", "interpret"])
 def test_help_is_a_page_and_does_not_import_torch(module: str) -> None:
     code = (
         "import runpy, sys\n"

@@ -19,7 +19,8 @@ PACKAGE = ROOT / "phasegpt"
 
 #: Top-level modules and subpackages of phasegpt by layer; a file imports no higher number.
 LAYERS = {
-    0: "config callback_config errors validate randomness inference phase controls cache diskcache polar ops",
+    0: "config callback_config errors validate randomness inference polar phase controls cache "
+    "diskcache ops",
     1: "attention",
     2: "model",
     3: "optim corpora sources synthetic references tokenizers data build evaluation",
@@ -205,8 +206,8 @@ def test_only_hf_imports_transformers() -> None:
 
 @pytest.mark.parametrize(
     "package",
-    ["wandb", "wandb_workspaces", "tensorboard", "datasets", "tiktoken", "matplotlib",
-     "transformers"],
+    ["wandb", "wandb_workspaces", "tensorboard", "datasets", "tiktoken", "matplotlib", "plotly",
+     "scipy", "transformers"],
 )  # fmt: skip
 def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
     assert users(package, top_level=True) <= (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SHIPPED = {".py", ".cu", ".cpp", ".html", ".css", ".js"}
 BUILD = [sys.executable, "-m", "build", "--no-isolation"]
 
 
@@ -37,7 +38,7 @@ def build_wheel(out: Path, *, from_sdist: bool) -> Path:
 
 def shipped() -> dict[str, bytes]:
     """Every file that an installed PhaseGPT needs, by its name in the wheel."""
-    code = [p for p in (ROOT / "phasegpt").rglob("*") if p.suffix in {".py", ".cu", ".cpp"}]
+    code = [p for p in (ROOT / "phasegpt").rglob("*") if p.suffix in SHIPPED]
     conf = (ROOT / "conf").rglob("*.yaml")
     files = {p.relative_to(ROOT).as_posix(): p for p in code}
     files |= {f"phasegpt/{p.relative_to(ROOT).as_posix()}": p for p in conf}

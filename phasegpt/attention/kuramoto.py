@@ -89,13 +89,7 @@ class Kuramoto(Softmax):
         theta = self.integrate(x_BTD, perturbation)
         cos, sin = theta.cos(), theta.sin()
         R_BTH = resultant_length(cos, sin)
-        if self.beta is not None:
-            N = self.options.num_oscillators
-            features = torch.cat((cos, sin), dim=-1).transpose(1, 2)  # [B,H,T,2N]
-            # SDPA multiplies by 1/sqrt(E), so the query's features carry sqrt(E) beta / N.
-            strength = self.head_width**0.5 / N * self.beta.view(-1, 1, 1)
-            q = torch.cat((q, (strength * features).to(q.dtype)), dim=-1)
-            k = torch.cat((k, features.to(k.dtype)), dim=-1)
+        q, k = self.cohere(q, k, cos, sin)
         if cache is not None:
             k, v = cache.update(k, v)
         gain = None
@@ -107,6 +101,19 @@ class Kuramoto(Softmax):
             theta = self.integrate(x_BTD, perturbation, coupling_only=True)
             R_BTH = order_parameter(theta)
         return AttentionOutput(y, Phase(theta, R_BTH) if return_phase else None)
+
+    def cohere(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """q and k with phase features beside them, so that q . k carries the coherence term.
+
+        q, k [B,H,T,E] to [B,H,T,E+2N]; as they are where the readout is not through the logits.
+        """
+        if self.beta is None:
+            return q, k
+        features = torch.cat((cos, sin), dim=-1).transpose(1, 2)  # [B,H,T,2N]
+        # SDPA multiplies by 1/sqrt(E), so the query's features carry sqrt(E) beta / N.
+        strength = self.head_width**0.5 / self.options.num_oscillators * self.beta.view(-1, 1, 1)
+        q = torch.cat((q, (strength * features).to(q.dtype)), dim=-1)
+        return q, torch.cat((k, features.to(k.dtype)), dim=-1)
 
     def integrate(
         self,

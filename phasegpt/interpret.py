@@ -1,0 +1,237 @@
+"""`python -m phasegpt.interpret`: look into the oscillators of a trained model."""
+
+from __future__ import annotations
+
+import os
+import sys
+import urllib.parse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import hydra
+
+from phasegpt.config import CONF_DIR, plain
+from phasegpt.errors import ConfigError, UserError
+from phasegpt.validate import Section, number
+
+if TYPE_CHECKING:
+    import torch
+
+    from phasegpt.checkpoint import Loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpretConfig(Section):
+    """conf/interpret.yaml."""
+
+    checkpoint: str | None = None
+    which: Literal["best", "last"] = "best"
+    text: str | None = None
+    split: str | None = None
+    tokens: int = number(2048, ge=1)
+    context: int | None = number(None, ge=1)
+    layers: tuple[int, ...] | None = None
+    interventions: bool = True
+    figures: bool = True
+    seed: int = number(0, ge=0)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    data_path: str | None = None
+    cache_dir: str | None = None
+    output: str | None = None
+    debug: bool = False
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="interpret")
+def main(cfg: Any) -> None:
+    """Command line."""
+    from phasegpt.shell import guarded
+
+    def command() -> None:
+        result = interpret(InterpretConfig.parse(plain(cfg)))
+        print(table(result))
+
+    guarded(command, debug=cfg.get("debug") is True)
+
+
+def interpret(settings: InterpretConfig) -> dict[str, Any]:
+    """Measure settings.checkpoint and write statistics.json, report.html and figures/.
+
+    The result is what statistics.json holds, with the `output` folder: the statistics of a run
+    (see phasegpt.analysis.synchronization), or for a folder of runs {"runs": {name: those}}.
+    The same settings give the same bytes on the same machine. Raises ConfigError, DataError,
+    CheckpointError.
+    """
+    from phasegpt.shell import chosen_checkpoint
+
+    target = Path(chosen_checkpoint(settings.checkpoint))
+    if settings.text is not None and settings.split is not None:
+        raise ConfigError("text and split are both set; give the one that is to be looked at")
+    runs = runs_of(target)
+    return _sweep(settings, target, runs) if runs else _run(settings, target)
+
+
+def runs_of(folder: Path) -> list[Path]:
+    """The run folders directly under `folder`, by number or name; none if it is a run itself."""
+    if not folder.is_dir() or any(
+        (folder / n).exists() for n in ("checkpoints", "model.safetensors")
+    ):
+        return []
+    found = [path.parent for path in folder.glob("*/checkpoints") if path.is_dir()]
+    return sorted(
+        found, key=lambda p: (not p.name.isdigit(), int(p.name) if p.name.isdigit() else 0, p.name)
+    )
+
+
+def table(result: dict[str, Any]) -> str:
+    """The result of `interpret` for a person to read."""
+    if "runs" in result:
+        lines = [
+            f"{name}: {run.get('status') or run['reason']}" for name, run in result["runs"].items()
+        ]
+        return "\n".join([*lines, f"written to {result['output']}: report.html, statistics.json"])
+    unit = result["unit"]
+    lines = [
+        f"{result['checkpoint']}  (sha256 {result['sha256'][:16]})",
+        f"{result['sequences']} x {result['context']} tokens of {result['source']}: "
+        f"{result['loss']['mean']:.4f} nats per {unit}",
+    ]
+    for layer in result["layers"]:
+        R, null = layer["R"], layer["null"]
+        lines += [
+            "",
+            f"layer {layer['layer']} ({layer['mechanism']}): {layer['status']}. {layer['reason']}",
+            f"  R over the {layer['R_is_over']}: {R['mean']:.3f}, sd {R['sd']:.3f} "
+            f"(K = 0: {layer['R_uncoupled']:.3f}, random phases: {null['R']:.3f})",
+            f"  dR by coupling: {_interval(layer['dR'], 3)}",
+        ]
+    if "interventions" in result:
+        lines += ["", f"change of the loss, nats per {unit}, with its 95% interval"]
+        for effect in result["interventions"]:
+            lines.append(f"  {effect['name']:<34}{_interval(effect['change'], 4)}")
+    figures = ", figures/" if result.get("figures") else ""
+    return "\n".join(
+        [*lines, "", f"written to {result['output']}: report.html, statistics.json{figures}"]
+    )
+
+
+def _interval(estimate: dict[str, Any], digits: int) -> str:
+    text = f"{estimate['mean']:+.{digits}f}"
+    if estimate["low"] is not None:
+        text += f" [{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}]"
+    plural = "" if estimate["n"] == 1 else "s"
+    return f"{text} over {estimate['n']} {estimate['per']}{plural}"
+
+
+def _run(settings: InterpretConfig, target: Path, output: Path | None = None) -> dict[str, Any]:
+    """Measure one run and write its files into `output`, or where settings say.
+
+    With `output`, in a sweep, a run without oscillators is a baseline: it has a loss and no files.
+    """
+    from phasegpt.analysis import pictures
+    from phasegpt.analysis.report import run_page
+    from phasegpt.analysis.synchronization import estimate, measure
+    from phasegpt.analysis.tracing import oscillates, token_losses
+    from phasegpt.analysis.views import view
+    from phasegpt.checkpoint import load_run, run_folder
+    from phasegpt.evaluation import UNITS
+    from phasegpt.shell import device, write_json, write_output
+
+    chosen = device(settings.device)
+    loaded = load_run(target, settings.which)
+    model, folder = loaded.model.to(chosen), run_folder(loaded.path)
+    ids_BT, source = _ids(settings, loaded)
+    about = {
+        "checkpoint": os.path.relpath(loaded.path),
+        "sha256": loaded.sha256,
+        "source": source,
+        "unit": UNITS[loaded.tokenizer.name],
+    }
+    if output is not None and not oscillates(model):
+        return {**about, "loss": estimate(token_losses(model, ids_BT)), "reason": "no oscillators"}
+    measured = measure(
+        model,
+        ids_BT,
+        layers=settings.layers,
+        effects=settings.interventions,
+        seed=settings.seed,
+    )
+    statistics = {**about, **measured.statistics}
+    if output is None:
+        output = (Path() if loaded.path.is_dir() else folder) / "interpretation"
+        if settings.output is not None:
+            output = Path(settings.output).expanduser()
+    config = None if loaded.run is None else loaded.run.to_dict()
+    page = run_page(statistics, view(measured, loaded.tokenizer), folder, config)
+    write_json(output / "statistics.json", statistics)
+    write_output(output / "report.html", page.encode())
+    drawn = pictures.draw(measured, output / "figures") if settings.figures else []
+    return {**statistics, "output": str(output), "figures": [p.name for p in drawn]}
+
+
+def _sweep(settings: InterpretConfig, target: Path, runs: list[Path]) -> dict[str, Any]:
+    """Measure every run under `target`; those that cannot be are named with the reason."""
+    from phasegpt.analysis.report import sweep_page, sweep_row
+    from phasegpt.shell import write_json, write_output
+
+    output = Path(settings.output).expanduser() if settings.output else target / "interpretation"
+    results: dict[str, Any] = {}
+    rows = []
+    for run in runs:
+        own = output / run.name if settings.output else run / "interpretation"
+        sys.stderr.write(f"{run.name}\n")
+        try:
+            result = _run(settings, run, own)
+        except UserError as error:
+            failed = error
+            result = {"reason": str(error)}
+        written = result.pop("output", None)
+        results[run.name] = result
+        link = None
+        if written is not None:
+            link = urllib.parse.quote(os.path.relpath(own / "report.html", output))
+        rows.append(sweep_row(run.name, result, run, link=link))
+    if not any("loss" in result for result in results.values()):
+        raise failed
+    write_json(output / "statistics.json", {"runs": results})
+    write_output(output / "report.html", sweep_page(target.resolve().name, rows).encode())
+    return {"runs": results, "output": str(output)}
+
+
+def _ids(settings: InterpretConfig, loaded: Loaded) -> tuple[torch.Tensor, str]:
+    """The tokens to look at, [B,T+1], and what they are."""
+    import numpy as np
+    import torch
+
+    from phasegpt.evaluation import check_windows
+    from phasegpt.shell import training_corpus
+
+    block = loaded.model.config.block_size
+    if settings.text is not None:
+        tokens, source = loaded.tokenizer.encode(settings.text), "the given text"
+        context = settings.context or min(block, len(tokens) - 1)
+        sequences = max(1, (len(tokens) - 1) // max(1, context))
+    else:
+        corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
+        split = "val" if settings.split in (None, "validation") else settings.split
+        tokens, source = corpus.split(split), f"split {split} of {corpus.meta['corpus']}"
+        context = settings.context or min(block, max(1, settings.tokens // 8), len(tokens) - 1)
+        sequences = max(1, min(settings.tokens // context, (len(tokens) - 1) // context))
+    if len(tokens) < context + 1 or context < 1:
+        raise ConfigError(
+            f"{source} has {len(tokens)} tokens; a sequence of context={max(1, context)} needs "
+            f"{max(1, context) + 1}, the last as a target"
+        )
+    check_windows(loaded.model, context=context, stride=context)
+    last = len(tokens) - 1 - context
+    starts = np.linspace(0, last, sequences).astype(np.int64)
+    if settings.text is not None:
+        starts = np.arange(sequences) * context
+    windows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)]
+    return torch.from_numpy(windows.astype(np.int64)), source
+
+
+if __name__ == "__main__":
+    from phasegpt.shell import launch
+
+    launch(main, "checkpoint", "text", "data_path", "cache_dir", "output", config_name="interpret")
