@@ -2,13 +2,13 @@
 
 python scripts/analyze_results.py runs/first_light                      status of every run
 python scripts/analyze_results.py runs/first_light --into results/first_light    copy records
-python scripts/analyze_results.py results                   table.csv and curves.png, anew
+python scripts/analyze_results.py results                   the tables and pictures, anew
 """
 
 import argparse
 from pathlib import Path
 
-from phasegpt.analysis import collect, draw, summarise, write_table
+from phasegpt.analysis import collect, draw, draw_phases, summarise, write_table
 from phasegpt.record import read_record
 
 
@@ -48,6 +48,7 @@ def main() -> None:
     for study in [args.into] if args.into else studies:
         write_table(study)
         draw(study)
+        draw_phases(study)
         show_study(study, args.against)
     if not studies and not args.into:
         show_runs(args.folder)

@@ -1,12 +1,14 @@
 """Tokens per second of our training against a bare PyTorch loop, alternating in one process.
 
-    python scripts/bench_train.py [--size tiny|small|medium] [--attention softmax] [--rounds 5]
+    python scripts/bench_train.py [--size small] [--attention softmax] [--rounds 5]
     python scripts/bench_train.py --monitor [--size small] [--rounds 5]
+    python scripts/bench_train.py --layers [--size small] [--rounds 5]
 
 Both train the same module on the same batches with the same optimizer, schedule and clipping;
 ours has the progress bar and default logging on. Peak memory is that of a process of its own.
 --monitor shows instead what callbacks.phase_monitor costs at its default of every 50 steps: the
-time inside it, beside the step time without it.
+time inside it, beside the step time without it. --layers shows what one phase layer costs in a
+softmax model, integrated by the kernels and in plain PyTorch, in bare loops.
 """
 
 import argparse
@@ -23,6 +25,7 @@ import torch
 from torch.nn import functional as F
 
 import phasegpt
+from phasegpt import ops
 from phasegpt.build import run_config
 from phasegpt.callbacks import Callback
 from phasegpt.data import prepare
@@ -34,11 +37,12 @@ SIZES = {  # layers, heads, width, context, batch, steps per round
     "tiny": (1, 1, 8, 8, 2, 2000),  # almost no arithmetic: shows the overhead per step
     "small": (4, 4, 128, 64, 12, 200),
     "medium": (6, 6, 384, 64, 12, 40),
+    "large": (12, 12, 768, 256, 2, 9),
 }
 WARM_UP = 5
 
 
-def make_config(size: str, attention: str, steps: int):
+def make_config(size: str, attention: str, steps: int, *extra: str):
     layers, heads, width, context, batch, _ = SIZES[size]
     return run_config(
         phasegpt.compose(
@@ -56,6 +60,7 @@ def make_config(size: str, attention: str, steps: int):
                 "callbacks.sample_text.max_new_tokens=0",
                 f"callbacks.checkpoint.every_n_train_steps={10**6}",
                 "compile=false",
+                *extra,
             ]
         )
     )
@@ -154,6 +159,36 @@ def monitor_report(args: argparse.Namespace) -> dict:
     }
 
 
+def layers_report(args: argparse.Namespace) -> dict:
+    """Seconds per step with one mechanism in one layer, by kernels and in plain PyTorch."""
+    layers, *_, steps = SIZES[args.size]
+    where = f"attention.layers=[{layers // 2}]"
+    runs = {"softmax": make_config(args.size, "softmax", steps)}
+    for name in ("kuramoto", "phase_sync"):
+        runs[name] = runs[f"{name}, plain"] = make_config(args.size, name, steps, where)
+    corpus = prepare(runs["softmax"].data)
+    use_kernels = ops._use_kernels
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for round_ in range(args.rounds):
+        for name in sorted(runs, reverse=round_ % 2 == 1):
+            ops._use_kernels = (lambda *_: False) if "plain" in name else use_kernels
+            seconds[name].append(bare(runs[name], corpus))
+    ops._use_kernels = use_kernels
+    against = {
+        name: sorted(a / b for a, b in zip(times, seconds["softmax"], strict=True))
+        for name, times in seconds.items()
+    }
+    return {
+        "size": args.size,
+        "mechanism_in_layer": layers // 2,
+        "rounds": args.rounds,
+        "threads": torch.get_num_threads(),
+        "ms_per_step": {k: round(1e3 * statistics.median(v), 2) for k, v in seconds.items()},
+        "over_softmax": {k: round(statistics.median(v), 4) for k, v in against.items()},
+        "over_softmax_range": {k: [round(v[0], 4), round(v[-1], 4)] for k, v in against.items()},
+    }
+
+
 def peak_memory_mb() -> int:
     """Of this process alone; getrusage would count what the parent had before exec."""
     status = Path("/proc/self/status").read_text()
@@ -170,10 +205,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", choices=LOOPS, help=argparse.SUPPRESS)
     parser.add_argument("--monitor", action="store_true", help="the cost of the phase monitor")
+    parser.add_argument("--layers", action="store_true", help="the cost of one phase layer")
     args = parser.parse_args()
     sys.stderr.isatty = lambda: True  # the progress bar is part of what is measured
     if args.monitor:
         print(json.dumps(monitor_report(args), indent=2))
+        return
+    if args.layers:
+        print(json.dumps(layers_report(args), indent=2))
         return
     *_, context, batch, steps = SIZES[args.size]
     run = make_config(args.size, args.attention, steps)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phasegpt.analysis import collect, draw, load_records, summarise, write_table
+from phasegpt.analysis import collect, draw, draw_phases, load_records, summarise, write_table
 from phasegpt.build import run_config
 from phasegpt.config import compose
 
@@ -54,6 +54,26 @@ def test_table_and_picture_are_byte_identical_when_nothing_changed(tmp_path):
     table, picture = write_table(tmp_path).read_bytes(), draw(tmp_path).read_bytes()
     assert write_table(tmp_path).read_bytes() == table
     assert draw(tmp_path).read_bytes() == picture
+
+
+def test_phases_of_the_last_validation_are_averaged_over_layers_and_seeds(tmp_path):
+    ledger(tmp_path, "softmax", [4.0, 5.0])
+    ledger(tmp_path, "kuramoto", [3.0, 4.0])
+    assert draw_phases(tmp_path) is None
+    for seed, dR in ((1, 0.1), (2, 0.3)):
+        path = tmp_path / "runs" / f"kuramoto-seed{seed}.json"
+        record = json.loads(path.read_text())
+        for layer, more in ((1, 0.0), (2, 0.2)):
+            record["final"] |= {f"phase/val/dR/layer{layer}": dR + more}
+            record["final"] |= {f"phase/val/R/layer{layer}/end": 0.5}
+        path.write_text(json.dumps(record))
+    kuramoto, softmax = summarise(tmp_path)
+    half = 12.706204736432095 * 0.1  # Student's t, 1 degree of freedom; sd 0.2/sqrt 2, n = 2
+    assert kuramoto["dR"] == pytest.approx(0.3)
+    assert kuramoto["dR_low"] == pytest.approx(0.3 - half)
+    assert softmax["dR"] is None and kuramoto["ppc"] is None
+    picture = draw_phases(tmp_path).read_bytes()
+    assert draw_phases(tmp_path).read_bytes() == picture
 
 
 def test_unfinished_runs_are_not_collected(tmp_path):

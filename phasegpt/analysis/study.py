@@ -20,8 +20,10 @@ from phasegpt.record import read_metrics, read_record
 
 _COLUMNS = (
     *("arm", "n", "seeds", "mean", "sd", "low", "high"),
-    *("difference", "difference_low", "difference_high", "R", "parameters", "steps"),
+    *("difference", "difference_low", "difference_high", "R", "dR", "dR_low", "dR_high"),
+    *("ppc", "participation", "offsets", "parameters", "steps"),
 )
+_MEASURED = ("ppc", "participation", "offsets")
 
 
 def collect(runs: Path, study: Path) -> list[Path]:
@@ -63,10 +65,12 @@ def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def summarise(study: Path, baseline: str = "softmax") -> list[dict[str, Any]]:
-    """Per arm: best validation perplexity over seeds as mean, sd and 95% t interval; R at the end.
+    """Per arm: best validation perplexity over seeds as mean, sd and 95% t interval; the phases.
 
-    `difference` is the arm minus the `baseline` arm, paired by seed, with its own interval. A
-    single seed has no sd and no interval; what is not defined is None.
+    R is of the last training batch; dR with its interval over seeds, ppc, participation and offsets
+    are of the last validation (phasegpt.diagnosis), each averaged over phase layers. `difference`
+    is the arm minus the `baseline` arm, paired by seed, with its own interval. A single seed has
+    no sd and no interval; what is not defined is None.
     """
     arms = load_records(study)
     reference = {r["seed"]: r["best"]["val/ppl"] for r in arms.get(baseline, [])}
@@ -78,6 +82,7 @@ def summarise(study: Path, baseline: str = "softmax") -> list[dict[str, Any]]:
         paired = arm != baseline and len(gaps) == len(best)
         difference, _, difference_low, difference_high = interval(gaps if paired else [])
         order = [r["final"]["phase/R/final"] for r in records if "phase/R/final" in r["final"]]
+        dR, _, dR_low, dR_high = interval(_phases(records, "dR"))
         table.append(
             {
                 "arm": arm,
@@ -91,11 +96,22 @@ def summarise(study: Path, baseline: str = "softmax") -> list[dict[str, Any]]:
                 "difference_low": difference_low,
                 "difference_high": difference_high,
                 "R": float(np.mean(order)) if order else None,
+                "dR": dR,
+                "dR_low": dR_low,
+                "dR_high": dR_high,
+                **{k: interval(_phases(records, k))[0] for k in _MEASURED},
                 "parameters": records[0]["parameters"]["non_embedding"],
                 "steps": records[0]["step"],
             }
         )
     return sorted(table, key=lambda row: row["mean"])
+
+
+def _phases(records: list[dict[str, Any]], measure: str, part: str = "") -> list[float]:
+    """A measure of the last validation, averaged over phase layers, per record that has it."""
+    name = re.compile(rf"phase/val/{measure}/layer\d+{part}")
+    found = [[v for k, v in r["final"].items() if name.fullmatch(k)] for r in records]
+    return [float(np.mean(values)) for values in found if values]
 
 
 def interval(values: list[float]) -> tuple[float | None, float | None, float | None, float | None]:
@@ -145,6 +161,38 @@ def draw(study: Path) -> Path:
             axes.legend(frameon=False, fontsize=8)
     figure.savefig(study / "curves.png", dpi=110, metadata={"Software": None})
     return study / "curves.png"
+
+
+def draw_phases(study: Path) -> Path | None:
+    """study/phases.png: of every arm with oscillators, R after the integration and what of it is
+    the coupling's (dR), and perplexity against R; None where no record has them.
+    """
+    from matplotlib.figure import Figure
+
+    arms = {
+        arm: (_phases(records, "R", "/end"), _phases(records, "dR"), records)
+        for arm, records in load_records(study).items()
+    }
+    arms = {arm: found for arm, found in arms.items() if found[1]}
+    if not arms:
+        return None
+    ranked = sorted(arms, key=lambda arm: np.mean(arms[arm][0]))
+    figure = Figure(figsize=(11, 0.9 + 0.26 * len(arms)), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for y, arm in enumerate(ranked):
+        R, dR, records = arms[arm]
+        left.plot([np.mean(R) - np.mean(dR), np.mean(R)], [y, y], color="0.6", zorder=1)
+        left.scatter(R, [y] * len(R), s=14, color="C0", label=None if y else "R, a seed each")
+        start = [a - b for a, b in zip(R, dR, strict=True)]
+        left.scatter(start, [y] * len(R), s=14, color="C1", label=None if y else "R at K = 0")
+        best = [r["best"]["val/ppl"] for r in records]
+        right.scatter(R, best, s=14, color="C0")
+        right.annotate(arm, (float(np.mean(R)), float(np.mean(best))), fontsize=6)
+    left.set(yticks=range(len(ranked)), yticklabels=ranked, xlabel="R of the last validation")
+    left.legend(frameon=False, fontsize=8)
+    right.set(xlabel="R of the last validation", ylabel="best validation perplexity")
+    figure.savefig(study / "phases.png", dpi=110, metadata={"Software": None})
+    return study / "phases.png"
 
 
 def _band(axes: Any, curves: list[list[list[float]]], label: str) -> None:
