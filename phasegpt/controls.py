@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.phase import order_parameter, prefix_order_parameter
+from phasegpt.phase import first_prefix, order_parameter, prefix_order_parameter
 from phasegpt.randomness import keyed_generator
 
 
@@ -95,8 +95,7 @@ def coherence(theta_BTHN: Tensor, axis: str) -> Tensor:
     Raises ValueError for another axis.
     """
     if axis == "prefix":
-        first = min(_SHORTEST_PREFIX, theta_BTHN.shape[1]) - 1
-        return prefix_order_parameter(theta_BTHN)[:, first:]
+        return prefix_order_parameter(theta_BTHN)[:, first_prefix(theta_BTHN.shape[1]) :]
     if axis not in ("oscillators", "heads"):
         raise ValueError(f"axis {axis!r} is unknown; choose from: oscillators, heads, prefix")
     return order_parameter(theta_BTHN, dim=-1 if axis == "oscillators" else -2)
@@ -125,7 +124,6 @@ def coherence_regularizer(
     return weight * distance.square().mean()
 
 
-_SHORTEST_PREFIX = 32  # tokens; independent phases then have R = 0.157, as 32 oscillators do
 _DISTANCE: dict[str, Callable[[Tensor, float], Tensor]] = {
     "ceiling": lambda above, width: above.clamp_min(0),
     "center": lambda above, width: above,

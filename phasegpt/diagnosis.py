@@ -24,7 +24,6 @@ from torch import Tensor
 from phasegpt import phase
 from phasegpt.attention import Trajectory
 
-SETTLED = 32  # tokens of a prefix; shorter ones have a null R above .16
 LOCKED_WITHIN = 0.05  # radians per unit time, for the locked fraction
 HARMONICS = 4  # Daido harmonics R_1..R_4
 BINS = 32  # of the histograms, from -pi to pi
@@ -166,7 +165,7 @@ def histogram(theta_BTHN: Tensor) -> Tensor:
 
 def _first(path: Trajectory) -> int:
     """Index of the first token that counts."""
-    return min(SETTLED, path.theta.shape[1]) - 1 if path.over_prefix else 0
+    return phase.first_prefix(path.theta.shape[1]) if path.over_prefix else 0
 
 
 def _order_in_time(path: Trajectory) -> Tensor:

@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEXT
-from helpers import make_run, payload, run_config, text_data
+from helpers import TEXT, make_run, payload, run_config, text_data
 
 import phasegpt
 from phasegpt import checkpoint

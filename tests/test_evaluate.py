@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXT
-from helpers import make_run, text_data
+from helpers import TEXT, make_run, text_data
 
 from phasegpt import checkpoint
 from phasegpt.data import Corpus, prepare

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEXT
-from helpers import make_run, text_data
+from helpers import TEXT, make_run, text_data
 from torch.nn import functional as F
 
 from phasegpt import checkpoint

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEXT
-from helpers import make_run, text_data
+from helpers import TEXT, make_run, text_data
 
 from phasegpt import checkpoint
 from phasegpt.config import compose, plain

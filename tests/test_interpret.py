@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TEXT
-from helpers import make_run, run_config, text_data
+from helpers import TEXT, make_run, run_config, text_data
 
 from phasegpt import checkpoint
 from phasegpt.analysis.synchronization import measure

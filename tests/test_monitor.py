@@ -16,10 +16,11 @@ from phasegpt import checkpoint, diagnosis, synthetic
 from phasegpt.build import run_config
 from phasegpt.callback_config import PhaseMonitorConfig
 from phasegpt.data import EvalWindows, prepare
-from phasegpt.diagnosis import MEASURES, SETTLED, measure, scalars
+from phasegpt.diagnosis import MEASURES, measure, scalars
 from phasegpt.errors import ConfigError
 from phasegpt.lit import LitGPT
 from phasegpt.monitor import WINDOWS, read_phases, trajectories
+from phasegpt.phase import SHORTEST_PREFIX
 from phasegpt.record import read_metrics
 from phasegpt.saving import Saver
 from phasegpt.train import train
@@ -228,7 +229,9 @@ def test_phase_sync_is_measured_over_prefixes_of_32_tokens_and_has_no_band(path_
     found = measure(path, BAND)
     assert found.keys() == {name for name in MEASURES if not name.startswith("band/")}
     B, T, H, N = path.theta.shape
-    prefixes = [(b, t, n) for b in range(B) for t in range(SETTLED, T + 1) for n in range(N)]
+    prefixes = [
+        (b, t, n) for b in range(B) for t in range(SHORTEST_PREFIX, T + 1) for n in range(N)
+    ]
     free = path.theta0 + path.steps * path.dt * path.omega
     for h in range(H):
         ppc = statistics.fmean(pairs(path.theta[b, :t, h, n]) for b, t, n in prefixes)

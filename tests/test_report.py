@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TEXT
-from helpers import make_run, run_config, text_data
+from helpers import TEXT, make_run, run_config, text_data
 
 from phasegpt.analysis.report import flat, sweep_page
 from phasegpt.interpret import InterpretConfig, interpret

@@ -24,11 +24,12 @@ from phasegpt.analysis.interventions import interventions
 from phasegpt.analysis.study import interval
 from phasegpt.analysis.tracing import Trace, trace
 from phasegpt.attention.kuramoto import Kuramoto
+from phasegpt.callback_config import PhaseMonitorConfig
 from phasegpt.model import GPT
 from phasegpt.randomness import keyed_generator
 
 #: The working band of R over the oscillators of a head (kuramoto); a rule of thumb, no result.
-BAND = (0.35, 0.55)
+BAND = PhaseMonitorConfig().band
 #: Prefix PPC above which the tokens' phases hardly differ (phase_sync); a convention.
 LOCKED = 0.9
 #: Two oscillators with a PLV above this are in one cluster.

@@ -25,11 +25,10 @@ from phasegpt.errors import ConfigError
 from phasegpt.evaluation import token_nats
 from phasegpt.inference import inference
 from phasegpt.model import GPT
-from phasegpt.phase import order_parameter, uncoupled_phases
+from phasegpt.phase import first_prefix, order_parameter, uncoupled_phases
 
 Integrate = Callable[[Callable[..., Tensor], Tensor], Tensor]
 
-_SETTLED = 32  # prefixes of fewer tokens say little: their null R is above .16
 _BATCH_TOKENS = 1024
 _STEPS_KEPT = 20
 
@@ -78,7 +77,7 @@ class Trace:
 
 def first_token(layer: PhaseLayer, time: int) -> int:
     """0 for kuramoto; for phase_sync that of prefixes of 32 tokens, or the last of fewer."""
-    return 0 if layer.mechanism == "kuramoto" else min(_SETTLED, time) - 1
+    return 0 if layer.mechanism == "kuramoto" else first_prefix(time)
 
 
 def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLayer]:

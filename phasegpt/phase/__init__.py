@@ -37,8 +37,10 @@ from phasegpt.phase.field import (
     uncoupled_phases,
 )
 from phasegpt.phase.order import (
+    SHORTEST_PREFIX,
     daido_harmonics,
     debias,
+    first_prefix,
     mean_phase,
     null_band_fraction,
     null_order_parameter,
@@ -60,6 +62,7 @@ from phasegpt.phase.spread import (
 )
 
 __all__ = [
+    "SHORTEST_PREFIX",
     "Band",
     "attention_coherence",
     "attention_force",
@@ -72,6 +75,7 @@ __all__ = [
     "debias",
     "effective_frequency",
     "effective_keys",
+    "first_prefix",
     "locked_fraction",
     "locking_clusters",
     "locking_residual",

@@ -62,6 +62,17 @@ def ppc(theta: Tensor, dim: Dim = -1) -> Tensor:
     return debias(order_parameter(theta, dim), math.prod(theta.shape[d] for d in dims))
 
 
+SHORTEST_PREFIX = 32  # tokens; independent phases then have R = .157, as 32 oscillators do
+
+
+def first_prefix(tokens: int) -> int:
+    """Index of the first token whose prefix is long enough for its R to mean something.
+
+    That of the prefix of SHORTEST_PREFIX tokens, or the last of a shorter sequence.
+    """
+    return min(SHORTEST_PREFIX, tokens) - 1
+
+
 def prefix_order_parameter(theta: Tensor, dim: int = 1) -> Tensor:
     """R_t = |(1/t) sum over u <= t of exp(i theta_u)| along `dim`; same shape as theta.
 
