@@ -95,9 +95,12 @@ def compile_kernel(source: str, kernel: str, target: str, *options: str) -> Imag
     from cuda.bindings import nvrtc
 
     def text(size: Any, read: Any) -> bytes:
-        buffer = b" " * _checked(size(program))
+        # NVRTC writes into the bytes. Python shares those of length 1 with the whole process, and
+        # an empty log has length 1: take more.
+        length = _checked(size(program))
+        buffer = bytes(length + 1)
         _checked(read(program, buffer))
-        return buffer
+        return buffer[:length]
 
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kuramoto.cu", 0, [], []))
     try:

@@ -107,6 +107,13 @@ def test_a_kernel_compiles_to_an_image_that_names_it():
 
 
 @linux
+def test_compiling_writes_into_no_bytes_that_python_shares():
+    kernel = cuda.plan_rows_forward(1, 1, 4, 1, False).kernel
+    assert nvrtc.compile_kernel(SOURCE, kernel, "sm_90").log == ""  # a length of 1: its end
+    assert [ord(bytes([i])) for i in range(256)] == list(range(256))
+
+
+@linux
 def test_a_kernel_that_does_not_compile_tells_what_nvrtc_says():
     with pytest.raises(RuntimeError, match=r"nonsense<1> for sm_90:\n.*kuramoto.cu"):
         nvrtc.compile_kernel("int x = y;", "nonsense<1>", "sm_90")
