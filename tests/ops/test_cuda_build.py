@@ -107,6 +107,14 @@ def test_a_kernel_compiles_to_an_image_that_names_it():
 
 
 @linux
+def test_compiling_writes_on_no_bytes_that_python_shares():
+    kernel = cuda.plan_rows_forward(1, 1, 4, 1, False).kernel
+    assert nvrtc.compile_kernel(SOURCE, kernel, "sm_90").log == ""  # one byte, its end
+    shared = [bytes([i]) for i in range(256)]
+    assert [ord(x) for x in shared] == list(range(256))
+
+
+@linux
 def test_a_kernel_that_does_not_compile_tells_what_nvrtc_says():
     with pytest.raises(RuntimeError, match=r"nonsense<1> for sm_90:\n.*kuramoto.cu"):
         nvrtc.compile_kernel("int x = y;", "nonsense<1>", "sm_90")
@@ -225,7 +233,7 @@ def test_no_device_is_an_obstacle(monkeypatch):
     assert "no CUDA device" in unavailable()
 
 
-@pytest.mark.parametrize("obstacle", ["bindings", "library", "device"])
+@pytest.mark.parametrize("obstacle", ["bindings", "library", "device", "driver"])
 def test_what_must_be_installed_is_named(monkeypatch, obstacle):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -244,7 +252,15 @@ def test_what_must_be_installed_is_named(monkeypatch, obstacle):
     elif obstacle == "library":
         monkeypatch.setattr(nvrtc, "version", no_library)
         assert re.fullmatch(r".*no libnvrtc.so.*pip install.*nvidia-cuda-nvrtc", unavailable())
-    else:
+    elif obstacle == "device":
         monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
         monkeypatch.setattr(nvrtc, "target", too_old)
         assert unavailable() == "the device is too old"
+    else:
+        monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
+        monkeypatch.setattr(nvrtc, "target", lambda architecture: "sm_90")
+        monkeypatch.setattr(nvrtc, "driver_version", lambda: "12.8")
+        assert "the driver, for CUDA 12.8, cannot load: update the driver" in unavailable()
+        for newer in ("13.0", "14.1"):
+            monkeypatch.setattr(nvrtc, "driver_version", lambda newer=newer: newer)
+            assert unavailable() is None
