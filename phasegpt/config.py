@@ -245,11 +245,21 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    check_groups(overrides)
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return hydra_compose(config_name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError("\n".join([*misspelt(overrides, config_name), str(error)])) from error
+
+
+def check_groups(overrides: Sequence[str]) -> None:
+    """ConfigError for a group set to nothing (logger=null), where Hydra's answer is a traceback."""
+    for word in overrides:
+        group, _, value = word.partition("=")
+        if value == "null" and group.isidentifier() and (CONF_DIR / group).is_dir():
+            options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+            raise ConfigError(f"{word} is no option of {group}; choose from: {', '.join(options)}")
 
 
 def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]:

@@ -119,8 +119,9 @@ class PhaseMonitor(Callback):
         self, trainer: pl.Trainer, pl_module: Any, idx_BT: Tensor, prefix: str
     ) -> tuple[dict[int, Trajectory], dict[int, dict[str, Tensor]]]:
         """Trajectories and what is found in them, by layer; its scalars go to every logger."""
-        with trainer.precision_plugin.forward_context(), torch.inference_mode():
+        with trainer.precision_plugin.forward_context():
             paths = trajectories(pl_module.model, idx_BT)
+        with torch.inference_mode():  # not in bf16: a covariance is a matrix product
             found = {i: diagnosis.measure(path, self.band) for i, path in paths.items()}
             metrics = diagnosis.scalars(found, prefix)
         if metrics:

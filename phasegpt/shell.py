@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phasegpt.config import misspelt
+from phasegpt.config import check_groups, misspelt
 from phasegpt.errors import CheckpointError, ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ def launch(main: Callable[[], Any], *keys: str, config_name: str) -> None:
     Where Hydra refuses the command line for a misspelt key, the nearest key is named too.
     """
     sys.argv[1:] = literal(sys.argv[1:], *keys)
+    guarded(lambda: check_groups(sys.argv[1:]))
     try:
         main()
     except SystemExit as error:

@@ -115,7 +115,12 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
     if origin is dict:
         return {str(k): v for k, v in dict(value).items()}
     if isinstance(hint, type) and issubclass(hint, Section):
-        return value if isinstance(value, hint) else hint.parse(value)
+        if isinstance(value, hint):
+            return value
+        if not isinstance(value, Mapping):
+            keys = ", ".join(f.name for f in dataclasses.fields(hint))
+            raise ConfigError(f"{name}={value!r} must be a group of keys: {keys}")
+        return hint.parse(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, hint) and not (isinstance(value, bool) and hint is not bool):

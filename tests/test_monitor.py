@@ -6,10 +6,12 @@ import math
 import statistics
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.plugins.precision import MixedPrecision
 
 import phasegpt
 from phasegpt import checkpoint, diagnosis, synthetic
@@ -19,7 +21,7 @@ from phasegpt.data import EvalWindows, prepare
 from phasegpt.diagnosis import MEASURES, measure, scalars
 from phasegpt.errors import ConfigError
 from phasegpt.lit import LitGPT
-from phasegpt.monitor import WINDOWS, read_phases, trajectories
+from phasegpt.monitor import WINDOWS, PhaseMonitor, read_phases, trajectories
 from phasegpt.phase import SHORTEST_PREFIX
 from phasegpt.record import read_metrics
 from phasegpt.saving import Saver
@@ -288,6 +290,17 @@ def test_what_does_not_exist_is_left_out_and_never_nan(path_of):
     gone = {"chimera", "metastability", "frequency", "locked", "locked_null", "entry"}
     assert not gone & {part for name in logged for part in name.split("/")}
     assert logged["phase/band/layer3/inside"] == 0
+
+
+def test_in_a_mixed_precision_run_the_measures_are_computed_in_float32(make_model, text_ids):
+    model = make_model("kuramoto", layers=(1,))
+    plugin = MixedPrecision("bf16-mixed", "cpu")
+    trainer = SimpleNamespace(precision_plugin=plugin, loggers=[], global_step=1)
+    monitor = PhaseMonitor(PhaseMonitorConfig(band=BAND), Path())
+    idx = text_ids(2, 20)
+    paths, found = monitor.measure(trainer, SimpleNamespace(model=model), idx, "phase")
+    for name, value in measure(paths[1], BAND).items():
+        assert torch.equal(found[1][name], value), name
 
 
 def test_histograms_count_every_phase_in_its_arc():

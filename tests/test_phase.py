@@ -185,6 +185,7 @@ def test_attention_measures_are_weighted_sums_over_the_keys() -> None:
         phase.attention_coherence(theta, A),
         torch.einsum("bhtu,btuhn->bthn", A, cosine),
     )
+    equal(phase.attention_energy(theta, A), -torch.einsum("bhtu,btuhn->bhn", A, cosine) / 2)
     assert phase.attention_order_parameter(theta, A.bfloat16()).dtype == F64
 
 

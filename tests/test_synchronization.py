@@ -8,15 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from phasegpt import ops
+from phasegpt import diagnosis, ops
 from phasegpt.analysis.attention_maps import attention_maps, map_measures
 from phasegpt.analysis.interventions import Effect, coupling, interventions, scrambled, silent
-from phasegpt.analysis.synchronization import estimate, measure, status
+from phasegpt.analysis.synchronization import BAND, estimate, measure, status
 from phasegpt.analysis.tracing import counts, integrating, phase_layers, token_losses, trace
 from phasegpt.analysis.views import pack
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.errors import ConfigError
 from phasegpt.evaluation import nats
+from phasegpt.monitor import trajectories
 from phasegpt.phase import order_parameter, prefix_order_parameter
 
 MECHANISMS = {
@@ -230,6 +231,9 @@ def test_map_measures_are_those_of_the_rows(make: Any, ids: Tensor) -> None:
     assert got["distance"] == pytest.approx(sum(A[u].item() * (t - u) for u in range(t)), abs=1e-4)
     assert got["moved"] == pytest.approx((A - plain).abs().sum().item() / 2, abs=1e-6)
     assert got["own"] == pytest.approx(A[t].item(), abs=1e-6)
+    for name, row in (("largest", A), ("largest_plain", plain)):
+        assert got[name] == max(row.tolist())
+    assert (got["sink"], got["sink_plain"]) == (A[0].item(), plain[0].item())
     cosines = [(theta[b, t, h] - theta[b, u, h]).cos().mean().item() for u in range(t)]
     others = sum(A[u].item() * cosines[u] for u in range(t)) / A[:t].sum().item()
     assert got["coherence"] == pytest.approx(others, abs=1e-5)
@@ -334,6 +338,38 @@ def test_no_steps_and_a_single_short_sequence_can_be_measured(make: Any, ids: Te
         (layer,) = measured.statistics["layers"]
         assert layer["dR"]["mean"] == 0
         json.dumps(measured.statistics, allow_nan=False)
+
+
+SEAMS = {
+    "kuramoto": {"omega_spread": 1.0, "integrator": "heun", "readout": "gate", "lag": 0.3},
+    "gated and lagged": {"omega_spread": 1.0, "learn_coupling": True},
+    "phase_sync": {"omega_spread": 1.0, "positions": "rope"},
+    "hybrid": {"integrator": "rk4"},
+    "hybrid_phase_sync": {"steps": 0},
+}
+
+
+@pytest.mark.filterwarnings("ignore:oscillators are integrated in plain PyTorch")
+@pytest.mark.parametrize("name", SEAMS)
+def test_the_monitor_and_the_report_measure_the_same(name: str, make: Any, ids: Tensor) -> None:
+    model = make(name, **SEAMS[name])
+    (row,) = measure(model, ids, effects=False).statistics["layers"]
+    (path,) = trajectories(model, ids[:, :-1]).values()
+    found = diagnosis.scalars({1: diagnosis.measure(path, BAND)}, "phase")
+    report = {"R/layer1/end": row["R"], "dR/layer1": row["dR"], "ppc/layer1": row["ppc"]}
+    for metric, value in report.items():
+        assert found[f"phase/{metric}"] == pytest.approx(value["mean"], abs=2e-5), metric
+    if row["R"]["in_band"] is not None:
+        assert found["phase/band/layer1/final"] == pytest.approx(row["R"]["in_band"], abs=1e-5)
+    for metric, key in {"participation": "participation_ratio", "offsets": "offset_spread"}.items():
+        heads = [head[key] for head in row["heads"]]
+        assert found[f"phase/{metric}/layer1"] == pytest.approx(sum(heads) / 2, rel=1e-4)
+
+
+def test_the_report_says_that_a_forgetting_layer_weighs_its_prefix(make: Any, ids: Tensor) -> None:
+    for name, weighted in {"forgetting with RoPE": True, "phase_sync": False}.items():
+        (row,) = measure(make(name), ids, effects=False).statistics["layers"]
+        assert ("weighted" in row["R_is_over"]) == weighted
 
 
 def test_packed_arrays_unpack_to_within_half_a_step() -> None:

@@ -36,6 +36,8 @@ def map_measures(maps: Maps, theta_BTHN: Tensor, generator: torch.Generator) -> 
 
     - entropy, entropy_plain: of the row over ln t, in [0, 1];
     - distance, distance_plain: mean of t - u, tokens;
+    - largest, largest_plain: the largest weight of the row;
+    - sink, sink_plain: the weight A_t1 of the first token;
     - own, own_plain: the weight A_tt of the token itself, whose coherence is always 1;
     - moved: share of the attention that the coherence term moves, (1/2) sum_u |A - A_plain|;
     - coherence, coherence_shuffled: mean_n cos(theta_tn - theta_un) with the other tokens u < t,
@@ -46,6 +48,10 @@ def map_measures(maps: Maps, theta_BTHN: Tensor, generator: torch.Generator) -> 
         "entropy_plain": _entropy(maps.plain),
         "distance": _distance(maps.coherent),
         "distance_plain": _distance(maps.plain),
+        "largest": maps.coherent.amax(-1),
+        "largest_plain": maps.plain.amax(-1),
+        "sink": maps.coherent[..., 0],
+        "sink_plain": maps.plain[..., 0],
         "own": maps.coherent.diagonal(dim1=-2, dim2=-1),
         "own_plain": maps.plain.diagonal(dim1=-2, dim2=-1),
         "moved": (maps.coherent - maps.plain).abs().sum(-1) / 2,

@@ -142,6 +142,9 @@ def status(mechanism: str, mean_R: float, ppc: float | None, dR: dict[str, Any])
 
 def _layer(t: Trace, loss_BT: Tensor, attention: dict[str, Tensor] | None) -> dict[str, Any]:
     kuramoto, o = t.layer.mechanism == "kuramoto", t.layer.module.oscillators.options
+    over = "oscillators of a head in one token" if kuramoto else "prefix of a channel"
+    if getattr(t.layer.module, "forget_logit", None) is not None:
+        over += ", weighted as it forgets"
     K = t.layer.module.oscillators.coupling.detach().cpu()
     harmonics, harmonics_uncoupled, harmonics_null = daido(t)
     plv, threshold = locking(t)
@@ -180,7 +183,7 @@ def _layer(t: Trace, loss_BT: Tensor, attention: dict[str, Tensor] | None) -> di
         "oscillators": t.theta_BTHN.shape[-1],
         "steps": o.steps,
         "dt": o.dt,
-        "R_is_over": "oscillators of a head in one token" if kuramoto else "prefix of a channel",
+        "R_is_over": over,
         "from_token": t.first + 1,
         "rule": RULES[t.layer.mechanism],
         "null": {

@@ -79,6 +79,9 @@ def kuramoto_rows(
             f"coupling has shape {tuple(coupling.shape)}; it must be [H] = [{H}] or [B,T,H] = "
             f"{list(theta0.shape[:-1])}"
         )
+    if isinstance(lag, Tensor) and lag.shape != (H,):
+        raise ConfigError(f"lag has shape {tuple(lag.shape)}; it must be a number or [H] = [{H}]")
+    _check_devices(theta0, omega=omega, coupling=coupling, lag=lag)
     dtype = torch.promote_types(theta0.dtype, torch.float32)
     theta, omega, coupling = theta0.to(dtype), omega.to(dtype), coupling.to(dtype)
     lag = lag.to(dtype) if isinstance(lag, Tensor) else lag
@@ -140,6 +143,16 @@ def kuramoto_scan(
             f"the carried state has {state.cos_SBC.shape[0]} sums and this call needs {sums}; "
             f"keep steps and return_order the same from call to call"
         )
+    _check_devices(theta0, omega=omega, coupling=coupling, forget=forget)
+    if state is not None:
+        found = [tuple(x.shape) for x in state]
+        needed = [(sums, theta0.shape[0], C)] * 2 + [(C,)]
+        if found != needed:
+            raise ConfigError(
+                f"the carried state has the shapes {found}, and this call's batch and channels "
+                f"need {needed}; carry on with the batch that it comes from"
+            )
+        _check_devices(theta0, **state._asdict())
     dtype = torch.promote_types(theta0.dtype, torch.float32)
     theta, omega, coupling = theta0.to(dtype), omega.to(dtype), coupling.to(dtype)
     forget = None if forget is None else forget.to(dtype)
@@ -167,6 +180,16 @@ def kuramoto_scan(
                 return_order=return_order,
             )
     return Scan(theta, new_state, None if field is None else modulus(*field).movedim(0, -1))
+
+
+def _check_devices(theta0: Tensor, **others: Tensor | float | None) -> None:
+    """ConfigError unless all are on theta's device: kernels take addresses as they are."""
+    for name, value in others.items():
+        if isinstance(value, Tensor) and value.device != theta0.device:
+            raise ConfigError(
+                f"{name} is on {value.device} and theta0 on {theta0.device}; move them to one "
+                f"device"
+            )
 
 
 def _use_kernels(

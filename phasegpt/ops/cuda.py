@@ -49,6 +49,7 @@ def unavailable() -> str | None:
     if obstacle is None:
         try:
             nvrtc.target(nvrtc.architecture(torch.cuda.current_device()))
+            return nvrtc.too_new()
         except RuntimeError as error:
             return str(error)
     return obstacle

@@ -95,12 +95,9 @@ def compile_kernel(source: str, kernel: str, target: str, *options: str) -> Imag
     from cuda.bindings import nvrtc
 
     def text(size: Any, read: Any) -> bytes:
-        # NVRTC writes into the bytes. Python shares those of length 1 with the whole process, and
-        # an empty log has length 1: take more.
-        length = _checked(size(program))
-        buffer = bytes(length + 1)
+        buffer = bytearray(_checked(size(program)))  # Python shares bytes of length 1: never those
         _checked(read(program, buffer))
-        return buffer[:length]
+        return bytes(buffer)
 
     program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kuramoto.cu", 0, [], []))
     try:
@@ -156,6 +153,21 @@ def driver_version() -> str:
 
     number = _checked(driver.cuDriverGetVersion())
     return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def too_new() -> str | None:
+    """Why the driver cannot load what NVRTC compiles, in one line; None if it can.
+
+    A driver loads the code of every CUDA version of its own number before the point, and of older
+    ones. Raises RuntimeError without a driver.
+    """
+    ours, theirs = version(), driver_version()
+    if int(ours.partition(".")[0]) <= int(theirs.partition(".")[0]):
+        return None
+    return (
+        f"NVRTC {ours} compiles what the driver, for CUDA {theirs}, cannot load: update the "
+        f"driver, or install cuda-bindings and NVRTC for CUDA {theirs.partition('.')[0]}"
+    )
 
 
 @functools.cache

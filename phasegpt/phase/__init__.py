@@ -27,6 +27,7 @@ from phasegpt.phase.dynamics import (
 )
 from phasegpt.phase.field import (
     attention_coherence,
+    attention_energy,
     attention_force,
     attention_order_parameter,
     effective_keys,
@@ -65,6 +66,7 @@ __all__ = [
     "SHORTEST_PREFIX",
     "Band",
     "attention_coherence",
+    "attention_energy",
     "attention_force",
     "attention_order_parameter",
     "band_statistics",

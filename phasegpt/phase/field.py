@@ -74,6 +74,15 @@ def attention_coherence(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     return theta_BTHN.cos() * cos + theta_BTHN.sin() * sin
 
 
+def attention_energy(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
+    """H = -(1/2) sum_tu A_tu cos(theta_u - theta_t) of every oscillator, [B,H,N].
+
+    Low where attention is among phases that agree. attention_force is -grad H where A = A^T; that
+    of a causal A descends no energy. Null: -(1/2) sum_t A_tt, the tokens' own cosines.
+    """
+    return -attention_coherence(theta_BTHN, attention_BHTT).sum(1) / 2
+
+
 def effective_keys(attention_BHTT: Tensor) -> Tensor:
     """1 / sum_u A_tu^2, [B,T,H,1]: as many equal weights have the same null, E R^2 = 1 / n."""
     return 1 / attention_BHTT.square().sum(-1).transpose(1, 2).unsqueeze(-1)

@@ -232,7 +232,7 @@ def test_no_device_is_an_obstacle(monkeypatch):
     assert "no CUDA device" in unavailable()
 
 
-@pytest.mark.parametrize("obstacle", ["bindings", "library", "device"])
+@pytest.mark.parametrize("obstacle", ["bindings", "library", "device", "driver"])
 def test_what_must_be_installed_is_named(monkeypatch, obstacle):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -251,7 +251,15 @@ def test_what_must_be_installed_is_named(monkeypatch, obstacle):
     elif obstacle == "library":
         monkeypatch.setattr(nvrtc, "version", no_library)
         assert re.fullmatch(r".*no libnvrtc.so.*pip install.*nvidia-cuda-nvrtc", unavailable())
-    else:
+    elif obstacle == "device":
         monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
         monkeypatch.setattr(nvrtc, "target", too_old)
         assert unavailable() == "the device is too old"
+    else:
+        monkeypatch.setattr(nvrtc, "version", lambda: "13.0")
+        monkeypatch.setattr(nvrtc, "target", lambda architecture: "sm_90")
+        monkeypatch.setattr(nvrtc, "driver_version", lambda: "12.8")
+        assert "the driver, for CUDA 12.8, cannot load: update the driver" in unavailable()
+        for newer in ("13.0", "14.1"):
+            monkeypatch.setattr(nvrtc, "driver_version", lambda newer=newer: newer)
+            assert unavailable() is None

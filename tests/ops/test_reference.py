@@ -13,7 +13,7 @@ from torch import Tensor
 
 from phasegpt import ops
 from phasegpt.errors import ConfigError
-from phasegpt.ops import INTEGRATORS
+from phasegpt.ops import INTEGRATORS, ScanState
 from phasegpt.ops.reference import prefix_sum
 
 F64 = torch.float64
@@ -396,6 +396,9 @@ WRONG_ROWS = {
     r"theta0 has shape \(3, 2, 5\); it must be theta0\[B,T,H,N\]": {"theta0": R_OK[0][0]},
     r"omega has shape \(5,\); it must be \[H,N\] = \[2,5\]": {"omega": torch.zeros(5)},
     r"coupling has shape \(5,\); it must be \[H\] = \[2\]": {"coupling": torch.zeros(5)},
+    r"lag has shape \(5,\); it must be a number or \[H\] = \[2\]": {"lag": torch.zeros(5)},
+    r"omega is on meta and theta0 on cpu; move": {"omega": R_OK[1].to("meta")},
+    r"lag is on meta and theta0 on cpu; move": {"lag": torch.zeros(2, device="meta")},
     r"steps=-1, dt=0.1: steps must be >= 0": {"steps": -1},
     r"dt=0.0: .* dt > 0": {"dt": 0.0},
     r"integrator='rk5'; choose from: euler, heun, rk4": {"integrator": "rk5"},
@@ -410,6 +413,12 @@ WRONG_SCAN = {
     r"backend='gpu'; choose from: auto, .*reference": {"backend": "gpu"},
     r"carried state has 3 sums and this call needs 2; keep steps": {
         "state": kuramoto_scan(*S_OK, steps=3, dt=0.1).state
+    },
+    r"carried state has the shapes .*\(2, 1, 3\).* need .*\(2, 2, 3\).* the batch": {
+        "state": kuramoto_scan(S_OK[0][:1], *S_OK[1:], steps=2, dt=0.1).state
+    },
+    r"cos_SBC is on meta and theta0 on cpu; move": {
+        "state": ScanState(*(torch.zeros(s, device="meta") for s in ((2, 2, 3), (2, 2, 3), 3)))
     },
 }
 

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from phasegpt.phase import attention_force, mean_field_force, mean_phase, order_parameter
+from phasegpt.phase import (
+    attention_energy,
+    attention_force,
+    mean_field_force,
+    mean_phase,
+    order_parameter,
+)
 
 F64 = torch.float64
 
@@ -46,6 +52,13 @@ def test_the_coupling_descends_its_energy_and_raises_R() -> None:
     assert (rate > 0).all()
     cosines = (theta.unsqueeze(-1) - theta.unsqueeze(-2)).cos().sum((-1, -2))
     equal(-K / (2 * N) * cosines, -K * N / 2 * R.square())
+
+
+def test_coupling_by_symmetric_attention_descends_its_energy() -> None:
+    theta, A = phases(2, 7, 3, 4).requires_grad_(), causal_attention(2, 3, 7)
+    A = A + A.transpose(-1, -2)
+    (gradient,) = torch.autograd.grad(attention_energy(theta, A).sum(), theta)
+    equal(attention_force(theta, A), -gradient)
 
 
 def test_on_the_circle_lohes_projected_mean_is_the_mean_field_force() -> None:
