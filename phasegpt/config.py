@@ -26,8 +26,8 @@ CONF_DIR = next(
     _PACKAGE / "conf",
 )
 
-# Keys that may differ between a run and its continuation: they change no number in the result.
-_NOT_HASHED = (
+#: Keys that may differ between a run and its continuation: they change no number in the result.
+NOT_HASHED = (
     "resume",
     "debug",
     "name",
@@ -226,7 +226,7 @@ class RunConfig(Section):
     def hash(self) -> str:
         """16 hex digits of the sha256 of everything that changes the result of the run."""
         plain = self.to_dict()
-        for key in _NOT_HASHED:
+        for key in NOT_HASHED:
             *parents, last = key.split(".")
             node = plain
             for parent in parents:

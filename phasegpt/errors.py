@@ -22,6 +22,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or would run code when loaded."""
 
 
+class RegistrationError(UserError, ValueError):
+    """PREREGISTRATION.md is missing, or says what it may not."""
+
+
 class Collapsed(UserError):
     """Training met a non-finite loss or gradient and stopped; the last good checkpoint stands."""
 

@@ -12,6 +12,7 @@ import hydra
 
 from phasegpt.config import CONF_DIR, RunConfig
 from phasegpt.errors import CheckpointError, Collapsed, ConfigError, UserError
+from phasegpt.validate import flat
 
 if TYPE_CHECKING:
     from phasegpt.record import RunFolder
@@ -93,6 +94,7 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
     unchanged, a collapsed one raises Collapsed again. Raises UserError subclasses: ConfigError,
     DataError, CheckpointError, Collapsed, Interrupted; run.json then says so.
     """
+    from phasegpt.analysis.preregistration import stamp
     from phasegpt.build import run_config
     from phasegpt.data import prepare
     from phasegpt.record import RunFolder, provenance
@@ -115,7 +117,7 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
                 f"the data changed since {run_dir} began; put the old text back, or start anew"
             )
         if not earlier:
-            folder.update(started=_now(), **provenance(run))
+            folder.update(started=_now(), preregistration=stamp(), **provenance(run))
             _write_config(folder, run)
         folder.update(status="running", data=_describe(corpus), error=None)
         from phasegpt.loggers import finish
@@ -238,14 +240,6 @@ def _write_config(folder: RunFolder, run: RunConfig) -> None:
 
 def _difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
     """Error text naming the keys in which two configurations differ."""
-
-    def flat(node: Any, prefix: str = "") -> dict[str, Any]:
-        if not isinstance(node, dict):
-            return {prefix: node}
-        return {
-            k: v for key in node for k, v in flat(node[key], f"{prefix}.{key}".lstrip(".")).items()
-        }
-
     a, b = flat(old), flat(new)
     changed = [
         f"{k} was {a.get(k)!r} and is {b.get(k)!r}"

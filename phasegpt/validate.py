@@ -70,6 +70,13 @@ class Section:
         return json.loads(json.dumps(dataclasses.asdict(self)))
 
 
+def flat(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one, with keys such as optimizer.lr."""
+    if not isinstance(node, Mapping):
+        return {prefix: node}
+    return {k: v for key in node for k, v in flat(node[key], f"{prefix}.{key}".lstrip(".")).items()}
+
+
 def unknown(name: str, allowed: Sequence[str]) -> str:
     """One-line error text for an unknown name, with the nearest allowed ones."""
     near = difflib.get_close_matches(name, allowed, n=1)

@@ -207,7 +207,7 @@ def test_only_hf_imports_transformers() -> None:
 @pytest.mark.parametrize(
     "package",
     ["wandb", "wandb_workspaces", "tensorboard", "datasets", "tiktoken", "matplotlib", "plotly",
-     "scipy", "transformers"],
+     "scipy", "statsmodels", "pandas", "transformers"],
 )  # fmt: skip
 def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
     assert users(package, top_level=True) <= (

@@ -41,6 +41,7 @@ def shipped() -> dict[str, bytes]:
     code = [p for p in (ROOT / "phasegpt").rglob("*") if p.suffix in SHIPPED]
     conf = (ROOT / "conf").rglob("*.yaml")
     files = {p.relative_to(ROOT).as_posix(): p for p in code}
+    files |= {"phasegpt/PREREGISTRATION.md": ROOT / "PREREGISTRATION.md"}
     files |= {f"phasegpt/{p.relative_to(ROOT).as_posix()}": p for p in conf}
     return {name: path.read_bytes() for name, path in files.items()}
 
@@ -95,4 +96,5 @@ def test_the_installed_wheel_trains_from_another_directory(target: Path, tmp_pat
     )
     assert (folder / "config.yaml").is_file()
     assert (folder / "metrics.csv").is_file()
-    assert json.loads((folder / "run.json").read_text())["status"] == "ok"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "ok" and len(record["preregistration"]["original"]) == 64

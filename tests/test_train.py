@@ -67,7 +67,7 @@ def test_a_run_leaves_everything_a_reader_needs(tmp_path, text, capsys):
     assert record["status"] == "ok" and record["step"] == 4 and record["leaky"] is False
     wanted = {"git", "versions", "hardware", "seed", "config_hash", "config", "command", "data"}
     wanted |= {"parameters", "wall_seconds", "tokens_per_s", "best", "final", "started", "finished"}
-    assert wanted <= record.keys()
+    assert wanted | {"preregistration"} <= record.keys()
     again = RunConfig.parse(OmegaConf.to_container(OmegaConf.load(tmp_path / "config.yaml")))
     assert again.hash == record["config_hash"]
     rows = read_metrics(tmp_path / "metrics.csv")

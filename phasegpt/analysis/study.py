@@ -8,15 +8,20 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phasegpt.analysis.statistics import interval
 from phasegpt.checkpoint import write_atomic
 from phasegpt.record import read_metrics, read_record
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _COLUMNS = (
     *("arm", "n", "seeds", "mean", "sd", "low", "high"),
@@ -24,12 +29,15 @@ _COLUMNS = (
     *("ppc", "participation", "offsets", "parameters", "steps"),
 )
 _MEASURED = ("ppc", "participation", "offsets")
+#: Columns of the run table, as measure and part of a name such as phase/val/R/layer7/end.
+PHASES = {"R_start": ("R", "/start"), "R": ("R", "/end"), "dR": ("dR", "")}
+_CURVES = r"val/ppl|train/loss|phase/R/layer\d+/mean|phase/val/R/layer\d+/end"
 
 
 def collect(runs: Path, study: Path) -> list[Path]:
     """Copy the record of every finished run ARM-seedN under `runs` into study/runs.
 
-    A record is run.json with the validation curve and R per layer from metrics.csv.
+    A record is run.json with the curves of perplexity, loss and R per layer from metrics.csv.
     """
     written = []
     for folder in sorted(p.parent for p in runs.glob("*/run.json")):
@@ -40,7 +48,7 @@ def collect(runs: Path, study: Path) -> list[Path]:
         record["curves"] = {
             name: [[int(row["step"]), row[name]] for row in rows if name in row][:: _thin(name)]
             for name in sorted({key for row in rows for key in row})
-            if re.fullmatch(r"val/ppl|phase/R/layer\d+/mean|train/loss", name)
+            if re.fullmatch(_CURVES, name)
         }
         target = study / "runs" / f"{folder.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -52,16 +60,69 @@ def collect(runs: Path, study: Path) -> list[Path]:
 
 def _thin(name: str) -> int:
     """Validation points are all kept; of the others every fifth."""
-    return 1 if name == "val/ppl" else 5
+    return 1 if "val/" in name else 5
+
+
+def read_records(study: Path) -> dict[str, dict[str, Any]]:
+    """Every record of a study by the name of its file, ARM-seedN."""
+    files = sorted((study / "runs").glob("*.json"))
+    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
 
 
 def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
     """Records by arm (the file name before -seedN), sorted by seed."""
     arms: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for file in sorted((study / "runs").glob("*.json")):
-        arm = re.sub(r"-seed\d+$", "", file.stem)
-        arms[arm].append(json.loads(file.read_text(encoding="utf-8")))
+    for name, record in read_records(study).items():
+        arms[re.sub(r"-seed\d+$", "", name)].append(record)
     return {arm: sorted(found, key=lambda r: r["seed"]) for arm, found in sorted(arms.items())}
+
+
+def run_table(study: Path) -> pd.DataFrame:
+    """One row per run, one column per variable; what a run does not have is NaN or None.
+
+    `ppl` and `loss` (nats) are the best validation's, `steps` is where the run ended. R_start, R
+    (before and after the integration), dR, ppc, participation and offsets are of the last
+    validation, averaged over phase layers.
+    """
+    import pandas as pd
+
+    phases = PHASES | {name: (name, "") for name in _MEASURED}
+    rows = []
+    for arm, records in load_records(study).items():
+        for record in records:
+            best = best_validation(record)
+            rows.append(
+                {
+                    "arm": arm,
+                    "seed": record["seed"],
+                    "status": record.get("status"),
+                    "ppl": best,
+                    "loss": None if best is None else math.log(best),
+                    **{name: phase_value(record, *which) for name, which in phases.items()},
+                    "parameters": record.get("parameters", {}).get("non_embedding"),
+                    "steps": record.get("step"),
+                    "stopped": record.get("stopped"),
+                    "leaky": record.get("leaky"),
+                    "wall_seconds": record.get("wall_seconds"),
+                    "gpu": (record.get("hardware") or {}).get("gpu"),
+                    "config_hash": record.get("config_hash"),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def best_validation(record: dict[str, Any]) -> float | None:
+    """The lowest validation perplexity of a run; of one that collapsed, the lowest before that."""
+    best = (record.get("best") or {}).get("val/ppl")
+    curve = record.get("curves", {}).get("val/ppl", [])
+    return best if best is not None else min((v for _, v in curve), default=None)
+
+
+def phase_value(record: dict[str, Any], measure: str, part: str = "") -> float | None:
+    """A measure of the last validation, such as R with part /end, averaged over phase layers."""
+    name = re.compile(rf"phase/val/{measure}/layer\d+{part}")
+    values = [v for k, v in record.get("final", {}).items() if name.fullmatch(k)]
+    return float(np.mean(values)) if values else None
 
 
 def summarise(study: Path, baseline: str = "softmax") -> list[dict[str, Any]]:
@@ -108,24 +169,9 @@ def summarise(study: Path, baseline: str = "softmax") -> list[dict[str, Any]]:
 
 
 def _phases(records: list[dict[str, Any]], measure: str, part: str = "") -> list[float]:
-    """A measure of the last validation, averaged over phase layers, per record that has it."""
-    name = re.compile(rf"phase/val/{measure}/layer\d+{part}")
-    found = [[v for k, v in r["final"].items() if name.fullmatch(k)] for r in records]
-    return [float(np.mean(values)) for values in found if values]
-
-
-def interval(values: list[float]) -> tuple[float | None, float | None, float | None, float | None]:
-    """Mean, sd (n - 1) and the ends of the 95% interval by Student's t; None where undefined."""
-    from scipy.stats import t
-
-    if not values:
-        return None, None, None, None
-    x = np.array(values)
-    if len(x) == 1:
-        return float(x[0]), None, None, None
-    sd = float(x.std(ddof=1))
-    half = float(t.ppf(0.975, len(x) - 1)) * sd / len(x) ** 0.5
-    return float(x.mean()), sd, float(x.mean()) - half, float(x.mean()) + half
+    """`phase_value` of every record that has it."""
+    found = [phase_value(record, measure, part) for record in records]
+    return [value for value in found if value is not None]
 
 
 def write_table(study: Path) -> Path:

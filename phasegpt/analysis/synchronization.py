@@ -21,7 +21,7 @@ from torch import Tensor
 from phasegpt import phase
 from phasegpt.analysis.attention_maps import Maps, attention_maps, map_measures
 from phasegpt.analysis.interventions import interventions
-from phasegpt.analysis.study import interval
+from phasegpt.analysis.statistics import interval
 from phasegpt.analysis.tracing import Trace, trace
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.callback_config import PhaseMonitorConfig

@@ -1,0 +1,120 @@
+"""Check PREREGISTRATION.md against conf/, and give the registered verdicts on run records.
+
+python scripts/check_preregistration.py                                  the page and conf/
+python scripts/check_preregistration.py results/phase_b results/phase_a  and the verdicts
+python scripts/check_preregistration.py --commands                       how to train it all
+
+Exit code 1 if the page was edited or disagrees with conf/. Needs pip install 'phasegpt[report]'.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+from phasegpt.analysis import preregistration, read_records, statistics, verdicts
+from phasegpt.analysis.preregistration import Cell, Registration
+from phasegpt.analysis.statistics import Comparison
+from phasegpt.errors import UserError
+
+
+def check(registration: Registration) -> bool:
+    """Print the hashes and every disagreement; True if there is none."""
+    print(f"registered {registration.block['date']}, sha256 {registration.hash}")
+    for amendment in registration.amendments:
+        told = f"{amendment['date']}, {amendment['reason']}"
+        print(f"amendment {amendment['amendment']}, {told}, {preregistration.digest(amendment)}")
+    found = preregistration.problems(registration)
+    for problem in found:
+        print(f"MISMATCH  {problem}")
+    if not found:
+        print("hashes as stated; every condition equals conf/ field by field")
+    return not found
+
+
+def show(registration: Registration, folders: list[Path]) -> None:
+    records = {f"{f.name}/{n}": r for f in folders for n, r in read_records(f).items()}
+    ledger = verdicts.admit(registration, records)
+    print(f"\n{len(records)} records, {len(records) - len(ledger.excluded)} count")
+    for name, reason in ledger.excluded.items():
+        print(f"EXCLUDED  {name} {reason}")
+    for scale in registration.scales:
+        for analysis in registration.block["analyses"]:
+            if verdicts.begun(registration, ledger, scale, analysis):
+                show_analysis(registration, ledger, scale, analysis)
+            else:
+                print(f"\n{scale} scale, {analysis} analysis: no runs of its own, no verdicts")
+
+
+def show_analysis(
+    registration: Registration, ledger: verdicts.Ledger, scale: str, analysis: str
+) -> None:
+    print(f"\n{scale} scale, {analysis} analysis")
+    for condition in registration.block["conditions"]:
+        runs = list(ledger.runs.get(Cell(scale, analysis, condition), {}).values())
+        print(f"  {condition:<3} n={len(runs)}  " + "  ".join(verdicts.summary(runs)))
+    for part in registration.block["described"]:
+        try:
+            found = verdicts.compare(registration, ledger, scale, analysis, part)
+            print(f"  {verdicts.describe(part)}: {line(found)}")
+        except verdicts.Refusal as refusal:
+            print(f"  {verdicts.describe(part)}: {refusal}")
+    print(f"  {verdicts.rule(registration)}")
+    for verdict in verdicts.judge(registration, ledger, scale, analysis):
+        told = verdict.verdict or f"no verdict ({verdict.refused})"
+        p = (
+            ""
+            if verdict.p is None
+            else f" (Holm: p {verdict.p:.3g}, against {verdict.against:.3g})"
+        )
+        print(f"  {verdict.name} {told}{p}: {verdict.claim}")
+        for words, part in verdict.parts:
+            print(f"      {words}: {line(part)}")
+
+
+def line(found: Comparison) -> str:
+    """Effect, intervals, size, p and n of a comparison."""
+    told = [f"{found.effect:.4g}"]
+    if found.low is not None and found.high is not None:
+        told[0] += f" [{found.low:.4g}, {found.high:.4g}]"
+    if found.bca is not None:
+        told.append(f"BCa [{found.bca[0]:.4g}, {found.bca[1]:.4g}]")
+    values = {"g": found.size, "p": found.p, "sign flip": found.exact}
+    told += [f"{name} {value:.3g}" for name, value in values.items() if value is not None]
+    return ", ".join([*told, f"n = {found.n}"])
+
+
+def show_commands(registration: Registration) -> None:
+    seeds = "seed=" + ",".join(map(str, registration.block["seeds"]))
+    for cell in registration.cells():
+        words = shlex.join([*preregistration.command(registration, cell), seeds])
+        print(f"# {' '.join(cell)}\npython -m phasegpt.train -m {words}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("studies", nargs="*", type=Path, help="folders that hold runs/*.json")
+    parser.add_argument("--commands", action="store_true", help="print the training commands")
+    parser.add_argument("--page", type=Path, default=preregistration.DOCUMENT)
+    args = parser.parse_args()
+    for folder in args.studies:
+        if not (folder / "runs").is_dir():
+            parser.error(f"{folder} holds no runs/*.json")
+    try:
+        registration = preregistration.read(args.page)
+    except UserError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    if args.commands:
+        show_commands(registration)
+        return
+    agrees = check(registration)
+    n = len(registration.block["seeds"])
+    least = statistics.detectable(n, alpha=registration.block["alpha"])
+    print(f"power: {n} pairs find d_z = {least:.2f} with 80%, one-sided, before correction")
+    if args.studies:
+        show(registration, args.studies)
+    sys.exit(0 if agrees else 1)
+
+
+if __name__ == "__main__":
+    main()
