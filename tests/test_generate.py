@@ -253,6 +253,8 @@ def test_text_streams_from_a_real_process_and_ctrl_c_ends_it_quietly(run: Path) 
         [sys.executable, "-m", "phasegpt.generate", f"checkpoint={run}", "prompt=Shall I, ",
          "max_new_tokens=10000000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background job ignores Ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
     assert process.stdout is not None
     assert process.stdout.read(40).startswith("Shall I, ")  # long before the end
