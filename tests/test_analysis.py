@@ -111,7 +111,9 @@ def commands(page: str) -> list[str]:
     return re.findall(r"^python -m phasegpt\.train ([^#\n]*[^#\n ])", text, re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", ["README.md", "results/first_light/README.md", "results/synchronization/README.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "results/first_light/README.md", "results/synchronization/README.md"]
+)
 def test_the_training_commands_of_a_page_compose(page):
     found = [c for c in commands(page) if c != "--help"]
     assert len(found) >= 3
