@@ -116,7 +116,7 @@ def commands(page: str) -> list[str]:
 )
 def test_the_training_commands_of_a_page_compose(page):
     found = [c for c in commands(page) if c != "--help"]
-    assert len(found) >= 3
+    assert len(found) >= 4
     for command in found:
         words = [w for w in shlex.split(command) if not w.startswith(("-", "hydra."))]
         words = [w if "[" in w else w.split(",")[0] for w in words]  # a sweep's first job
