@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from phasegpt import checkpoint
+from phasegpt import checkpoint, synthetic
 from phasegpt.build import gpt_config
 from phasegpt.config import RunConfig, compose, plain
 from phasegpt.data import prepare
@@ -40,6 +40,26 @@ TINY = [
     "attention.layers=[1]",
     "attention.num_oscillators=4",
     "trainer.max_steps=10",
+]
+
+#: A whole training of six steps with a phase layer, watched every other step; add text.
+SIX_STEPS = [
+    "attention.layers=[1]",
+    "attention.num_oscillators=8",
+    "attention.steps=3",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "model.block_size=16",
+    "data=text",
+    "data.batch_size=4",
+    "trainer=cpu",
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=3",
+    "trainer.log_every_n_steps=1",
+    "callbacks.phase_monitor.every_n_steps=2",
+    "callbacks.checkpoint.every_n_train_steps=2",
+    "callbacks.progress_bar=false",
 ]
 
 
@@ -92,3 +112,9 @@ def need_compiler() -> None:
     """Skip where there is no C++ compiler. One that is there and fails is a failure of the test."""
     if not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")):
         pytest.skip("needs a C++ compiler and there is none on PATH")
+
+
+def play(folder: Path) -> list[str]:
+    """Overrides for data=text with 4,000 characters of the synthetic play, written to `folder`."""
+    (folder / "play.txt").write_text(synthetic.generate(1, 4000))
+    return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]

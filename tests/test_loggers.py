@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers import SIX_STEPS, play
 
 import phasegpt
-from phasegpt import dashboard, diagnosis, synthetic
+from phasegpt import dashboard, diagnosis
 from phasegpt.errors import ConfigError
 from phasegpt.lit import LitGPT
 from phasegpt.loggers import heat_map
@@ -23,26 +24,7 @@ from phasegpt.record import read_metrics, read_record
 from phasegpt.train import train
 
 ROOT = Path(__file__).resolve().parents[1]
-TINY = [
-    "attention.layers=[1]",
-    "attention.num_oscillators=8",
-    "attention.steps=3",
-    "model.n_layer=2",
-    "model.n_head=2",
-    "model.n_embd=16",
-    "model.block_size=16",
-    "data=text",
-    "data.batch_size=4",
-    "trainer=cpu",
-    "trainer.max_steps=6",
-    "trainer.val_check_interval=3",
-    "trainer.log_every_n_steps=1",
-    "regularizer=ceiling",
-    "callbacks.phase_monitor.every_n_steps=2",
-    "callbacks.checkpoint.every_n_train_steps=2",
-    "callbacks.sample_text.max_new_tokens=5",
-    "callbacks.progress_bar=false",
-]
+TINY = [*SIX_STEPS, "regularizer=ceiling", "callbacks.sample_text.max_new_tokens=5"]
 OFFLINE = ["logger=wandb", "logger.offline=true"]
 #: W&B's own words: nothing on the terminal, nothing captured from it, nothing of this machine.
 QUIET = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB__DISABLE_STATS": "true"}
@@ -51,9 +33,7 @@ PICTURES = {"phase/R_by_head", "phase/R_by_integration_step"}
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "play.txt").write_text(synthetic.generate(1, 4000))
-    return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]
+    return play(tmp_path_factory.mktemp("text"))
 
 
 def crash_and_resume(folder: Path, words: list[str], monkeypatch) -> None:

@@ -11,10 +11,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers import SIX_STEPS, play
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 import phasegpt
-from phasegpt import checkpoint, diagnosis, synthetic
+from phasegpt import checkpoint, diagnosis
 from phasegpt.build import run_config
 from phasegpt.callback_config import PhaseMonitorConfig
 from phasegpt.data import EvalWindows, prepare
@@ -28,33 +29,13 @@ from phasegpt.saving import Saver
 from phasegpt.train import train
 
 BAND = (0.35, 0.55)
-TINY = [
-    "attention.layers=[1]",
-    "attention.num_oscillators=8",
-    "attention.steps=3",
-    "model.n_layer=2",
-    "model.n_head=2",
-    "model.n_embd=16",
-    "model.block_size=16",
-    "data=text",
-    "data.batch_size=4",
-    "trainer=cpu",
-    "trainer.max_steps=6",
-    "trainer.val_check_interval=3",
-    "trainer.log_every_n_steps=1",
-    "callbacks.phase_monitor.every_n_steps=2",
-    "callbacks.checkpoint.every_n_train_steps=2",
-    "callbacks.sample_text.max_new_tokens=0",
-    "callbacks.progress_bar=false",
-]
+TINY = [*SIX_STEPS, "callbacks.sample_text.max_new_tokens=0"]
 NOISY = ["model.dropout=0.2", "attention.noise_sigma=0.1", "attention.frequency_jitter=0.1"]
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "play.txt").write_text(synthetic.generate(1, 4000))
-    return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]
+    return play(tmp_path_factory.mktemp("text"))
 
 
 def run(folder: Path, text: list[str], *extra: str) -> dict:
