@@ -36,7 +36,7 @@ class Metrics(Callback):
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add a micro-batch; at a complete step, log and start over."""
-        self._tokens += batch["idx"].numel()
+        self._tokens += batch["idx"].numel() * trainer.world_size
         done = step_done(trainer, batch_idx)
         due = done and (trainer.global_step % self.every == 0 or trainer.global_step == 1)
         # Only the micro-batches of a step that will be logged need their sums.
@@ -59,7 +59,8 @@ class Metrics(Callback):
     def _log(
         self, trainer: pl.Trainer, pl_module: Any, accumulation: int, penalty_weight: float
     ) -> None:
-        mean = {key: total / accumulation for key, total in self._sums.items()}
+        reduce = trainer.strategy.reduce
+        mean = {k: reduce(v / accumulation, reduce_op="mean") for k, v in self._sums.items()}
         metrics = {
             "train/loss": mean.pop("loss").item(),
             "train/grad_norm": pl_module.grad_norm.item(),
@@ -77,17 +78,17 @@ class Metrics(Callback):
             metrics["phase/R/final"] = sum(layers) / len(layers)
         seconds = time.perf_counter() - self._mark
         if self._tokens and seconds > 0:
-            metrics |= self._speed(self._tokens / seconds, pl_module.device)
+            metrics |= self._speed(self._tokens / seconds, pl_module.device, trainer.world_size)
         self.restart_clock()
         self.send(trainer, metrics)
 
-    def _speed(self, tokens_per_s: float, device: torch.device) -> dict[str, float]:
+    def _speed(self, tokens_per_s: float, device: torch.device, devices: int) -> dict[str, float]:
         speed = {"perf/tokens_per_s": tokens_per_s}
         if device.type == "cuda":
             name = torch.cuda.get_device_name(device)
             for part, peak in _PEAK_FLOPS.items():
                 if part in name:
-                    speed["perf/mfu"] = tokens_per_s * self.flops_per_token / peak
+                    speed["perf/mfu"] = tokens_per_s * self.flops_per_token / (peak * devices)
         return speed
 
     def restart_clock(self) -> None:
@@ -107,16 +108,21 @@ class Metrics(Callback):
 
 
 class RngState(Callback):
-    """Carries torch's random state (dropout) through a checkpoint."""
+    """Carries torch's random state (dropout) through a checkpoint, that of every process."""
 
     def __init__(self) -> None:
         """Nothing to restore yet."""
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the CPU generator and of every GPU's."""
+        """The state of the CPU generator and of every GPU's; of other processes under `ranks`."""
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"cpu": torch.get_rng_state(), "cuda": cuda}
+        state = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        if not torch.distributed.is_initialized():
+            return state
+        ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(ranks, state)
+        return {**state, "ranks": ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep it until training starts: set-up in between may draw numbers."""
@@ -125,6 +131,8 @@ class RngState(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Restore it."""
         if self._loaded is not None:
+            if "ranks" in self._loaded:
+                self._loaded = self._loaded["ranks"][trainer.global_rank]
             torch.set_rng_state(self._loaded["cpu"].cpu())
             if torch.cuda.is_available() and self._loaded["cuda"]:
                 torch.cuda.set_rng_state_all(self._loaded["cuda"])

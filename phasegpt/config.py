@@ -190,6 +190,7 @@ class TrainerConfig(Section):
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     deterministic: bool = False
+    devices: int = number(1, ge=1)  # processes on this machine, data.batch_size each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +233,8 @@ class RunConfig(Section):
             for parent in parents:
                 node = node[parent]
             node.pop(last)
+        if self.trainer.devices == 1:
+            del plain["trainer"]["devices"]  # runs keep the hash from before there was a choice
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 

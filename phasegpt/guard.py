@@ -89,6 +89,7 @@ class CollapseGuard(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Judge, log guard/*, and act; the Saver comes after this."""
         R = {layer: float(total) / count for layer, (total, count) in self._sums.items()}
+        R = trainer.strategy.broadcast(R)  # so that all processes act alike
         loss = pl_module.validation["val/loss"]
         found = self._collapse(loss, R)
         if found is not None:
@@ -125,7 +126,8 @@ class CollapseGuard(Callback):
             self.stopped = trainer.should_stop = True
             done = f"stopped after {c.max_rollbacks} rollbacks" if self._rollbacks else "stopped"
         self.events.append(f"step {step}: {why}; {done}")
-        warnings.warn(f"collapse guard, {self.events[-1]}", stacklevel=2)
+        if trainer.is_global_zero:
+            warnings.warn(f"collapse guard, {self.events[-1]}", stacklevel=2)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int

@@ -79,7 +79,9 @@ class LitGPT(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """`val/loss` (nats per token), `val/ppl` and `val/bpb` of the whole split."""
-        total, tokens = self._val_nats.item(), self._val_tokens.item()
+        sums = self._val_nats.item(), self._val_tokens.item()
+        # Every process scores the whole split; what follows from it must be the same on all.
+        total, tokens = self.trainer.strategy.broadcast(sums)
         if not math.isfinite(total):
             raise Collapsed(self._diagnosis())
         corpus = self.trainer.datamodule.corpus  # type: ignore[attr-defined]
@@ -104,7 +106,8 @@ class LitGPT(pl.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Adapt lambda, once per optimizer step and before anything is saved."""
         if self._order:
-            self.penalty_weight.update(torch.stack(self._order).mean().item())
+            order = torch.stack(self._order).mean()
+            self.penalty_weight.update(self.trainer.strategy.reduce(order, reduce_op="mean").item())
             self._order = []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -54,6 +54,18 @@ class RunFolder:
         self._lock.close()
 
 
+def held(path: Path) -> bool:
+    """Whether a process is writing the run in `path` now."""
+    try:
+        with open(path / ".lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def read_record(path: Path) -> dict[str, Any]:
     """run.json of a folder, or an empty dict."""
     file = path / "run.json"

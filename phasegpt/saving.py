@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
 from phasegpt import checkpoint
 from phasegpt.errors import Interrupted
-from phasegpt.record import MetricsCSV, RunFolder
+from phasegpt.record import RunFolder
 
 
 def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
@@ -64,11 +65,13 @@ class StopSignals:
         self.signum: int | None = None
         self._previous: dict[int, Any] = {}
 
-    def install(self) -> None:
-        """Take the signals over (in the main thread only)."""
+    def install(self, *, listen: bool = True) -> None:
+        """Take the signals over (in the main thread only), or ignore them."""
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
-                self._previous[signum] = signal.signal(signum, self._receive)
+                self._previous[signum] = signal.signal(
+                    signum, self._receive if listen else signal.SIG_IGN
+                )
 
     def restore(self) -> None:
         """Give the signals back."""
@@ -87,13 +90,14 @@ class Saver(Checkpoint):
     """Saves every `every` steps, at validations that improve, at the end, and when stopped.
 
     When a validation is due, the save waits for it, so that a checkpoint always stands after
-    everything that belongs to its step. Keeps the newest two checkpoints and the best.
+    everything that belongs to its step. Keeps the newest two checkpoints and the best. Of several
+    processes all take part in a save, and the first one alone writes and listens for signals.
     """
 
-    def __init__(self, folder: RunFolder, every: int, csv: MetricsCSV) -> None:
-        """Save into folder/checkpoints; `csv` is written out before each save."""
+    def __init__(self, folder: RunFolder, every: int) -> None:
+        """Save into folder/checkpoints; the loggers are written out before each save."""
         super().__init__()
-        self.folder, self.every, self.csv = folder, every, csv
+        self.folder, self.every = folder, every
         self.directory = folder.path / "checkpoints"
         self.stop = StopSignals()
         self.best: dict[str, float] = {}
@@ -118,8 +122,10 @@ class Saver(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Listen for signals; drop what lies past the step we start from, or was half written."""
-        self.stop.install()
+        self.stop.install(listen=trainer.is_global_zero)
         self._begin = time.perf_counter()
+        if not trainer.is_global_zero:
+            return
         for logger in trainer.loggers:
             if hasattr(logger, "cut"):  # metrics.csv, TensorBoard
                 logger.cut(trainer.global_step)
@@ -135,9 +141,10 @@ class Saver(Checkpoint):
         """Save if due, unless a validation comes first."""
         if not step_done(trainer, batch_idx) or validation_follows(trainer, batch_idx):
             return
-        if trainer.global_step % self.every == 0 or self.stop.signum:
+        signum = self._signal(trainer)
+        if trainer.global_step % self.every == 0 or signum:
             self._save(trainer)
-        self._obey(trainer)
+        self._obey(trainer, signum)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Save if this validation is the best, or if a save is due at its step."""
@@ -147,9 +154,10 @@ class Saver(Checkpoint):
         improved = values["val/ppl"] < self.best.get("val/ppl", float("inf"))
         if improved:
             self.best = {"step": step, **values}
-        if improved or step % self.every == 0 or trainer.should_stop or self.stop.signum:
+        signum = self._signal(trainer)
+        if improved or step % self.every == 0 or trainer.should_stop or signum:
             self._save(trainer, best=improved)
-        self._obey(trainer)
+        self._obey(trainer, signum)
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Give the signals back."""
@@ -160,6 +168,8 @@ class Saver(Checkpoint):
             logger.save()
         path = self.path(trainer.global_step)
         trainer.save_checkpoint(path)
+        if not trainer.is_global_zero:
+            return
         checkpoint.link(path, "last.ckpt")
         if best:
             checkpoint.link(path, "best.ckpt")
@@ -169,12 +179,20 @@ class Saver(Checkpoint):
                 checkpoint.remove(old)
         self.folder.update(step=trainer.global_step, best=self.best or None)
 
-    def _obey(self, trainer: pl.Trainer) -> None:
-        if self.stop.signum:
+    def _signal(self, trainer: pl.Trainer) -> int:
+        """The signal that the first process has received by now, or 0; the same on all."""
+        signum = self.stop.signum or 0
+        if trainer.world_size == 1:
+            return signum
+        total = torch.tensor(signum, device=trainer.strategy.root_device)
+        return int(trainer.strategy.reduce(total, reduce_op="sum"))
+
+    def _obey(self, trainer: pl.Trainer, signum: int) -> None:
+        if signum:
             raise Interrupted(
-                f"stopped by signal {self.stop.signum} after step {trainer.global_step}; "
+                f"stopped by signal {signum} after step {trainer.global_step}; "
                 f"checkpoint saved. Run the same command with resume=true to go on",
-                self.stop.signum,
+                signum,
             )
 
     def _steps(self) -> list[Path]:

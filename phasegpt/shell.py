@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phasegpt.config import check_groups, misspelt
-from phasegpt.errors import CheckpointError, ConfigError, UserError
+from phasegpt.errors import CheckpointError, ConfigError, Interrupted, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -31,9 +31,9 @@ _MAX_LINES = 18
 def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     """Call `function`; a UserError is printed as its message and ends the process.
 
-    With `debug` the traceback is shown too. In a multirun the error goes on to Hydra, in the form
-    that it shows in short; Hydra runs the other jobs and then fails. Ctrl-C, and a reader of our
-    output that has gone, end the process quietly.
+    With `debug` the traceback is shown too. In a multirun any error goes on to Hydra, in the form
+    that it shows in short; Hydra runs the other jobs and then fails. Ctrl-C, SIGTERM, and a reader
+    of our output that has gone, end the process quietly.
     """
     try:
         return function()
@@ -42,11 +42,9 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
             traceback.print_exc()
         lines = f"{type(error).__name__}: {error}".splitlines()
         sys.stderr.write("\n".join(lines[:_MAX_LINES]) + "\n")
-        if _multirun():
-            from hydra.errors import CompactHydraException
-
-            raise CompactHydraException(f"a job failed: {error}") from None
-        sys.exit(error.exit_code)
+        if not _multirun() or isinstance(error, Interrupted):
+            sys.exit(error.exit_code)
+        failure = str(error)
     except KeyboardInterrupt:
         if debug:
             traceback.print_exc()
@@ -55,21 +53,40 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if not _multirun():
+            raise
+        traceback.print_exc()
+        failure = f"{type(error).__name__}: {error}"
+    from hydra.errors import CompactHydraException
+
+    # Raised out here: Hydra keeps it until the end, and with its context the failed job's tensors.
+    raise CompactHydraException(f"a job failed: {failure}")
 
 
 def launch(main: Callable[[], Any], *keys: str, config_name: str) -> None:
     """Run a hydra.main with the values of `keys` taken literally (see literal).
 
-    Where Hydra refuses the command line for a misspelt key, the nearest key is named too.
+    Where Hydra refuses the command line for a misspelt key, the nearest key is named too. A
+    multirun ends with a report and fails unless every job is done.
     """
+    from phasegpt.sweeps import Plan, report
+
     sys.argv[1:] = literal(sys.argv[1:], *keys)
     guarded(lambda: check_groups(sys.argv[1:]))
+    Plan.folder = None
+    code: Any = 0
     try:
         main()
     except SystemExit as error:
-        if error.code == 1:
+        code = error.code
+        if code == 1:
             sys.stderr.writelines(f"{line}\n" for line in misspelt(sys.argv[1:], config_name))
-        raise
+    if Plan.folder is not None:
+        undone = report(Plan.folder)
+        code = code or undone
+    if code:
+        sys.exit(code)
 
 
 def literal(arguments: Sequence[str], *keys: str) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,22 +38,16 @@ def train_from_hydra(cfg: Any) -> float | None:
     given = any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra)
     try:
         run = run_config(cfg)
-        if settings.mode == RunMode.MULTIRUN and run.logger.group is None:
-            run = replace(run, logger=replace(run.logger, group=_sweep(Path(settings.sweep.dir))))
-        folder = choose_folder(run, run_dir, given=given)
-        record = train(run, folder)
+        if settings.mode == RunMode.MULTIRUN:
+            from phasegpt.sweeps import train_job
+
+            record = train_job(run, run_dir, Path(settings.sweep.dir), settings.job.num)
+        else:
+            record = train(run, choose_folder(run, run_dir, given=given))
     finally:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it; another folder was used, or nothing was
     return (record.get("best") or {}).get("val/ppl")
-
-
-def _sweep(folder: Path) -> str:
-    """The name under which the runs of a multirun are grouped: the sweep's folder and its parent.
-
-    W&B takes at most 128 characters.
-    """
-    return "-".join(folder.parts[-2:])[-128:]
 
 
 def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
@@ -87,12 +80,13 @@ def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
     return found
 
 
-def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
+def train(config: Any, run_dir: str | Path, *, gpu: int = 0) -> dict[str, Any]:
     """Train `config` (see phasegpt.compose) in `run_dir` and return its run.json as a dict.
 
-    With config.resume the run there goes on from its last checkpoint. A finished run is returned
-    unchanged, a collapsed one raises Collapsed again. Raises UserError subclasses: ConfigError,
-    DataError, CheckpointError, Collapsed, Interrupted; run.json then says so.
+    `gpu` is the one to use, counted round where there are fewer. With config.resume the run there
+    goes on from its last checkpoint. A finished run is returned unchanged, a collapsed one raises
+    Collapsed again. Raises UserError subclasses: ConfigError, DataError, CheckpointError,
+    Collapsed, Interrupted; run.json then says so.
     """
     from phasegpt.analysis.preregistration import stamp
     from phasegpt.build import run_config
@@ -112,18 +106,18 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
             _say(f"{run_dir} is finished; nothing to do")
             return earlier
         corpus = prepare(run.data)
-        if earlier and earlier["data"]["fingerprint"] != corpus.fingerprint:
+        if "data" in earlier and earlier["data"]["fingerprint"] != corpus.fingerprint:
             raise CheckpointError(
                 f"the data changed since {run_dir} began; put the old text back, or start anew"
             )
-        if not earlier:
+        if "started" not in earlier:
             folder.update(started=_now(), preregistration=stamp(), **provenance(run))
             _write_config(folder, run)
         folder.update(status="running", data=_describe(corpus), error=None)
         from phasegpt.loggers import finish
 
         try:
-            _fit(run, folder, corpus)
+            _fit(run, folder, corpus, gpu)
         except UserError as error:
             folder.update(status=_STATUS.get(type(error).__name__, "failed"), error=str(error))
             raise
@@ -141,24 +135,26 @@ def train(config: Any, run_dir: str | Path) -> dict[str, Any]:
 _STATUS = {"Collapsed": "collapsed", "Interrupted": "interrupted"}
 
 
-def _fit(run: RunConfig, folder: RunFolder, corpus: Any) -> None:
+def _fit(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int) -> None:
     """Build everything, train, and write the results into run.json."""
+    from phasegpt import ranks
     from phasegpt.loggers import showing
     from phasegpt.record import draw_curves
     from phasegpt.summary import closing, estimate, sample
     from phasegpt.trainer import assemble
 
-    parts = assemble(run, folder, corpus)
-    model, t = parts.lit.model, run.trainer
-    parameters = {
-        "non_embedding": model.num_parameters(),
-        "all": model.num_parameters(non_embedding=False),
-    }
-    folder.update(parameters=parameters, leaky=model.leaky)
-    if not parts.cuda:
-        estimate(parts.flops_per_token * parts.tokens_per_step * t.max_steps)
-    resume_point = _resume_point(run, folder)
-    parts.trainer.fit(parts.lit, datamodule=parts.data, ckpt_path=resume_point, weights_only=True)
+    resume_point, t = _resume_point(run, folder), run.trainer
+    with ranks.started(run, folder.path, resume_point) as rank:
+        parts = assemble(run, folder, corpus, gpu=gpu, rank=rank)
+        model = parts.lit.model
+        parameters = {
+            "non_embedding": model.num_parameters(),
+            "all": model.num_parameters(non_embedding=False),
+        }
+        folder.update(parameters=parameters, leaky=model.leaky)
+        if not parts.cuda:
+            estimate(parts.flops_per_token * parts.tokens_per_step * t.max_steps)
+        parts.fit(resume_point)
     parts.csv.save()
     draw_curves(folder.path)
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
@@ -203,6 +199,9 @@ def _resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
 def _check_device(run: RunConfig) -> None:
     import torch
 
+    gpus = torch.cuda.device_count()
+    if run.trainer.accelerator != "cpu" and 0 < gpus < run.trainer.devices:
+        raise ConfigError(f"trainer.devices={run.trainer.devices}, but there are {gpus} GPUs here")
     if run.trainer.accelerator == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "trainer.accelerator=cuda, but torch sees no GPU here; use trainer=cpu or trainer=auto"

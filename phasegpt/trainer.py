@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ from phasegpt.guard import CollapseGuard
 from phasegpt.lit import LitGPT
 from phasegpt.loggers import extra_loggers
 from phasegpt.monitor import PhaseMonitor
+from phasegpt.ranks import Rank
 from phasegpt.record import MetricsCSV, RunFolder
 from phasegpt.saving import Saver, VerifiedIO
 
@@ -36,12 +38,30 @@ class Assembled(NamedTuple):
     tokens_per_step: int
     flops_per_token: float  # forward and backward: 6 P + 12 L T D
 
+    def fit(self, resume_point: Path | None) -> None:
+        """Train, from a checkpoint or from step 0."""
+        self.trainer.fit(self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True)
 
-def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
-    """Seed, and build model, data, callbacks, loggers and Trainer for `run` in `folder`."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+
+def assemble(
+    run: RunConfig,
+    folder: RunFolder,
+    corpus: Corpus,
+    *,
+    gpu: int = 0,
+    rank: Rank | None = None,
+) -> Assembled:
+    """Seed, and build model, data, callbacks, loggers and Trainer for `run` in `folder`.
+
+    `rank` is this process among several (phasegpt.ranks); all compute, and the first one alone
+    logs, monitors and shows. A single process takes GPU number `gpu`.
+    """
+    first = rank is None or rank.number == 0
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
-    pl.seed_everything(run.seed, verbose=False)
+    # Dropout differs between ranks; the model and the noise have seeds of their own.
+    pl.seed_everything(run.seed + (0 if rank is None else rank.number), verbose=False)
     t = run.trainer
     cuda = t.accelerator != "cpu" and torch.cuda.is_available()
     lit = LitGPT(run.to_dict(), corpus.tokenizer.state(), corpus.tokenizer.vocab_size)
@@ -61,10 +81,10 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
     attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
     flops_per_token = 6 * model.num_parameters() + attention
     csv = MetricsCSV(folder.path / "metrics.csv")
-    saver = Saver(folder, run.callbacks.checkpoint.every_n_train_steps, csv)
+    saver = Saver(folder, run.callbacks.checkpoint.every_n_train_steps)
     metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
     callbacks: list[pl.Callback] = [metrics, cb.RngState(), saver]
-    if run.callbacks.phase_monitor.every_n_steps is not None:
+    if first and run.callbacks.phase_monitor.every_n_steps is not None:
         # Before the metrics, whose clock starts again when a validation is over.
         callbacks.insert(0, PhaseMonitor(run.callbacks.phase_monitor, folder.path))
     if run.callbacks.early_stopping.patience is not None:
@@ -73,12 +93,13 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
     if run.callbacks.collapse_guard.action is not None:
         guard = CollapseGuard(run.callbacks.collapse_guard, metrics, saver)
         callbacks.append(guard)
-    if run.callbacks.progress_bar:
+    if first and run.callbacks.progress_bar:
         callbacks.append(cb.Progress(metrics, t.max_steps))
     trainer = pl.Trainer(
         default_root_dir=folder.path,
         accelerator="cuda" if cuda else "cpu",
-        devices=1,
+        devices=[gpu % torch.cuda.device_count()] if cuda and rank is None else t.devices,
+        strategy="auto" if rank is None else "ddp",
         precision=_precision(run, cuda),
         max_steps=t.max_steps,
         max_epochs=-1,
@@ -88,14 +109,15 @@ def assemble(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Assembled:
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         deterministic=t.deterministic,
-        logger=[csv, *extra_loggers(run, folder)],
+        logger=[csv, *extra_loggers(run, folder)] if first else False,
         callbacks=callbacks,
-        plugins=[VerifiedIO()],
+        plugins=[VerifiedIO()] if rank is None else [VerifiedIO(), rank],
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
     tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
+    tokens_per_step *= t.devices
     return Assembled(trainer, lit, data, saver, guard, csv, cuda, tokens_per_step, flops_per_token)
 
 

@@ -1,5 +1,6 @@
 """Show the runs under a folder, or regenerate the table and picture of committed studies.
 
+python scripts/analyze_results.py runs/phase_a-small      a sweep: done, running, failed, missing
 python scripts/analyze_results.py runs/first_light                      status of every run
 python scripts/analyze_results.py runs/first_light --into results/first_light    copy records
 python scripts/analyze_results.py results                   the tables and pictures, anew
@@ -9,16 +10,21 @@ import argparse
 from pathlib import Path
 
 from phasegpt.analysis import collect, draw, draw_phases, summarise, write_table
-from phasegpt.record import read_record
+from phasegpt.analysis.jobs import counted, jobs
 
 
 def show_runs(folder: Path) -> None:
-    for path in sorted(folder.rglob("run.json")):
-        record = read_record(path.parent)
-        best = (record.get("best") or {}).get("val/ppl")
-        ppl = "-" if best is None else f"{best:.3f}"
-        status, step = record.get("status", "?"), record.get("step", 0)
-        print(f"{path.parent.relative_to(folder)}  {status}  step {step}  best val/ppl {ppl}")
+    """The jobs of every sweep in the folder, or else every folder of runs."""
+    sweeps = sorted({path.parent for path in folder.rglob("sweep.json")})
+    for sweep in sweeps or sorted({path.parent.parent for path in folder.rglob("run.json")}):
+        if "wandb" in sweep.parts:  # a copy
+            continue
+        found = jobs(sweep)
+        for job in found:
+            ppl = "-" if job.best is None else f"{job.best:.3f}"
+            line = f"{job.name}  {job.status}  step {job.step}  best val/ppl {ppl}"
+            print(f"{line}  {job.error or ''}".rstrip())
+        print(f"{sweep}: {counted(found)}")
 
 
 def show_study(study: Path, baseline: str) -> None:

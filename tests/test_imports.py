@@ -25,8 +25,8 @@ LAYERS = {
     2: "model",
     3: "optim corpora sources synthetic references tokenizers data build evaluation",
     4: "lit callbacks guard saving checkpoint record summary trainer hf samplers analysis "
-    "diagnosis loggers monitor dashboard",
-    5: "shell train evaluate generate interpret",
+    "diagnosis loggers monitor dashboard ranks",
+    5: "shell sweeps train evaluate generate interpret",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
 COMMANDS = ("train", "evaluate", "generate", "interpret")

@@ -1,0 +1,80 @@
+"""Every launcher really trains jobs, and a search goes on; skipped where a plugin is absent."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_sweeps import TINY
+
+from phasegpt import synthetic
+from phasegpt.analysis.jobs import jobs
+from phasegpt.record import read_record
+
+PLUGINS = {
+    "joblib": "hydra_joblib_launcher",
+    "submitit": "hydra_submitit_launcher",
+    "ray": "hydra_ray_launcher",
+    "optuna": "hydra_optuna_sweeper",
+}
+
+
+def need(name: str) -> None:
+    plugin = f"hydra_plugins.{PLUGINS[name]}"
+    try:
+        there = importlib.util.find_spec(plugin) is not None
+    except ModuleNotFoundError:
+        there = False
+    if not there:
+        pytest.skip(f"needs {PLUGINS[name].replace('_', '-')}, which is not installed")
+
+
+@pytest.fixture
+def text(tmp_path) -> list[str]:
+    (tmp_path / "play.txt").write_text(synthetic.generate(1, 4000))
+    return [f"data.path={tmp_path / 'play.txt'}", f"data.cache_dir={tmp_path / 'cache'}"]
+
+
+def multirun(folder: Path, *words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "phasegpt.train", "-m", *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "submitit", "ray"])
+def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, text, launcher):
+    need(launcher)
+    words = [f"+launcher={launcher}", f"hydra.sweep.dir={tmp_path / 'sweep'}", *TINY, *text]
+    done = multirun(tmp_path, *words, "seed=1,2", "attention.layers=[1],[7]")
+    assert done.returncode == 1, done.stderr
+    assert "4 jobs: 2 done, 2 failed" in done.stderr
+    found = [job for job in jobs(tmp_path / "sweep") if job.status == "ok"]
+    assert [job.step for job in found] == [2, 2]
+    seeds = {read_record(tmp_path / "sweep" / job.name)["seed"] for job in found}
+    assert seeds == {1, 2}
+
+
+@pytest.mark.slow
+def test_a_search_keeps_its_study_and_goes_on_when_started_again(tmp_path, text):
+    need("optuna")
+    words = ["+sweep=optuna", "hydra.sweeper.n_trials=2", "model=nano", *TINY, *text]
+    words.remove("attention.num_oscillators=4")
+    for trials in (2, 4):
+        done = multirun(tmp_path, *words)
+        assert done.returncode == 0, done.stderr
+        assert f"{trials} jobs: {trials} done" in done.stderr
+    import optuna
+
+    storage = f"sqlite:///{tmp_path / 'runs' / 'optuna.db'}"
+    study = optuna.load_study(study_name="phasegpt", storage=storage)
+    best = [read_record(file.parent)["best"]["val/ppl"] for file in tmp_path.rglob("run.json")]
+    assert sorted(trial.value for trial in study.trials) == pytest.approx(sorted(best))
+    assert study.best_value == pytest.approx(min(best))

@@ -1,0 +1,250 @@
+"""Multiruns: what they compose, that no job stops another, that they go on, what they say."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from phasegpt import synthetic
+from phasegpt.analysis.jobs import Job, counted, jobs
+from phasegpt.config import CONF_DIR
+from phasegpt.record import RunFolder, read_record
+from phasegpt.train import main
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    *("attention.layers=[1]", "attention.num_oscillators=4"),
+    *("model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=16"),
+    *("data=text", "data.tokenizer=char", "data.variant=null", "data.batch_size=4"),
+    *("trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"),
+    *("optimizer.warmup_steps=1", "compile=false", "callbacks.progress_bar=false"),
+    *("callbacks.sample_text.max_new_tokens=0", "callbacks.phase_monitor.every_n_steps=null"),
+]
+SWEEPS = {
+    **{"phase_a": 24, "phase_a_controls": 21, "phase_a_phase_sync": 21, "phase_a_as_coded": 21},
+    **{"phase_b": 20, "phase_b_secondary": 15, "coupling_grid": 24, "seeds": 5},
+}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "play.txt").write_text(synthetic.generate(1, 4000))
+    return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]
+
+
+def multirun(monkeypatch, *words: str) -> int:
+    """The command line in this process; its exit code."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from phasegpt.shell import launch
+
+    GlobalHydra.instance().clear()
+    monkeypatch.setattr(sys, "argv", ["train", "-m", *words])
+    try:
+        launch(main, config_name="config")
+    except SystemExit as stopped:
+        return stopped.code
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+    return 0
+
+
+def show(folder: Path) -> str:
+    command = [sys.executable, ROOT / "scripts" / "analyze_results.py", folder]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.fixture
+def planned(tmp_path, monkeypatch):
+    """planned(words): the jobs of a multirun, of which none is trained."""
+    from phasegpt.sweeps import Plan
+
+    real = Plan.on_multirun_start
+
+    def stops(self, config, **kwargs):
+        real(self, config)
+        sys.exit(0)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Plan, "on_multirun_start", stops)
+
+    def plan(*words: str) -> list[dict]:
+        multirun(monkeypatch, *words)
+        (file,) = tmp_path.rglob("sweep.json")
+        found = json.loads(file.read_text())["jobs"]
+        file.unlink()
+        return found
+
+    return plan
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("scale", ["full", "small"])
+def test_a_sweep_composes_its_jobs_at_both_scales(planned, sweep, scale):
+    words = [f"+sweep={sweep}", *([f"scale={scale}"] if sweep != "seeds" else [])]
+    found = planned(*words)
+    assert len(found) == SWEEPS[sweep]
+    assert len({job["config_hash"] for job in found}) == len(found)
+    assert len({job["name"] for job in found}) == len(found)
+    assert not [job for job in found if job["error"]]
+
+
+def test_every_sweep_is_in_the_table_and_every_experiment_of_a_phase_in_its_sweep(planned):
+    assert {path.stem for path in (CONF_DIR / "sweep").glob("*.yaml")} == {*SWEEPS, "optuna"}
+    for phase in ("phase_a", "phase_b"):
+        named = {job["name"].split("-")[1] for job in planned(f"+sweep={phase}")}
+        assert named == {path.stem for path in (CONF_DIR / "experiment" / phase).glob("*.yaml")}
+
+
+def test_small_scale_wins_over_the_experiment_and_the_user_over_both(planned):
+    from phasegpt.build import run_config
+    from phasegpt.config import compose
+
+    hashes = [job["config_hash"] for job in planned("+sweep=phase_b", "scale=small")]
+    words = ["+experiment=phase_b/diverse", "seed=5", "+sweep=phase_b", "scale=small"]
+    run = run_config(compose(words))
+    assert (run.model.n_layer, run.model.n_embd, run.model.block_size) == (12, 64, 128)
+    assert (run.data.batch_size, run.data.tokenizer) == (16, "byte")
+    assert run.trainer.max_steps == 1500 and run.attention["noise_sigma"] == 0.03
+    assert run.hash == hashes[-1]
+    again = planned("+sweep=phase_b", "scale=small", "trainer.max_steps=7")
+    assert again[-1]["config_hash"] == run_config(compose([*words, "trainer.max_steps=7"])).hash
+
+
+def test_a_glob_over_a_group_names_its_experiments(planned):
+    found = planned("+experiment/phase_a=glob(*)", "seed=1,2,3")
+    assert len(found) == 24
+    assert found[0]["name"] == "0-phase_a-baseline"
+
+
+@pytest.mark.parametrize("word", ["+experiment=glob(phase_a/*)", "+experiment/phase_a=glob(nope*)"])
+def test_a_sweep_without_a_job_is_an_error(tmp_path, monkeypatch, capfd, word):
+    monkeypatch.chdir(tmp_path)
+    assert multirun(monkeypatch, word, "seed=1,2") == 2
+    told = capfd.readouterr().err
+    assert "composes no job" in told and word in told and "'+experiment/phase_a=glob(*)'" in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_several_processes_per_job_are_refused_with_an_explanation(
+    tmp_path, monkeypatch, capfd, text
+):
+    sweep = f"hydra.sweep.dir={tmp_path}"
+    assert multirun(monkeypatch, "seed=1", "trainer.devices=2", sweep, *TINY, *text) == 1
+    told = capfd.readouterr().err
+    assert "trainer.devices=2 in a multirun" in told and "+launcher=joblib" in told
+
+
+def test_no_job_stops_another_and_the_sweep_goes_on_with_what_is_missing(
+    tmp_path, monkeypatch, capfd, text
+):
+    """One job diverges, one is invalid, one meets a bug, one was killed: the rest are trained."""
+    from phasegpt.lit import LitGPT
+
+    real = LitGPT.on_train_start
+
+    def fails(self):
+        if self.run.seed == 3:
+            raise RuntimeError("a bug of seed 3")
+        return real(self)
+
+    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    jobs_of = ["seed=1,2,3", "optimizer.lr=1e-3,1e30", "attention.layers=[1],[7]"]
+    sweep = tmp_path / "sweep"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitGPT, "on_train_start", fails)
+        assert multirun(monkeypatch, *words, *jobs_of, "trainer.max_steps=6") == 1
+    states = {job.name: job.status for job in jobs(sweep)}
+    assert list(states.values()).count("ok") == 2
+    assert list(states.values()).count("collapsed") == 2
+    assert list(states.values()).count("failed") == 8
+    told = capfd.readouterr().err
+    assert "12 jobs: 2 done, 8 failed, 2 collapsed" in told
+    listed = told[told.index("12 jobs") :]
+    assert listed.count("attention.layers=[7] is out of range") == 6
+    assert listed.count("RuntimeError: a bug of seed 3") == 2
+
+    done = [file for file in sweep.glob("*/run.json") if read_record(file.parent)["status"] == "ok"]
+    before = {file: file.stat().st_mtime_ns for file in done}
+    assert multirun(monkeypatch, *words, *jobs_of, "trainer.max_steps=6") == 1
+    assert all(file.stat().st_mtime_ns == then for file, then in before.items())
+    told = capfd.readouterr().err
+    assert "12 jobs: 3 done, 6 failed, 3 collapsed" in told
+    shown = show(sweep)
+    assert "12 jobs: 3 done, 6 failed, 3 collapsed" in shown
+    assert shown.count("out of range") == 6
+
+
+def test_a_wider_sweep_finds_its_runs_under_any_job_number(tmp_path, monkeypatch, text, capfd):
+    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path}"]
+    assert multirun(monkeypatch, *words, "seed=5") == 0
+    before = (tmp_path / "0-kuramoto-text" / "run.json").read_bytes()
+    os.rename(tmp_path / "0-kuramoto-text", tmp_path / "moved")
+    assert multirun(monkeypatch, *words, "seed=4,5") == 0
+    assert (tmp_path / "moved" / "run.json").read_bytes() == before
+    assert {path.parent.name for path in tmp_path.glob("*/run.json")} == {
+        "0-kuramoto-text",
+        "moved",
+    }
+    assert "2 jobs: 2 done" in capfd.readouterr().err
+
+
+def test_data_that_cannot_be_read_fails_the_job_and_not_the_next_start(tmp_path, monkeypatch, text):
+    path = text[0].removeprefix("data.path=")
+    later = tmp_path / "later.txt"
+    words = [*TINY, text[1], f"data.path={later}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert multirun(monkeypatch, *words, "seed=1") == 1
+    (job,) = jobs(tmp_path / "sweep")
+    assert job.status == "failed" and "later.txt" in str(job.error)
+    later.write_text(Path(path).read_text())
+    assert multirun(monkeypatch, *words, "seed=1") == 0
+    (job,) = jobs(tmp_path / "sweep")
+    assert job.status == "ok" and job.step == 2 and job.error is None
+
+
+def test_the_state_of_every_job_can_be_read_at_any_time(tmp_path):
+    planned = [{"name": n, "config_hash": n * 2, "error": None, "overrides": []} for n in "abcde"]
+    planned.append({"name": "f", "config_hash": None, "error": "no good", "overrides": []})
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": planned}))
+    states = {"a": "ok", "b": "running", "c": "running", "d": "interrupted"}
+    folders = {}
+    for name, status in states.items():
+        folders[name] = RunFolder(tmp_path / name)
+        folders[name].update(status=status, config_hash=name * 2, step=3, best={"val/ppl": 2.5})
+        if name != "b":
+            folders[name].close()
+    found = jobs(tmp_path)
+    folders["b"].close()
+    assert [job.status for job in found] == [
+        *("ok", "running", "stopped", "stopped", "missing", "failed")
+    ]
+    assert found[0] == Job("a", "ok", 3, 2.5, None)
+    assert counted(found) == "6 jobs: 1 done, 1 running, 2 stopped, 1 failed, 1 missing"
+    assert "e  missing" in show(tmp_path)
+
+
+def test_ctrl_c_ends_the_sweep_and_not_one_job_of_it(tmp_path, monkeypatch, text, capfd):
+    import signal
+
+    from phasegpt.lit import LitGPT
+
+    real = LitGPT.on_train_batch_end
+
+    def interrupts(self, outputs, batch, batch_idx):
+        if self.global_step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, outputs, batch, batch_idx)
+
+    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path}", "seed=1,2", "trainer.max_steps=20"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitGPT, "on_train_batch_end", interrupts)
+        assert multirun(monkeypatch, *words) == 128 + signal.SIGINT
+    assert [job.status for job in jobs(tmp_path)] == ["stopped", "missing"]
+    assert "2 jobs: 1 stopped, 1 missing" in capfd.readouterr().err
+    assert multirun(monkeypatch, *words) == 0
