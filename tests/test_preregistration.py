@@ -115,6 +115,17 @@ def test_the_conditions_equal_the_experiments_field_by_field() -> None:
     assert {c["experiment"] for c in conditions if c["study"] == "phase_b"} == experiments
 
 
+def test_scale_small_is_the_registered_small_scale() -> None:
+    for cell in PAGE.cells():
+        experiment = PAGE.block["conditions"][cell.condition]["experiment"]
+        if (cell.scale, cell.analysis) == ("small", "primary"):
+            study = experiment.split("/")[0]
+            bytes_of_b = ["+scale/phase_b=small"] if study == "phase_b" else []
+            run = run_config(compose([f"+experiment={experiment}", "+scale=small", *bytes_of_b]))
+            fields = preregistration.config_fields(run.to_dict())
+            assert preregistration.differences(PAGE.fields(cell), fields) == []
+
+
 def test_every_field_that_changes_a_result_is_registered_or_about_the_machine_or_another_corpus():
     fields = preregistration.config_fields(json.loads(config(Cell("full", "primary", "B4"))))
     free = {name for name in fields if name not in PAGE.registered()}
