@@ -135,7 +135,8 @@ def offline_folders(run: Path) -> list[Path]:
 def sweep(tmp_path_factory, text) -> Path:
     """A multirun of two jobs."""
     folder = tmp_path_factory.mktemp("sweep") / "phases"
-    words = ["-m", "seed=1,2", f"hydra.sweep.dir={folder}", *TINY, *text, *OFFLINE]
+    place = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra:job.num}"]
+    words = ["-m", "seed=1,2", *place, *TINY, *text, *OFFLINE]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     done = subprocess.run(
         [sys.executable, "-m", "phasegpt.train", *words],
