@@ -4,12 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 PYTEST_ARGS ?=
+SCALE ?= small
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
+# The sweeps of a study in their order; each scale has records of its own.
+STUDY_phase_a := phase_a phase_a_controls phase_a_phase_sync phase_a_as_coded
+STUDY_phase_b := phase_b phase_b_secondary
+RECORDS = results/$(NAME)$(if $(filter full,$(SCALE)),_full)
+PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[ab]_full/runs))
+
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench report clean
+.PHONY: help train test lint bench study report clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,8 +35,16 @@ lint: $(READY) ## Check style, formatting and types
 bench: $(READY) ## Measure training speed (more options: ARGS="...")
 	$(PY) scripts/bench_train.py $(ARGS)
 
-report: $(READY) ## Print the table of the committed results
+study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_b SCALE=small|full ARGS="...")
+	@test -n "$(STUDY_$(NAME))" || { echo "NAME=$(NAME); choose from: phase_a, phase_b"; exit 2; }
+	@failed=0; for sweep in $(STUDY_$(NAME)); do \
+		$(PY) -m phasegpt.train -m +sweep=$$sweep scale=$(SCALE) $(ARGS) || failed=1; \
+		$(PY) scripts/analyze_results.py runs/$$sweep-$(SCALE) --into $(RECORDS) --test || failed=1; \
+	done; exit $$failed
+
+report: $(READY) ## Write every table, figure, page and verdict of results/ anew from the records
 	$(PY) scripts/analyze_results.py results $(ARGS)
+	$(if $(findstring phase_b,$(PHASES)),$(PY) scripts/check_preregistration.py $(PHASES) --out results/phase_b/verdicts.md)
 
 clean: ## Remove caches and builds; keep the environment, runs and checkpoints
 	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache

@@ -6,6 +6,7 @@ Shapes: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,14 +122,9 @@ def score(
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     scored = torch.zeros((), dtype=torch.int64, device=device)
-    batches = range(0, count, batch_size)
-    with inference(model):
-        for first in tqdm(batches, disable=None if progress else True, leave=False, unit="batch"):
-            rows = [windows[i] for i in range(first, min(first + batch_size, count))]
-            idx_BT = torch.stack([row["idx"] for row in rows]).to(device)
-            targets_BT = torch.stack([row["targets"] for row in rows]).to(device)
-            batch_nats, batch_tokens = nats(model(idx_BT).logits, targets_BT)
-            total, scored = total + batch_nats, scored + batch_tokens
+    for logits_BTV, targets_BT in _predictions(model, windows, count, batch_size, progress):
+        batch_nats, batch_tokens = nats(logits_BTV, targets_BT)
+        total, scored = total + batch_nats, scored + batch_tokens
     tokens, whole = int(scored), count == len(windows)
     meta = corpus.meta["splits"][split]
     return Score(
@@ -140,6 +136,32 @@ def score(
         stride=stride,
         floor_nats=meta["floor_nats"] if whole else None,
     )
+
+
+def losses(model: GPT, tokens_T: np.ndarray, *, context: int, batch_size: int = 16) -> Tensor:
+    """Nats of every token but the first, [T-1], as `score` counts them with stride = context."""
+    check_windows(model, context=context, stride=context)
+    windows = EvalWindows(tokens_T, context=context, stride=context)
+    found = [
+        token_nats(logits_BTV, targets_BT)[targets_BT != _IGNORED].cpu()
+        for logits_BTV, targets_BT in _predictions(model, windows, len(windows), batch_size, True)
+    ]
+    return torch.cat(found)
+
+
+def _predictions(
+    model: GPT, windows: EvalWindows, count: int, batch_size: int, progress: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets of the first `count` windows, batch by batch, in evaluation mode."""
+    device = next(model.parameters()).device
+    batches = range(0, count, batch_size)
+    for first in tqdm(batches, disable=None if progress else True, leave=False, unit="batch"):
+        rows = [windows[i] for i in range(first, min(first + batch_size, count))]
+        idx_BT = torch.stack([row["idx"] for row in rows]).to(device)
+        targets_BT = torch.stack([row["targets"] for row in rows]).to(device)
+        with inference(model):
+            logits_BTV = model(idx_BT).logits
+        yield logits_BTV, targets_BT
 
 
 def check_windows(model: GPT, *, context: int, stride: int) -> None:

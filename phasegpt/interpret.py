@@ -140,7 +140,7 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)
     model, folder = loaded.model.to(chosen), run_folder(loaded.path)
-    ids_BT, source = _ids(settings, loaded)
+    ids_BT, source = token_windows(settings, loaded)
     about = {
         "checkpoint": os.path.relpath(loaded.path),
         "sha256": loaded.sha256,
@@ -198,7 +198,7 @@ def _sweep(settings: InterpretConfig, target: Path, runs: list[Path]) -> dict[st
     return {"runs": results, "output": str(output)}
 
 
-def _ids(settings: InterpretConfig, loaded: Loaded) -> tuple[torch.Tensor, str]:
+def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[torch.Tensor, str]:
     """The tokens to look at, [B,T+1], and what they are."""
     import numpy as np
     import torch

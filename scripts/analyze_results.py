@@ -1,16 +1,24 @@
-"""Show the runs under a folder, or regenerate the table and picture of committed studies.
+"""Show the runs under folders, collect them into a study, or write the files of studies anew.
 
 python scripts/analyze_results.py runs/phase_a-small      a sweep: done, running, failed, missing
 python scripts/analyze_results.py runs/first_light                      status of every run
 python scripts/analyze_results.py runs/first_light --into results/first_light    copy records
-python scripts/analyze_results.py results                   the tables and pictures, anew
+python scripts/analyze_results.py runs/phase_b-small --into results/phase_b --test
+python scripts/analyze_results.py results          tables, figures and pages from the records
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-from phasegpt.analysis import collect, draw, draw_phases, summarise, write_table
+from phasegpt.analysis import collect, summarise, write_study
 from phasegpt.analysis.jobs import counted, jobs
+from phasegpt.analysis.study import TEST_FILE
+from phasegpt.analysis.tables import baseline_of, cells
+from phasegpt.errors import UserError
+from phasegpt.evaluate import EvaluateConfig, evaluate
+from phasegpt.record import FINISHED, read_record
+from phasegpt.shell import write_json
 
 
 def show_runs(folder: Path) -> None:
@@ -27,38 +35,63 @@ def show_runs(folder: Path) -> None:
         print(f"{sweep}: {counted(found)}")
 
 
-def show_study(study: Path, baseline: str) -> None:
-    print(f"{study.name}: best validation perplexity, mean over seeds")
-    for row in summarise(study, baseline):
-        spread = "" if row["sd"] is None else (
-            f" sd {row['sd']:.3f}, 95% interval [{row['low']:.3f}, {row['high']:.3f}]"
-        )  # fmt: skip
-        if row["difference_low"] is not None:
-            spread += f"; minus {baseline} {row['difference']:+.3f}"
-            spread += f" [{row['difference_low']:+.3f}, {row['difference_high']:+.3f}]"
-        order = "" if row["R"] is None else f", R {row['R']:.3f}"
-        print(f"  {row['arm']:<16} {row['mean']:.3f} (n={row['n']}{spread}){order}")
+def evaluate_tests(folder: Path) -> None:
+    """Score the best checkpoint of every finished run on the test split, once."""
+    for run in sorted(path.parent for path in folder.glob("*/run.json")):
+        record = read_record(run)
+        if record.get("status") not in FINISHED or (run / TEST_FILE).is_file():
+            continue
+        if "test" not in record["data"]["splits"]:
+            print(f"{run.name}: {record['data']['corpus']} has no test split; validation stands")
+            continue
+        try:
+            score = evaluate(EvaluateConfig(checkpoint=str(run), split="test"))
+            write_json(run / TEST_FILE, score)
+        except UserError as error:  # a run that collapsed before its first checkpoint
+            print(f"{run.name}: not scored: {error}")
+
+
+def show_study(study: Path, against: str | None) -> None:
+    rows = summarise(study, against)
+    baseline = against or baseline_of([row["arm"] for row in rows])
+    for leaky in (False, True):
+        if kept := [row for row in rows if row["leaky"] is leaky]:
+            table = cells(kept, baseline)
+            widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+            print(f"{study.name}{': LEAKY arms, apart' * leaky}")
+            for row in table:
+                line = "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))
+                print(f"  {line.rstrip()}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
+    parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--into", type=Path, help="copy the records of finished runs to this study")
-    parser.add_argument("--against", default="softmax", help="the arm that differences are from")
+    parser.add_argument("--test", action="store_true", help="with --into: score the test splits")
+    parser.add_argument("--against", help="print differences from this arm; files keep their own")
     args = parser.parse_args()
-    if not args.folder.is_dir():
-        parser.error(f"{args.folder} is not a folder")
-    if args.into:
-        print(f"{len(collect(args.folder, args.into))} records in {args.into / 'runs'}")
-    studies = sorted({p.parent.parent for p in args.folder.rglob("runs/*.json")})
-    for study in [args.into] if args.into else studies:
-        write_table(study)
-        draw(study)
-        draw_phases(study)
+    for folder in args.folders:
+        if not folder.is_dir():
+            parser.error(f"{folder} is not a folder")
+    if args.into is None:
+        studies = sorted({p.parent.parent for f in args.folders for p in f.rglob("runs/*.json")})
+    else:
+        for folder in args.folders:
+            if args.test:
+                evaluate_tests(folder)
+            print(f"{len(collect(folder, args.into))} records of {folder} in {args.into / 'runs'}")
+        studies = [args.into]
+    for study in studies:
+        write_study(study)
         show_study(study, args.against)
-    if not studies and not args.into:
-        show_runs(args.folder)
+    if not studies:
+        for folder in args.folders:
+            show_runs(folder)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 python scripts/check_preregistration.py                                  the page and conf/
 python scripts/check_preregistration.py results/phase_b results/phase_a  and the verdicts
+    --out results/phase_b/verdicts.md                                    also as a page
 python scripts/check_preregistration.py --commands                       how to train it all
 
 Exit code 1 if the page was edited or disagrees with conf/. Needs pip install 'phasegpt[report]'.
@@ -16,14 +17,15 @@ from phasegpt.analysis import preregistration, read_records, statistics, verdict
 from phasegpt.analysis.preregistration import Cell, Registration
 from phasegpt.analysis.statistics import Comparison
 from phasegpt.errors import UserError
+from phasegpt.shell import write_output
 
 
 def check(registration: Registration) -> bool:
     """Print the hashes and every disagreement; True if there is none."""
     print(f"registered {registration.block['date']}, sha256 {registration.hash}")
     for amendment in registration.amendments:
-        told = f"{amendment['date']}, {amendment['reason']}"
-        print(f"amendment {amendment['amendment']}, {told}, {preregistration.digest(amendment)}")
+        why = f"{amendment['date']}, {amendment['reason']}"
+        print(f"amendment {amendment['amendment']}, {why}, {preregistration.digest(amendment)}")
     found = preregistration.problems(registration)
     for problem in found:
         print(f"MISMATCH  {problem}")
@@ -32,56 +34,69 @@ def check(registration: Registration) -> bool:
     return not found
 
 
-def show(registration: Registration, folders: list[Path]) -> None:
+def told(registration: Registration, folders: list[Path]) -> list[str]:
+    """What counts, what does not and why, and the verdicts of every scale and analysis."""
     records = {f"{f.name}/{n}": r for f in folders for n, r in read_records(f).items()}
     ledger = verdicts.admit(registration, records)
-    print(f"\n{len(records)} records, {len(records) - len(ledger.excluded)} count")
-    for name, reason in ledger.excluded.items():
-        print(f"EXCLUDED  {name} {reason}")
+    lines = [f"{len(records)} records, {len(records) - len(ledger.excluded)} count"]
+    lines += [f"EXCLUDED  {name} {reason}" for name, reason in ledger.excluded.items()]
     for scale in registration.scales:
         for analysis in registration.block["analyses"]:
             if verdicts.begun(registration, ledger, scale, analysis):
-                show_analysis(registration, ledger, scale, analysis)
+                lines += ["", *analysed(registration, ledger, scale, analysis)]
             else:
-                print(f"\n{scale} scale, {analysis} analysis: no runs of its own, no verdicts")
+                name = f"{scale} scale, {analysis} analysis"
+                lines += ["", f"{name}: no runs of its own, no verdicts"]
+    return lines
 
 
-def show_analysis(
+def analysed(
     registration: Registration, ledger: verdicts.Ledger, scale: str, analysis: str
-) -> None:
-    print(f"\n{scale} scale, {analysis} analysis")
+) -> list[str]:
+    lines = [f"{scale} scale, {analysis} analysis"]
     for condition in registration.block["conditions"]:
         runs = list(ledger.runs.get(Cell(scale, analysis, condition), {}).values())
-        print(f"  {condition:<3} n={len(runs)}  " + "  ".join(verdicts.summary(runs)))
+        lines.append(f"  {condition:<3} n={len(runs)}  " + "  ".join(verdicts.summary(runs)))
     for part in registration.block["described"]:
         try:
             found = verdicts.compare(registration, ledger, scale, analysis, part)
-            print(f"  {verdicts.describe(part)}: {line(found)}")
+            lines.append(f"  {verdicts.describe(part)}: {line(found)}")
         except verdicts.Refusal as refusal:
-            print(f"  {verdicts.describe(part)}: {refusal}")
-    print(f"  {verdicts.rule(registration)}")
+            lines.append(f"  {verdicts.describe(part)}: {refusal}")
+    lines.append(f"  {verdicts.rule(registration)}")
     for verdict in verdicts.judge(registration, ledger, scale, analysis):
-        told = verdict.verdict or f"no verdict ({verdict.refused})"
+        answer = verdict.verdict or f"no verdict ({verdict.refused})"
         p = (
             ""
             if verdict.p is None
             else f" (Holm: p {verdict.p:.3g}, against {verdict.against:.3g})"
         )
-        print(f"  {verdict.name} {told}{p}: {verdict.claim}")
-        for words, part in verdict.parts:
-            print(f"      {words}: {line(part)}")
+        lines.append(f"  {verdict.name} {answer}{p}: {verdict.claim}")
+        lines += [f"      {words}: {line(part)}" for words, part in verdict.parts]
+    return lines
+
+
+def page(registration: Registration, lines: list[str]) -> str:
+    head = f"""# Verdicts
+
+On the hypotheses of PREREGISTRATION.md (sha256 `{registration.hash}`), computed by
+`scripts/check_preregistration.py` from the run records alone; `make report` writes this page anew.
+
+```text
+"""
+    return head + "\n".join(row.rstrip() for row in lines) + "\n```\n"
 
 
 def line(found: Comparison) -> str:
     """Effect, intervals, size, p and n of a comparison."""
-    told = [f"{found.effect:.4g}"]
+    words = [f"{found.effect:.4g}"]
     if found.low is not None and found.high is not None:
-        told[0] += f" [{found.low:.4g}, {found.high:.4g}]"
+        words[0] += f" [{found.low:.4g}, {found.high:.4g}]"
     if found.bca is not None:
-        told.append(f"BCa [{found.bca[0]:.4g}, {found.bca[1]:.4g}]")
+        words.append(f"BCa [{found.bca[0]:.4g}, {found.bca[1]:.4g}]")
     values = {"g": found.size, "p": found.p, "sign flip": found.exact}
-    told += [f"{name} {value:.3g}" for name, value in values.items() if value is not None]
-    return ", ".join([*told, f"n = {found.n}"])
+    words += [f"{name} {value:.3g}" for name, value in values.items() if value is not None]
+    return ", ".join([*words, f"n = {found.n}"])
 
 
 def show_commands(registration: Registration) -> None:
@@ -95,6 +110,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="*", type=Path, help="folders that hold runs/*.json")
     parser.add_argument("--commands", action="store_true", help="print the training commands")
+    parser.add_argument("--out", type=Path, help="write the verdicts as a Markdown page")
     parser.add_argument("--page", type=Path, default=preregistration.DOCUMENT)
     args = parser.parse_args()
     for folder in args.studies:
@@ -112,7 +128,10 @@ def main() -> None:
     least = statistics.detectable(n, alpha=registration.block["alpha"])
     print(f"power: {n} pairs find d_z = {least:.2f} with 80%, one-sided, before correction")
     if args.studies:
-        show(registration, args.studies)
+        lines = told(registration, args.studies)
+        print("\n" + "\n".join(lines))
+        if args.out:
+            write_output(args.out, page(registration, lines).encode())
     sys.exit(0 if agrees else 1)
 
 

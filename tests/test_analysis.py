@@ -1,32 +1,52 @@
-"""A study's table and picture follow from its records alone."""
+"""The files of a study follow from its records alone, and say what the records say."""
 
+import csv
 import json
 import re
+import runpy
 import shlex
+import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from phasegpt.analysis import collect, draw, draw_phases, load_records, summarise, write_table
+from phasegpt.analysis import collect, load_records, summarise, write_study
+from phasegpt.analysis.arms import band, study_view
+from phasegpt.analysis.study import TEST_FILE, loss_sd
+from phasegpt.analysis.tables import baseline_of, cells, off_control
 from phasegpt.build import run_config
-from phasegpt.config import compose
+from phasegpt.config import CONF_DIR, compose
+from phasegpt.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 STUDIES = sorted(p.parent for p in (ROOT / "results").glob("*/runs"))
+KURAMOTO = {"name": "kuramoto", "readout": "bias", "coupling": 1.0, "steps": 10, "dt": 0.1}
 
 
-def ledger(study: Path, arm: str, ppl: list[float]) -> None:
+def record(seed: int, ppl: float, **more: Any) -> dict[str, Any]:
+    return {
+        **{"status": "ok", "seed": seed, "step": 10, "best": {"val/ppl": ppl}},
+        "final": {"phase/R/final": 0.5},
+        "parameters": {"non_embedding": 7},
+        "curves": {"val/ppl": [[5, ppl + 1], [10, ppl]], "phase/R/layer2/mean": [[5, 0.4]]},
+        **more,
+    }
+
+
+def ledger(study: Path, arm: str, ppl: list[float], **more: Any) -> None:
+    """Records of seeds 1, 2 ...; `attention` is short for that part of the configuration."""
+    if "attention" in more:
+        more["config"] = {"attention": more.pop("attention")}
     (study / "runs").mkdir(parents=True, exist_ok=True)
     for seed, value in enumerate(ppl, start=1):
-        record = {
-            "seed": seed,
-            "step": 10,
-            "best": {"val/ppl": value},
-            "final": {"phase/R/final": 0.5},
-            "parameters": {"non_embedding": 7},
-            "curves": {"val/ppl": [[5, value + 1], [10, value]], "phase/R/layer2/mean": [[5, 0.4]]},
-        }
-        (study / "runs" / f"{arm}-seed{seed}.json").write_text(json.dumps(record))
+        path = study / "runs" / f"{arm}-seed{seed}.json"
+        path.write_text(json.dumps(record(seed, value, **more)))
+
+
+def rows_of(study: Path) -> dict[str, dict[str, Any]]:
+    return {row["arm"]: row for row in summarise(study)}
 
 
 def test_mean_sd_and_t_interval_of_known_numbers(tmp_path):
@@ -39,71 +59,257 @@ def test_mean_sd_and_t_interval_of_known_numbers(tmp_path):
     assert second["low"] == pytest.approx(5 - half) and second["high"] == pytest.approx(5 + half)
 
 
-def test_differences_to_softmax_are_paired_by_seed(tmp_path):
+def test_differences_to_the_baseline_are_paired_by_seed(tmp_path):
     ledger(tmp_path, "softmax", [4.0, 8.0, 6.0])
     ledger(tmp_path, "other", [3.0, 7.0, 5.0])  # always one less, whatever the seed does
-    ledger(tmp_path, "partial", [3.0, 7.0, 5.0, 9.0])  # a seed without its partner: no difference
-    rows = {row["arm"]: row for row in summarise(tmp_path)}
-    other = rows["other"]
-    assert (other["difference"], other["difference_low"], other["difference_high"]) == (-1, -1, -1)
-    assert rows["softmax"]["difference"] is None and rows["partial"]["difference"] is None
+    ledger(tmp_path, "more", [3.0, 7.0, 5.0, 90.0])  # a seed without its partner makes no pair
+    rows = rows_of(tmp_path)
+    for arm in ("other", "more"):
+        row = rows[arm]
+        assert (row["difference"], row["difference_low"], row["difference_high"]) == (-1, -1, -1)
+        assert row["difference_pairs"] == 3
+    assert rows["softmax"]["difference"] is None
+    table = cells(list(rows.values()), "softmax")
+    column = table[0].index("minus softmax [95%]")
+    told = {row[0]: row[column] for row in table[1:]}
+    assert told["other"] == "-1.000 [-1.000 to -1.000]"
+    assert told["more"] == "-1.000 [-1.000 to -1.000] (3 pairs)"
 
 
-def test_table_and_picture_are_byte_identical_when_nothing_changed(tmp_path):
-    ledger(tmp_path, "a", [3.0, 4.0])
-    table, picture = write_table(tmp_path).read_bytes(), draw(tmp_path).read_bytes()
-    assert write_table(tmp_path).read_bytes() == table
-    assert draw(tmp_path).read_bytes() == picture
+def test_the_baseline_is_softmax_or_the_arm_called_so():
+    assert baseline_of(["K0", "softmax", "softmax_rope"]) == "softmax"
+    assert baseline_of(["phase_a-baseline", "phase_a-l7"]) == "phase_a-baseline"
+    assert baseline_of(["K0", "K1"]) is None
+
+
+def test_the_off_control_has_no_coupling_and_otherwise_the_same_configuration():
+    def arm(**attention: Any) -> list[dict[str, Any]]:
+        return [{"config": {"attention": KURAMOTO | attention}, "seed": 1}]
+
+    arms = {"k1": arm(), "k0": arm(coupling=0.0), "learned": arm(learn_coupling=True)}
+    arms |= {"s20": arm(steps=20), "noise": arm(noise_sigma=0.1), "gate": arm(readout="gate")}
+    arms |= {"gate_s20": arm(readout="gate", steps=20)}
+    arms |= {"gate_k0": arm(readout="gate", coupling=0.0)}
+    arms |= {"softmax": [{"config": {"attention": {"name": "softmax"}}, "seed": 1}]}
+    assert {name: off_control(name, arms) for name in arms} == {
+        **{"k1": "k0", "learned": "k0", "s20": "k0", "gate": "gate_k0"},
+        **{"k0": None, "noise": None, "gate_s20": None, "gate_k0": None, "softmax": None},
+    }
+
+
+def test_tests_begin_at_five_seeds_and_fewer_are_called_descriptive(tmp_path):
+    ppl = [4.0, 8.0, 6.0, 5.0, 7.0]
+    for n in (4, 5):
+        study = tmp_path / str(n)
+        ledger(study, "softmax", ppl[:n])
+        ledger(study, "k0", [v - 1 for v in ppl[:n]], attention=KURAMOTO | {"coupling": 0})
+        ledger(study, "k1", [v - 2 for v in ppl[:n]], attention=KURAMOTO)
+        row = rows_of(study)["k1"]
+        p = None if n < 5 else 2**-5
+        assert (row["difference_sign_flip"], row["off_sign_flip"]) == (p, p)
+        assert (row["difference"], row["off"], row["budget"]) == (-2, -1, 1)
+        write_study(study)
+        text = (study / "table.md").read_text()
+        assert ("descriptive only" in text) == (n < 5) == ("sign-flip p |" not in text)
+
+
+def test_leaky_arms_are_set_apart_and_not_ranked(tmp_path):
+    ledger(tmp_path, "softmax", [4.0, 5.0], leaky=False)
+    ledger(tmp_path, "best", [1.0, 2.0], leaky=True)
+    written = {path.name for path in write_study(tmp_path)}
+    assert {"leaky.csv", "leaky.png"} <= written
+
+    def arms(name: str) -> list[str]:
+        with open(tmp_path / name, newline="") as file:
+            return [row["arm"] for row in csv.DictReader(file)]
+
+    assert arms("table.csv") == ["softmax"] and arms("leaky.csv") == ["best"]
+    assert arms("metrics.csv") == ["best", "best", "softmax", "softmax"]
+    for name in ("table.md", "table.tex"):
+        causal, leaky = (tmp_path / name).read_text().split("see the future")
+        assert "best" not in causal.replace("best validation", "") and "softmax" in causal
+        assert "best" in leaky
+
+
+def test_a_run_that_collapsed_before_any_validation_is_counted_and_hides_nothing(tmp_path):
+    ledger(tmp_path, "softmax", [4.0, 5.0])
+    ledger(tmp_path, "k2", [3.0, 4.0])
+    lost = record(2, 0.0, status="collapsed", best=None, curves={}, final={})
+    (tmp_path / "runs" / "k2-seed2.json").write_text(json.dumps(lost))
+    write_study(tmp_path)
+    row = rows_of(tmp_path)["k2"]
+    assert (row["n"], row["collapsed"], row["difference_pairs"]) == (1, 1, 1)
 
 
 def test_phases_of_the_last_validation_are_averaged_over_layers_and_seeds(tmp_path):
     ledger(tmp_path, "softmax", [4.0, 5.0])
     ledger(tmp_path, "kuramoto", [3.0, 4.0])
-    assert draw_phases(tmp_path) is None
+    assert "phases.png" not in {path.name for path in write_study(tmp_path)}
     for seed, dR in ((1, 0.1), (2, 0.3)):
         path = tmp_path / "runs" / f"kuramoto-seed{seed}.json"
-        record = json.loads(path.read_text())
+        found = json.loads(path.read_text())
         for layer, more in ((1, 0.0), (2, 0.2)):
-            record["final"] |= {f"phase/val/dR/layer{layer}": dR + more}
-            record["final"] |= {f"phase/val/R/layer{layer}/end": 0.5}
-        path.write_text(json.dumps(record))
+            found["final"] |= {f"phase/val/dR/layer{layer}": dR + more}
+            found["final"] |= {f"phase/val/R/layer{layer}/end": 0.5}
+        path.write_text(json.dumps(found))
     kuramoto, softmax = summarise(tmp_path)
     half = 12.706204736432095 * 0.1  # Student's t, 1 degree of freedom; sd 0.2/sqrt 2, n = 2
     assert kuramoto["dR"] == pytest.approx(0.3)
     assert kuramoto["dR_low"] == pytest.approx(0.3 - half)
     assert softmax["dR"] is None and kuramoto["ppc"] is None
-    picture = draw_phases(tmp_path).read_bytes()
-    assert draw_phases(tmp_path).read_bytes() == picture
+    assert "phases.png" in {path.name for path in write_study(tmp_path)}
+
+
+def test_the_noise_of_the_loss_is_about_its_line_over_the_last_quarter():
+    """Plus and minus a about any line is an sd of a sqrt(n / (n - 2)), whatever came before."""
+    n, a = 400, 0.03
+    points = [[s, 5 - s / 100 + a * (-1) ** s if s > 1200 else 99.0] for s in range(1, 1601)]
+    assert loss_sd({"curves": {"train/loss": points}}) == pytest.approx(
+        a * (n / (n - 2)) ** 0.5, rel=1e-4
+    )
+    assert loss_sd({"curves": {"train/loss": points[:4]}}) is None
+    assert loss_sd({}) is None
+
+
+def test_a_curve_is_the_mean_and_range_where_every_seed_has_a_value():
+    curves = [[[5, 4.0], [10, 2.0], [15, 1.0]], [[5, 6.0], [10, 3.0]]]  # one stopped early
+    found = band([{"curves": {"val/ppl": c}} for c in curves], "val/ppl")
+    assert found == {"steps": [5, 10], "mean": [5.0, 2.5], "low": [4.0, 2.0], "high": [6.0, 3.0]}
+    assert band([{"curves": {}}], "val/ppl") is None
+
+
+@pytest.mark.parametrize(("name", "low"), [("phase_a-l7", 0.30), ("phase_b-mid", 0.35)])
+def test_phase_a_has_its_own_target_band_and_phase_b_the_registered(tmp_path, name, low):
+    ledger(tmp_path, name, [3.0], config={"name": name})
+    assert study_view(tmp_path)["band"] == [low, 0.55]
+
+
+def finished(folder: Path, **more: Any) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(record(1, 3.0, **more)))
+    return folder
 
 
 def test_unfinished_runs_are_not_collected(tmp_path):
     for name, status in (("a-seed1", "ok"), ("a-seed2", "running")):
-        (tmp_path / "runs" / name).mkdir(parents=True)
-        (tmp_path / "runs" / name / "run.json").write_text(json.dumps({"status": status}))
+        finished(tmp_path / "runs" / name, status=status)
     written = collect(tmp_path / "runs", tmp_path / "study")
     assert [p.name for p in written] == ["a-seed1.json"]
 
 
+def test_a_record_gets_the_test_perplexity_and_the_histogram_of_the_last_phases(tmp_path):
+    attention = {"name": "phase_sync", "coupling": 1.0, "steps": 10, "dt": 0.1}
+    run = finished(tmp_path / "runs" / "a-seed1", config={"attention": attention})
+    (run / TEST_FILE).write_text(json.dumps({"loss": 1.0, "perplexity": 2.75}))
+    (run / "phase").mkdir()
+    for step, R in ((5, 0.1), (10, 0.513)):
+        R_HT = np.full((2, 40), R)
+        R_HT[:, :31] = 0.99  # prefixes that are too short to count
+        np.savez(run / "phase" / f"step-{step:08d}.npz", **{"layer7/R_HT": R_HT})
+    collect(tmp_path / "runs", tmp_path / "study")
+    ((found,),) = load_records(tmp_path / "study").values()
+    assert found["best"]["test/ppl"] == 2.75
+    counts = found["R_histogram"]["layer7"]
+    assert sum(counts) == 2 * 9 == counts[25]  # 0.513 is between 25 / 50 and 26 / 50
+    (row,) = summarise(tmp_path / "study")
+    assert (row["test"], row["budget"]) == (2.75, 1.0)
+    assert (tmp_path / "study" / "histograms.png") in write_study(tmp_path / "study")
+
+
+def test_runs_of_two_sizes_do_not_get_into_one_study(tmp_path):
+    for scale, width in (("small", 64), ("full", 768)):
+        config = {"attention": {"name": "softmax"}, "model": {"n_embd": width}}
+        finished(tmp_path / scale / f"{scale}-seed1", config=config)
+    collect(tmp_path / "small", tmp_path / "study")
+    with pytest.raises(ConfigError, match="different sizes"):
+        collect(tmp_path / "full", tmp_path / "study")
+
+
 @pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.name)
-def test_committed_tables_follow_from_the_committed_records(study, tmp_path):
-    (tmp_path / "runs").symlink_to(study / "runs")
-    assert write_table(tmp_path).read_bytes() == (study / "table.csv").read_bytes()
+def test_committed_files_follow_from_the_committed_records(study, tmp_path):
+    """Tables equal the committed ones; all files, written twice on one machine, each other."""
+    for name in ("runs", "attention.json"):
+        if (study / name).exists():
+            (tmp_path / name).symlink_to(study / name)
+    first = {path.name: path.read_bytes() for path in write_study(tmp_path)}
+    assert first == {path.name: path.read_bytes() for path in write_study(tmp_path)}
+    committed = {p.name for p in study.iterdir() if p.suffix in (".csv", ".md", ".tex", ".png")}
+    strange = {"README.md", "verdicts.md"}
+    assert committed - strange == {name for name in first if name != "report.html"}
+    for name, content in first.items():
+        if name.endswith((".csv", ".md", ".tex")):
+            assert content == (study / name).read_bytes(), name
+
+
+def test_the_command_writes_every_study_and_prints_both_tables(tmp_path, monkeypatch, capsys):
+    ledger(tmp_path / "results" / "a", "softmax", [4.0, 5.0])
+    ledger(tmp_path / "results" / "b", "leak", [4.0, 5.0], leaky=True)
+    script = str(ROOT / "scripts" / "analyze_results.py")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "results")])
+    runpy.run_path(script, run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "\nb: LEAKY arms, apart\n" in printed and printed.startswith("a\n")
+    for study in "ab":
+        assert (tmp_path / "results" / study / "report.html").stat().st_size > 1_000_000
+
+
+def test_the_test_split_is_scored_once_and_only_where_there_is_one(tmp_path, monkeypatch, capsys):
+    for name, splits in (("a-seed1", ["train", "test"]), ("b-seed1", ["train", "val"])):
+        data = {"corpus": name, "splits": dict.fromkeys(splits)}
+        finished(tmp_path / "runs" / name, data=data)
+    scored = []
+
+    def evaluate(settings):
+        scored.append((Path(settings.checkpoint).name, settings.split, settings.which))
+        return {"loss": 1.0, "perplexity": 2.75}
+
+    monkeypatch.setattr("phasegpt.evaluate.evaluate", evaluate)
+    script, study = str(ROOT / "scripts" / "analyze_results.py"), str(tmp_path / "study")
+    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "runs"), "--into", study, "--test"])
+    for _ in range(2):
+        runpy.run_path(script, run_name="__main__")
+    assert scored == [("a-seed1", "test", "best")]
+    assert {arm: r[0]["best"].get("test/ppl") for arm, r in load_records(Path(study)).items()} == {
+        **{"a": 2.75, "b": None}
+    }
+    assert "b-seed1: b-seed1 has no test split; validation stands" in capsys.readouterr().out
+
+
+def test_a_leftover_figure_goes_when_its_records_are_gone(tmp_path):
+    ledger(tmp_path, "softmax", [4.0, 5.0])
+    ledger(tmp_path, "leak", [4.0, 5.0], leaky=True)
+    write_study(tmp_path)
+    assert (tmp_path / "leaky.png").is_file() and (tmp_path / "leaky.csv").is_file()
+    for seed in (1, 2):
+        (tmp_path / "runs" / f"leak-seed{seed}.json").unlink()
+    write_study(tmp_path)
+    assert not (tmp_path / "leaky.png").exists() and not (tmp_path / "leaky.csv").exists()
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.name)
 def test_arms_of_a_committed_study_differ_only_in_the_treatment(study):
     """Same data, steps, seeds and code; the attention and the positions are the treatment."""
     arms = load_records(study)
-    assert len({tuple(r["seed"] for r in records) for records in arms.values()}) == 1
+    paired = {r["seed"] for r in arms[baseline_of(arms)]}
+    assert all(paired <= {r["seed"] for r in records} for records in arms.values())
     kept = set()
-    for record in (r for records in arms.values() for r in records):
-        config = record["config"]
+    for found in (r for records in arms.values() for r in records):
+        config = found["config"]
         model = {k: v for k, v in config["model"].items() if k != "positions"}
         same = [model, config["data"], config["optimizer"], config["trainer"]]
-        same += [record["data"]["fingerprint"], record["git"]["sha"], record["leaky"]]
+        same += [found["data"]["fingerprint"], found["git"]["sha"]]
         kept.add(json.dumps(same, sort_keys=True))
-        assert record["git"]["dirty"] is False
+        assert found["git"]["dirty"] is False
     assert len(kept) == 1
+
+
+def test_the_studies_of_the_makefile_name_sweeps_that_exist():
+    text = (ROOT / "Makefile").read_text()
+    studies = dict(re.findall(r"^STUDY_(\w+) := (.+)$", text, re.MULTILINE))
+    assert studies.keys() == {"phase_a", "phase_b"}
+    for name, sweeps in studies.items():
+        found = {path.stem for path in (CONF_DIR / "sweep").glob(f"{name}*.yaml")}
+        assert sweeps.split()[0] == name and set(sweeps.split()) == found
 
 
 def commands(page: str) -> list[str]:
@@ -119,6 +325,6 @@ def test_the_training_commands_of_a_page_compose(page):
     assert len(found) >= 4
     for command in found:
         words = [w for w in shlex.split(command) if not w.startswith(("-", "hydra."))]
-        words = [w if "[" in w else w.split(",")[0] for w in words]  # a sweep's first job
-        words = [w.replace("glob(*)", "baseline") for w in words]
+        words = [w.replace("glob(*)", "baseline") for w in words]  # a sweep's first job
+        words = [w if "[" in w else w.split(",")[0] for w in words]
         run_config(compose(words))

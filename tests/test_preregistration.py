@@ -355,8 +355,16 @@ def test_the_script_gives_verdicts_and_reasons(tmp_path, monkeypatch, capsys) ->
     records["B2-seed1"]["preregistration"]["original"] = "f" * 64
     for name, run in records.items():
         (tmp_path / "runs" / f"{name}.json").write_text(json.dumps(run))
-    assert script(monkeypatch, tmp_path) == 0
+    page = tmp_path / "verdicts.md"
+    assert script(monkeypatch, tmp_path, "--out", page) == 0
     told = capsys.readouterr().out
+    written = page.read_text(encoding="utf-8")
+    assert written.partition("```text\n")[2].removesuffix("```\n").split() == (
+        told.partition("before correction\n")[2].split()
+    )
+    assert PAGE.hash in written and script(monkeypatch, tmp_path, "--out", page) == 0
+    assert page.read_text(encoding="utf-8") == written
+    capsys.readouterr()
     assert "every condition equals conf/ field by field" in told
     assert "25 records, 24 count" in told and "B2-seed1 ran under another" in told
     assert "H1 no verdict (B2 lacks seeds 1)" in told and "H6 supported" in told

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from helpers import TEXT, make_run, run_config, text_data
 
+from phasegpt.analysis import write_study
 from phasegpt.analysis.report import flat, sweep_page
+from phasegpt.analysis.views import pack
 from phasegpt.interpret import InterpretConfig, interpret
 
 BROWSER = next(
@@ -195,6 +198,74 @@ def test_a_run_can_be_clicked_through(sweep: Path, browser: Any, width: int) -> 
         browser.execute_script("arguments[0].click()", summary)
     assert "val/ppl" in text_of(browser, "record")
     assert [entry["message"] for entry in browser.get_log("browser")] == []
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: Any) -> Path:
+    """A study with everything on its page: two seeds, phases, a leaky arm, an attention record."""
+    folder = tmp_path_factory.mktemp("study") / "tiny"
+    (folder / "runs").mkdir(parents=True)
+    attention = {"name": "kuramoto", "readout": "bias", "coupling": 1.0, "steps": 10, "dt": 0.1}
+    arms: dict[str, dict[str, Any]] = {
+        "softmax": {"attention": {"name": "softmax"}},
+        "k0": {"attention": attention | {"coupling": 0.0}},
+        "k1": {"attention": attention},
+        "leak": {"attention": attention | {"as_coded": True}},
+    }
+    for i, (arm, config) in enumerate(arms.items()):
+        for seed in (1, 2):
+            ppl = 5.0 + 0.1 * i + 0.3 * seed
+            record = {
+                **{"seed": seed, "step": 20, "config": config, "leaky": arm == "leak"},
+                "best": {"val/ppl": ppl},
+                "curves": {
+                    "val/ppl": [[10, ppl + 1], [20, ppl]],
+                    "train/loss": [[s, 2.0 + 0.1 * (s % 3)] for s in range(1, 21)],
+                },
+            }
+            if arm != "softmax":
+                record["final"] = {"phase/val/R/layer1/end": 0.4, "phase/val/dR/layer1": 0.1}
+                record["curves"]["phase/R/layer1/mean"] = [[1, 0.5], [20, 0.4]]
+                record["R_histogram"] = {"layer1": [0] * 20 + [3, 5] + [0] * 28}
+            (folder / "runs" / f"{arm}-seed{seed}.json").write_text(json.dumps(record))
+    estimate = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 4, "per": "sequence"}
+    measure = dict.fromkeys(("baseline", "phase", "difference"), estimate)
+    maps = dict.fromkeys(("baseline", "phase"), pack(torch.eye(4)[None], step=1 / 255, bits=8))
+    layer = {"layer": 1, "phase": True, "maps": maps, "entropy": measure, "distance": measure}
+    comparison = {
+        **{"baseline": {"name": "softmax-seed1"}, "phase": {"name": "k1-seed1"}},
+        **{"source": "split val", "sequences": 4, "context": 4, "layers": [layer]},
+        "units": {"entropy": "entropy", "distance": "tokens"},
+    }
+    (folder / "attention.json").write_text(json.dumps(comparison))
+    written = {path.name for path in write_study(folder)}
+    pictures = ("curves", "histograms", "spread", "forest", "phases", "leaky", "attention")
+    assert {f"{name}.png" for name in pictures} <= written
+    return folder
+
+
+def test_the_page_of_a_study_names_no_other_file_and_has_fixed_ids(study: Path) -> None:
+    found = Reader((study / "report.html").read_text(encoding="utf-8"))
+    assert found.addresses == ["data:,"] and len(set(found.ids)) == len(found.ids)
+    data = json.loads(found.data)
+    assert [arm["arm"] for arm in data["arms"]] == ["softmax", "k0", "k1", "leak"]
+    assert [len(table) for table in data["tables"]] == [4, 2]  # with their headers
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_study_shows_its_tables_figures_and_attention(
+    study: Path, browser: Any, width: int
+) -> None:
+    from selenium.webdriver.common.by import By
+
+    look(browser, study / "report.html", width)
+    plots = browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot")
+    drawn = {plot.get_attribute("id") for plot in plots if plot.is_displayed()}
+    boxes = {"difference", "off", "ppl-curve", "R-curve", "spread", "noise", "histogram", "scatter"}
+    boxes |= {"entropy", "distance", "map-baseline-0", "map-phase-0"}
+    assert drawn == boxes | {"leaky-curve", "leaky-difference"}
+    assert "leak" not in text_of(browser, "table") and "leak" in text_of(browser, "leaky-table")
 
 
 @needs_browser

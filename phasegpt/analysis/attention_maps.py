@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from phasegpt.attention.kuramoto import Kuramoto
+from phasegpt.attention.softmax import Softmax
 from phasegpt.phase import attention_coherence, permute_within_prefix
 
 
@@ -31,6 +32,15 @@ def attention_maps(layer: Kuramoto, x_BTD: Tensor, theta_BTHN: Tensor) -> Maps:
     return Maps(_weights(*lifted, scale), _weights(q, k, scale))
 
 
+@torch.no_grad()
+def attention_weights(layer: Softmax, x_BTD: Tensor) -> Tensor:
+    """The attention weights of a softmax or kuramoto layer for its input x, [B,H,T,T]."""
+    if isinstance(layer, Kuramoto):
+        return attention_maps(layer, x_BTD, layer.integrate(x_BTD)).coherent
+    q, k, _ = layer.project(x_BTD, None)
+    return _weights(q, k, layer.head_width**-0.5)
+
+
 def map_measures(maps: Maps, theta_BTHN: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """Measures of every query, [B,T,H]; NaN for the first token where it has no choice.
 
@@ -44,10 +54,10 @@ def map_measures(maps: Maps, theta_BTHN: Tensor, generator: torch.Generator) -> 
       weighted by A_tu, and the same with each row's weights dealt anew among them: chance.
     """
     measures = {
-        "entropy": _entropy(maps.coherent),
-        "entropy_plain": _entropy(maps.plain),
-        "distance": _distance(maps.coherent),
-        "distance_plain": _distance(maps.plain),
+        "entropy": row_entropy(maps.coherent),
+        "entropy_plain": row_entropy(maps.plain),
+        "distance": mean_distance(maps.coherent),
+        "distance_plain": mean_distance(maps.plain),
         "largest": maps.coherent.amax(-1),
         "largest_plain": maps.plain.amax(-1),
         "sink": maps.coherent[..., 0],
@@ -75,12 +85,14 @@ def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return logits.masked_fill(future, -torch.inf).softmax(-1)
 
 
-def _entropy(A_BHTT: Tensor) -> Tensor:
+def row_entropy(A_BHTT: Tensor) -> Tensor:
+    """Entropy of every row t over ln t, in [0, 1]; NaN for the first."""
     t = torch.arange(1, A_BHTT.shape[-1] + 1, device=A_BHTT.device)
     entropy = torch.special.entr(A_BHTT).sum(-1) / t.log()
     return torch.where(t > 1, entropy, torch.nan)
 
 
-def _distance(A_BHTT: Tensor) -> Tensor:
+def mean_distance(A_BHTT: Tensor) -> Tensor:
+    """Mean of t - u under every row, tokens."""
     t = torch.arange(A_BHTT.shape[-1], device=A_BHTT.device, dtype=A_BHTT.dtype)
     return t - A_BHTT @ t

@@ -1,4 +1,4 @@
-"""Self-contained HTML reports: one page per run, one per sweep, readable from disk.
+"""Self-contained HTML reports: one page per run, per sweep and per study, readable from disk.
 
 The page is a template (the folder `page`), plotly's JavaScript and the data as JSON. The same
 data give the same bytes.
@@ -63,6 +63,11 @@ def sweep_page(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
         ],
     }
     return _page("sweep", name, data)
+
+
+def study_page(view: Mapping[str, Any]) -> str:
+    """The page of a study: phasegpt.analysis.arms.study_view."""
+    return _page("study", view["name"], {"version": phasegpt.__version__, **view})
 
 
 def sweep_row(

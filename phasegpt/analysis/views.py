@@ -48,6 +48,12 @@ def pack(values: Tensor, *, step: float, bits: int) -> dict[str, Any]:
     return {"shape": list(values.shape), "bits": bits, "step": step, "data": data}
 
 
+def unpack(packed: dict[str, Any]) -> np.ndarray:
+    """The values that `pack` kept."""
+    raw = np.frombuffer(base64.b64decode(packed["data"]), f"<u{packed['bits'] // 8}")
+    return raw.reshape(packed["shape"]) * packed["step"]
+
+
 def _unit(values: Tensor) -> dict[str, Any]:
     return pack(values, step=1 / 65535, bits=16)
 

@@ -1,0 +1,110 @@
+"""What the figures of a study show, as plain JSON: the same numbers for the PNGs and for the page.
+
+A curve of an arm is the mean over its seeds with their range, at the steps that all of them have.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phasegpt.analysis import statistics
+from phasegpt.analysis.study import best_validation, load_records, loss_sd, phase_value
+from phasegpt.analysis.tables import LEAKY, Row, baseline_of, caption, cells, summarise
+from phasegpt.callback_config import PhaseMonitorConfig
+
+Record = dict[str, Any]
+
+#: R that the seed study aimed at in Phase A; elsewhere the monitor's, which Phase B registers.
+PHASE_A_BAND = (0.30, 0.55)
+
+
+def target_band(arms: dict[str, list[Record]]) -> tuple[float, ...]:
+    """The band of R that a study's figures show."""
+    names = (str(r.get("config", {}).get("name")) for records in arms.values() for r in records)
+    is_a = all(name.startswith("phase_a") for name in names)
+    return PHASE_A_BAND if is_a else PhaseMonitorConfig().band
+
+
+def study_view(study: Path) -> dict[str, Any]:
+    """Name, baseline, band of R, tables, and every arm, leaky ones last; see `arm_view`."""
+    arms = load_records(study)
+    rows, baseline = summarise(study), baseline_of(arms)
+    comparison = study / "attention.json"
+    return {
+        "name": study.resolve().name,
+        "baseline": baseline,
+        "band": list(target_band(arms)),
+        "minimum": statistics.MINIMUM,
+        "caption": caption(rows),
+        "leaky_note": LEAKY,
+        "tables": [
+            cells(found, baseline) if (found := [r for r in rows if r["leaky"] is leaky]) else []
+            for leaky in (False, True)
+        ],
+        "arms": [arm_view(row, arms[row["arm"]]) for row in rows],
+        "attention": json.loads(comparison.read_text()) if comparison.is_file() else None,
+    }
+
+
+def arm_view(row: Row, records: list[Record]) -> dict[str, Any]:
+    """One arm: curves {steps, mean, low, high} of perplexity and of R by layer, the rest by seed.
+
+    `histogram` is the share of heads and positions in equal bins of R over [0, 1], all seeds
+    together; `ppl` has the best of every seed, `spread` the logs of these over their mean,
+    `loss_sd` see phasegpt.analysis.study.loss_sd; `difference` and `off` are {effect, low, high}
+    of the table.
+    """
+    names = {name for r in records for name in r.get("curves", {}) if name.startswith("phase/R/")}
+    R, dR = ([phase_value(r, *which) for r in records] for which in (("R", "/end"), ("dR",)))
+    ppl = [best_validation(r) for r in records]
+    return {
+        "arm": row["arm"],
+        "n": row["n"],
+        "leaky": row["leaky"],
+        "seeds": [r["seed"] for r in records],
+        "curve": band(records, "val/ppl"),
+        "R_curves": {name.split("/")[2]: band(records, name) for name in sorted(names)},
+        "histogram": _histogram(records),
+        "ppl": ppl,
+        "spread": _spread(ppl),
+        "loss_sd": [loss_sd(r) for r in records],
+        "R": R,
+        "dR": dR,
+        "difference": _effect(row, "difference"),
+        "off": _effect(row, "off"),
+    }
+
+
+def _effect(row: Row, name: str) -> dict[str, float] | None:
+    ends = {"low": row[f"{name}_low"], "high": row[f"{name}_high"]}
+    return None if row[name] is None else {"effect": row[name], **ends}
+
+
+def band(records: list[Record], name: str) -> dict[str, list[float]] | None:
+    """Mean and range of a curve over seeds, at the steps that all of them have."""
+    curves = [dict(found) for r in records if (found := r.get("curves", {}).get(name))]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    if not steps:
+        return None
+    values = np.array([[curve[step] for step in steps] for curve in curves])
+    found = {"mean": values.mean(0), "low": values.min(0), "high": values.max(0)}
+    return {"steps": steps, **{name: np.round(v, 6).tolist() for name, v in found.items()}}
+
+
+def _histogram(records: list[Record]) -> list[float] | None:
+    counts = [c for r in records for c in r.get("R_histogram", {}).values()]
+    if not counts:
+        return None
+    total = np.sum(counts, axis=0)
+    return np.round(total / total.sum(), 6).tolist()
+
+
+def _spread(values: list[float | None]) -> list[float]:
+    """log of each perplexity over their mean, so that arms of any level compare."""
+    there = [v for v in values if v is not None]
+    return [math.log(v * len(there) / math.fsum(there)) for v in there]

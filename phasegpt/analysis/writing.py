@@ -1,0 +1,19 @@
+"""Every file of a study that follows from its records: tables, figures and the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from phasegpt.analysis import figures
+from phasegpt.analysis.arms import study_view
+from phasegpt.analysis.report import study_page
+from phasegpt.analysis.tables import write_tables
+from phasegpt.checkpoint import write_atomic
+
+
+def write_study(study: Path) -> list[Path]:
+    """Tables, PNGs and report.html, from runs/*.json and attention.json alone: same bytes again."""
+    view = study_view(study)
+    page = study / "report.html"
+    write_atomic(page, study_page(view).encode())
+    return [*write_tables(study), *figures.draw(view, study), page]
