@@ -1,0 +1,54 @@
+"""Train a committed record's configuration again and compare every number of its curves.
+
+python scripts/reproduce.py results/first_light/runs/softmax-seed1.json
+
+Exit code 1 if a number differs by more than --tolerance (relative; by default not at all). With the
+record's versions, machine and thread count (OMP_NUM_THREADS) the numbers are the same to the last
+digit; elsewhere float32 rounding grows with the steps. Stopped, the same command goes on.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from phasegpt.build import run_config
+from phasegpt.errors import UserError
+from phasegpt.record import read_metrics, read_record
+from phasegpt.train import train
+
+
+def reproduce(record: dict[str, Any], folder: Path) -> float:
+    """Train in `folder`, or go on there; the largest relative difference from the curves."""
+    train(replace(run_config(record["config"]), resume=bool(read_record(folder))), folder)
+    rows = read_metrics(folder / "metrics.csv")
+    worst = 0.0
+    for name, curve in record["curves"].items():
+        found = {int(row["step"]): row[name] for row in rows if name in row}
+        gaps = [abs(found[step] - value) / max(abs(value), 1e-12) for step, value in curve]
+        print(f"{name}: {len(gaps)} values, largest relative difference {max(gaps):.3g}")
+        worst = max(worst, *gaps)
+    return worst
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("record", type=Path, help="results/STUDY/runs/ARM-seedN.json")
+    parser.add_argument("--tolerance", type=float, default=0.0)
+    parser.add_argument("--into", type=Path, default=Path("runs/reproduced"))
+    args = parser.parse_args()
+    if not args.record.is_file():
+        parser.error(f"{args.record} is not a file; give a record such as results/*/runs/*.json")
+    record = json.loads(args.record.read_text(encoding="utf-8"))
+    try:
+        worst = reproduce(record, args.into / args.record.parents[1].name / args.record.stem)
+    except UserError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(f"{args.record}: {'identical' if worst == 0 else f'differs by up to {worst:.3g}'}")
+    sys.exit(0 if worst <= args.tolerance else 1)
+
+
+if __name__ == "__main__":
+    main()
