@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 
@@ -13,19 +14,35 @@ from phasegpt.config import CONF_DIR, plain
 from phasegpt.errors import ConfigError
 from phasegpt.validate import Section, number
 
+if TYPE_CHECKING:
+    from phasegpt.checkpoint import Loaded
+    from phasegpt.samplers import Processor
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Section):
-    """conf/generate.yaml. The processors check temperature, top_k, top_p and min_p."""
+    """conf/generate.yaml. The processors check their own values; temperatures may be infinite."""
 
     checkpoint: str | None = None
     which: Literal["best", "last"] = "best"
     prompt: str = "\n"
     max_new_tokens: int = number(200, ge=1)
-    temperature: float = 0.8
+    temperature: Any = 0.8
+    temperature_high: Any = None
+    burst_every: int | None = None
+    burst_temperature: Any = -1.0
+    burst_length: int = 1
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    top_n_sigma: float | None = None
+    repetition_penalty: float | None = None
+    dry_multiplier: float | None = None
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_breakers: str = '\n:"*'
+    allowed: str | None = None
     seed: int = number(1, ge=0)
     num_samples: int = number(1, ge=1)
     use_cache: bool = True
@@ -74,15 +91,9 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
 
     from phasegpt.checkpoint import load_run
     from phasegpt.randomness import keyed_seed
-    from phasegpt.samplers import Vocabulary, build_chain, decode
+    from phasegpt.samplers import Vocabulary, decode
     from phasegpt.tokenizers import StreamDecoder
 
-    chain = build_chain(
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        top_p=settings.top_p,
-        min_p=settings.min_p,
-    )
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)
     model, tokenizer = loaded.model.to(chosen), loaded.tokenizer
@@ -92,6 +103,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
             "cache; set use_cache=false"
         )
     prompt_T = torch.from_numpy(tokenizer.encode(settings.prompt).astype("int64"))
+    chain = chain_of(settings, loaded, prompt=len(prompt_T))
     if len(prompt_T) > model.config.block_size:
         sys.stderr.write(
             f"the prompt has {len(prompt_T)} tokens; the model attends to at most "
@@ -113,7 +125,75 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
     return [settings.prompt + tokenizer.decode(row[len(prompt_T) :]) for row in out_BT.tolist()]
 
 
+def chain_of(settings: GenerateConfig, loaded: Loaded, *, prompt: int) -> list[Processor]:
+    """The processors that settings ask for; `prompt`: its number of tokens. Raises ConfigError."""
+    from phasegpt.samplers import (
+        DRY,
+        DynamicTemperature,
+        NegativeBursts,
+        Temperature,
+        build_chain,
+        token_texts,
+    )
+
+    temperature: Processor = Temperature(settings.temperature)
+    if settings.temperature_high is not None:
+        temperature = DynamicTemperature(settings.temperature, settings.temperature_high)
+    if settings.burst_every is not None:
+        temperature = NegativeBursts(
+            settings.burst_temperature,
+            every=settings.burst_every,
+            length=settings.burst_length,
+            start=prompt,
+            between=temperature,
+        )
+    dry = None
+    if settings.dry_multiplier is not None:
+        texts = token_texts(loaded.tokenizer)
+        dry = DRY(
+            settings.dry_multiplier,
+            base=settings.dry_base,
+            allowed_length=settings.dry_allowed_length,
+            breakers=[i for i, t in enumerate(texts) if set(t) & set(settings.dry_breakers)],
+        )
+    return build_chain(
+        temperature=temperature,
+        allowed=None if settings.allowed is None else _allowed(settings.allowed, loaded),
+        repetition_penalty=settings.repetition_penalty,
+        dry=dry,
+        top_n_sigma=settings.top_n_sigma,
+        top_k=settings.top_k,
+        top_p=settings.top_p,
+        min_p=settings.min_p,
+        typical_p=settings.typical_p,
+    )
+
+
+def _allowed(value: str, loaded: Loaded) -> Processor:
+    """The tokens that allowed=ascii, seen, regex:PATTERN or words:FILE keeps."""
+    from phasegpt.samplers import AllowedTokens, AllowedWords, token_texts
+    from phasegpt.shell import training_corpus
+
+    texts = token_texts(loaded.tokenizer)
+    kind, _, rest = value.partition(":")
+    if value == "ascii":
+        return AllowedTokens.ascii(texts)
+    if value == "seen":
+        return AllowedTokens(set(training_corpus(loaded, None, None).split("train").tolist()))
+    if kind == "regex" and rest:
+        return AllowedTokens.matching(texts, rest)
+    if kind == "words" and rest:
+        try:
+            words = Path(rest).expanduser().read_text(encoding="utf-8").split()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"allowed={value}: cannot read {rest}: {error}") from error
+        return AllowedWords(words, texts)
+    raise ConfigError(
+        f"allowed={value!r} is not known; choose from: ascii, seen, regex:PATTERN, words:FILE"
+    )
+
+
 if __name__ == "__main__":
     from phasegpt.shell import launch
 
-    launch(main, "checkpoint", "prompt", config_name="generate")
+    launch(main, "checkpoint", "prompt", "allowed", "dry_breakers", config_name="generate")

@@ -1,4 +1,4 @@
-"""`python -m phasegpt.interpret`: look into the oscillators of a trained model."""
+"""`python -m phasegpt.interpret`: look into the oscillators of a trained model, or its tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from phasegpt.errors import ConfigError, UserError
 from phasegpt.validate import Section, number
 
 if TYPE_CHECKING:
-    import torch
+    from torch import Tensor
 
     from phasegpt.checkpoint import Loaded
 
@@ -34,6 +34,9 @@ class InterpretConfig(Section):
     layers: tuple[int, ...] | None = None
     interventions: bool = True
     figures: bool = True
+    vocabulary: bool = False
+    rows: int = number(100, ge=1)
+    repeat: str = "Repeat the word {token}. I repeat the word {token}. I repeat the word "
     seed: int = number(0, ge=0)
     device: Literal["auto", "cpu", "cuda"] = "auto"
     data_path: str | None = None
@@ -59,8 +62,9 @@ def interpret(settings: InterpretConfig) -> dict[str, Any]:
 
     The result is what statistics.json holds, with the `output` folder: the statistics of a run
     (see phasegpt.analysis.synchronization), or for a folder of runs {"runs": {name: those}}.
-    The same settings give the same bytes on the same machine. Raises ConfigError, DataError,
-    CheckpointError.
+    With settings.vocabulary it is what tokens.json holds, beside tokens.csv, and nothing else is
+    measured (see phasegpt.analysis.anomalous). The same settings give the same bytes on the same
+    machine. Raises ConfigError, DataError, CheckpointError.
     """
     from phasegpt.shell import chosen_checkpoint
 
@@ -68,6 +72,10 @@ def interpret(settings: InterpretConfig) -> dict[str, Any]:
     if settings.text is not None and settings.split is not None:
         raise ConfigError("text and split are both set; give the one that is to be looked at")
     runs = runs_of(target)
+    if settings.vocabulary:
+        if runs:
+            raise ConfigError(f"vocabulary=true is for one run, and {target} holds {len(runs)}")
+        return _vocabulary(settings, target)
     return _sweep(settings, target, runs) if runs else _run(settings, target)
 
 
@@ -91,8 +99,14 @@ def table(result: dict[str, Any]) -> str:
         ]
         return "\n".join([*lines, f"written to {result['output']}: report.html, statistics.json"])
     unit = result["unit"]
+    head = f"{result['checkpoint']}  (sha256 {result['sha256'][:16]})"
+    if "summary" in result:
+        from phasegpt.analysis.anomalous import as_text
+
+        tail = f"written to {result['output']}: tokens.json, tokens.csv"
+        return "\n".join([head, result["source"], "", as_text(result), "", tail])
     lines = [
-        f"{result['checkpoint']}  (sha256 {result['sha256'][:16]})",
+        head,
         f"{result['sequences']} x {result['context']} tokens of {result['source']}: "
         f"{result['loss']['mean']:.4f} nats per {unit}",
     ]
@@ -133,20 +147,11 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
     from phasegpt.analysis.synchronization import estimate, measure
     from phasegpt.analysis.tracing import oscillates, token_losses
     from phasegpt.analysis.views import view
-    from phasegpt.checkpoint import load_run, run_folder
-    from phasegpt.evaluation import UNITS
-    from phasegpt.shell import device, write_json, write_output
+    from phasegpt.checkpoint import run_folder
+    from phasegpt.shell import write_json, write_output
 
-    chosen = device(settings.device)
-    loaded = load_run(target, settings.which)
-    model, folder = loaded.model.to(chosen), run_folder(loaded.path)
-    ids_BT, source = token_windows(settings, loaded)
-    about = {
-        "checkpoint": os.path.relpath(loaded.path),
-        "sha256": loaded.sha256,
-        "source": source,
-        "unit": UNITS[loaded.tokenizer.name],
-    }
+    loaded, ids_BT, about = _looked_at(settings, target)
+    model, folder = loaded.model, run_folder(loaded.path)
     if output is not None and not oscillates(model):
         return {**about, "loss": estimate(token_losses(model, ids_BT)), "reason": "no oscillators"}
     measured = measure(
@@ -157,16 +162,67 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
         seed=settings.seed,
     )
     statistics = {**about, **measured.statistics}
-    if output is None:
-        output = (Path() if loaded.path.is_dir() else folder) / "interpretation"
-        if settings.output is not None:
-            output = Path(settings.output).expanduser()
+    output = output or _output(settings, loaded)
     config = None if loaded.run is None else loaded.run.to_dict()
     page = run_page(statistics, view(measured, loaded.tokenizer), folder, config)
     write_json(output / "statistics.json", statistics)
     write_output(output / "report.html", page.encode())
     drawn = pictures.draw(measured, output / "figures") if settings.figures else []
     return {**statistics, "output": str(output), "figures": [p.name for p in drawn]}
+
+
+def _vocabulary(settings: InterpretConfig, target: Path) -> dict[str, Any]:
+    """Measure the tokens that one run finds least likely, and write tokens.json and tokens.csv."""
+    import numpy as np
+
+    from phasegpt.analysis.anomalous import anomalous_tokens, to_csv
+    from phasegpt.shell import training_corpus, write_json, write_output
+
+    loaded, ids_BT, about = _looked_at(settings, target)
+    counts_V = None
+    if loaded.run is not None:
+        corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
+        counts_V = np.bincount(corpus.split("train"), minlength=loaded.tokenizer.vocab_size)
+    found = anomalous_tokens(
+        loaded.model,
+        ids_BT[:, :-1],
+        loaded.tokenizer,
+        repeat=settings.repeat,
+        counts_V=counts_V,
+        rows=settings.rows,
+    )
+    output = _output(settings, loaded)
+    write_json(output / "tokens.json", {**about, **found})
+    write_output(output / "tokens.csv", to_csv(found).encode())
+    return {**about, **found, "output": str(output)}
+
+
+def _looked_at(settings: InterpretConfig, target: Path) -> tuple[Loaded, Tensor, dict[str, Any]]:
+    """A run on its device, the tokens to look at, [B,T+1], and what they are."""
+    from phasegpt.checkpoint import load_run
+    from phasegpt.evaluation import UNITS
+    from phasegpt.shell import device
+
+    chosen = device(settings.device)
+    loaded = load_run(target, settings.which)
+    loaded.model.to(chosen)
+    ids_BT, source = token_windows(settings, loaded)
+    about = {
+        "checkpoint": os.path.relpath(loaded.path),
+        "sha256": loaded.sha256,
+        "source": source,
+        "unit": UNITS[loaded.tokenizer.name],
+    }
+    return loaded, ids_BT, about
+
+
+def _output(settings: InterpretConfig, loaded: Loaded) -> Path:
+    """Where the files of one run go."""
+    from phasegpt.checkpoint import run_folder
+
+    if settings.output is not None:
+        return Path(settings.output).expanduser()
+    return (Path() if loaded.path.is_dir() else run_folder(loaded.path)) / "interpretation"
 
 
 def _sweep(settings: InterpretConfig, target: Path, runs: list[Path]) -> dict[str, Any]:
@@ -198,7 +254,7 @@ def _sweep(settings: InterpretConfig, target: Path, runs: list[Path]) -> dict[st
     return {"runs": results, "output": str(output)}
 
 
-def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[torch.Tensor, str]:
+def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, str]:
     """The tokens to look at, [B,T+1], and what they are."""
     import numpy as np
     import torch
@@ -234,4 +290,5 @@ def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[torch.Tens
 if __name__ == "__main__":
     from phasegpt.shell import launch
 
-    launch(main, "checkpoint", "text", "data_path", "cache_dir", "output", config_name="interpret")
+    literal = ("checkpoint", "text", "repeat", "data_path", "cache_dir", "output")
+    launch(main, *literal, config_name="interpret")

@@ -1,10 +1,11 @@
-"""What a loss is compared with: an interpolated trigram model and the source's own entropy."""
+"""What a loss is compared with: interpolated n-gram models and the source's own entropy."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from phasegpt.data import Corpus
+from phasegpt.errors import ConfigError
 
 
 def floor(corpus: Corpus, *, split: str = "val") -> float | None:
@@ -25,34 +26,53 @@ def trigram(corpus: Corpus, *, split: str = "val") -> float:
 
 
 def trigram_nats(train_tokens: np.ndarray, eval_tokens: np.ndarray, *, vocab_size: int) -> float:
-    """Total -log p of eval_tokens[1:] under an interpolated trigram model of train_tokens.
+    """Total -log p of eval_tokens[1:] under an interpolated trigram model of train_tokens."""
+    model = WittenBell(train_tokens, order=3, vocab_size=vocab_size)
+    return float(model.nats(eval_tokens)[1:].sum())
 
-    Witten-Bell smoothing from the uniform distribution up, with h' the history h without its
-    oldest token, c counts, and n(h) the number of different tokens seen after h:
+
+class WittenBell:
+    """An interpolated n-gram model of train_tokens, with Witten-Bell smoothing.
+
+    From the uniform distribution up, with h' the history h without its oldest token, c counts,
+    and n(h) the number of different tokens seen after h:
 
         p(w | h) = (c(h w) + n(h) p(w | h')) / (c(h) + n(h))
 
-    It has nothing to tune and sums to one. Source: Witten and Bell, 1991, IEEE Trans. Inf. Theory
-    37(4), as given by Chen and Goodman (arXiv:cmp-lg/9606011).
+    It has nothing to tune and sums to one. vocab_size^order must be below 2^63. Raises
+    ConfigError. Source: Witten and Bell, 1991, IEEE Trans. Inf. Theory 37(4), as given by Chen
+    and Goodman (arXiv:cmp-lg/9606011).
     """
-    train, scored = train_tokens.astype(np.int64), eval_tokens.astype(np.int64)
-    p_T = np.full(len(scored) - 1, 1.0 / vocab_size)
-    for order in (1, 2, 3):
-        grams, counts = np.unique(_grams(train, order, vocab_size), return_counts=True)
-        histories, first = np.unique(grams // vocab_size, return_index=True)
-        if not len(histories):
-            break
-        totals = np.add.reduceat(counts, first)
-        kinds = np.diff(np.append(first, len(grams)))
-        # The second token of the text has only one token before it: no trigram to score.
-        wanted = _grams(scored, order, vocab_size)[1 if order == 1 else 0 :]
-        p = p_T[len(p_T) - len(wanted) :]  # a view: each order writes into p_T
-        place, seen = _find(histories, wanted // vocab_size)
-        gram_place, gram_seen = _find(grams, wanted)
-        c_hw = np.where(gram_seen, counts[gram_place], 0)
-        n_h, c_h = np.where(seen, kinds[place], 1), np.where(seen, totals[place], 0)
-        p[:] = (c_hw + n_h * p) / (c_h + n_h)
-    return float(-np.log(p_T).sum())
+
+    def __init__(self, train_tokens: np.ndarray, *, order: int, vocab_size: int) -> None:
+        if order < 1 or vocab_size**order >= 1 << 63:
+            raise ConfigError(
+                f"order={order} is out of range; with {vocab_size} tokens it must be at least 1, "
+                f"and {vocab_size}^order below 2^63"
+            )
+        self.vocab_size = vocab_size
+        train = train_tokens.astype(np.int64)
+        self._orders = []
+        for n in range(1, min(order, len(train)) + 1):
+            grams, counts = np.unique(_grams(train, n, vocab_size), return_counts=True)
+            histories, first = np.unique(grams // vocab_size, return_index=True)
+            totals = np.add.reduceat(counts, first)
+            kinds = np.diff(np.append(first, len(grams)))
+            self._orders.append((grams, counts, histories, totals, kinds))
+
+    def nats(self, tokens: np.ndarray) -> np.ndarray:
+        """-log p of every token given those before it (the first: given nothing), float64."""
+        scored = tokens.astype(np.int64)
+        p_T = np.full(len(scored), 1.0 / self.vocab_size)
+        for n, (grams, counts, histories, totals, kinds) in enumerate(self._orders, start=1):
+            wanted = _grams(scored, n, self.vocab_size)
+            p = p_T[len(p_T) - len(wanted) :]  # a view: each order writes into p_T
+            place, seen = _find(histories, wanted // self.vocab_size)
+            gram_place, gram_seen = _find(grams, wanted)
+            c_hw = np.where(gram_seen, counts[gram_place], 0)
+            n_h, c_h = np.where(seen, kinds[place], 1), np.where(seen, totals[place], 0)
+            p[:] = (c_hw + n_h * p) / (c_h + n_h)
+        return -np.log(p_T)
 
 
 def _grams(tokens: np.ndarray, order: int, vocab_size: int) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Text comes as it is written, is fixed by the seed, and prompts are taken to the letter."""
 
+import math
 import random
+import re
 import runpy
 import signal
 import subprocess
@@ -16,7 +18,8 @@ from helpers import TEXT, make_run, text_data
 from phasegpt import checkpoint
 from phasegpt.config import compose, plain
 from phasegpt.errors import ConfigError, DataError
-from phasegpt.generate import GenerateConfig, generate
+from phasegpt.generate import GenerateConfig, chain_of, generate
+from phasegpt.samplers import DRY
 from phasegpt.shell import literal
 
 PROMPTS = [
@@ -99,6 +102,47 @@ def test_temperature_zero_does_not_depend_on_the_seed(run: Path) -> None:
     assert len(texts) == 1
     (sharp,) = generate(settings(run, top_k=1, temperature=5.0))
     assert texts == {sharp}
+
+
+def test_every_option_of_the_chain_reaches_the_text(run: Path, tmp_path: Path) -> None:
+    plain = generate(settings(run, prompt="Shall"))
+    (tmp_path / "words.txt").write_text("shall i summer\nday")
+    for options in (
+        {"temperature": -1.0},
+        {"temperature": math.inf},
+        {"temperature": 0.1, "temperature_high": 3.0},
+        {"burst_every": 3, "burst_length": 2, "burst_temperature": -math.inf},
+        {"typical_p": 0.2},
+        {"top_n_sigma": 0.5},
+        {"repetition_penalty": 1.5},
+        {"dry_multiplier": 3.0, "dry_allowed_length": 1},
+        {"allowed": "ascii", "temperature": -0.5},
+        {"allowed": "seen", "min_p": 0.3},
+        {"allowed": "regex:[a-m ]"},
+        {"allowed": f"words:{tmp_path / 'words.txt'}"},
+    ):
+        assert generate(settings(run, prompt="Shall", **options)) != plain, options
+
+
+def test_allowed_holds_for_every_token_after_the_prompt(run: Path, tmp_path: Path) -> None:
+    (text,) = generate(settings(run, prompt="Shall I", allowed="regex:[a-m ]", temperature=-2.0))
+    assert set(text[7:]) <= set("abcdefghijklm ")
+    (tmp_path / "words.txt").write_text("Shall\nI summer's day a")
+    (text,) = generate(
+        settings(run, prompt="Sh", allowed=f"words:{tmp_path / 'words.txt'}", temperature=3.0)
+    )
+    words = re.findall(r"[A-Za-z']+", text.lower())
+    assert set(words[:-1]) <= {"shall", "i", "summer's", "day", "a"}
+    assert len(words) > 3
+
+
+def test_dry_breakers_are_characters_to_the_letter(run: Path) -> None:
+    from phasegpt.checkpoint import load_run
+
+    loaded = load_run(run)
+    (dry, _) = chain_of(settings(run, dry_multiplier=1.0, dry_breakers="?\n,"), loaded, prompt=1)
+    assert isinstance(dry, DRY)
+    assert loaded.tokenizer.decode(dry.breakers.tolist()) == "\n,?"
 
 
 def test_a_padded_vocabulary_is_never_sampled(tmp_path: Path) -> None:
@@ -192,8 +236,21 @@ def test_null_other_keys_and_sweeps_keep_hydras_meaning() -> None:
         (["checkpoint=null"], "checkpoint is not set"),
         (["prompt="], "prompt is empty"),
         (["prompt=caf\u00e9"], "'\u00e9' (place 3)"),
-        (["temperature=-1"], "negative temperatures are not supported yet"),
         (["temperature=nan"], "temperature=nan"),
+        (["temperature=null"], "give one of the two"),
+        (["temperature_high=-1"], "of one sign"),
+        (["burst_every=0"], "every=0"),
+        (["burst_every=5", "burst_temperature=1"], "must be negative"),
+        (["burst_every=5", "burst_length=6"], "at most every=5"),
+        (["typical_p=0"], "typical_p=0.0"),
+        (["top_n_sigma=0"], "top_n_sigma=0.0"),
+        (["repetition_penalty=0"], "repetition_penalty=0.0"),
+        (["dry_multiplier=-1"], "dry_multiplier=-1.0"),
+        (["dry_multiplier=1", "dry_base=1"], "dry_base=1.0"),
+        (["allowed=letters"], "ascii, seen, regex:PATTERN, words:FILE"),
+        (["allowed=regex:["], "no regular expression"),
+        (["allowed=regex:9+"], "no token matches"),
+        (["allowed=words:nowhere.txt"], "cannot read nowhere.txt"),
         (["temperature=hot"], "temperature='hot'"),
         (["top_p=2"], "top_p=2.0"),
         (["top_p=0"], "top_p=0.0"),

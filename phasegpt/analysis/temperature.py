@@ -1,0 +1,179 @@
+"""Studies of temperature: what samples are measured with, their records, tables and picture.
+
+A study is a folder with runs/ARM-seedN.json; a record has `arm`, `seed`, numbers by name, and the
+beginning of a text. Shapes: B batch, T time.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from phasegpt.analysis.judge import NGramJudge
+from phasegpt.analysis.statistics import interval
+from phasegpt.analysis.study import load_records
+from phasegpt.analysis.texts import distinct, real_word_rate, repetition, words
+from phasegpt.checkpoint import write_atomic
+from phasegpt.data import Corpus
+from phasegpt.errors import ConfigError
+
+ACCEPTED = 0.95  # the share of human texts that the judge accepts
+_PROMPT = 16  # tokens
+_KEPT = 4  # one text in four is kept, those that the judge likes best
+_SHOWN = 160  # characters of the first text that a record keeps
+
+
+class Reader:
+    """Prompts with their human continuations, and a judge that has read the training split.
+
+    `rows` stretches spread evenly over the validation split, each a prompt of 16 tokens and
+    `length` more. The judge (see NGramJudge) knows the training split alone; it accepts a text
+    whose nats per character are at most the 95% quantile of the human continuations. Raises
+    ConfigError where the split is too short.
+    """
+
+    def __init__(self, corpus: Corpus, *, rows: int, length: int) -> None:
+        val, self.tokenizer = corpus.split("val"), corpus.tokenizer
+        last = len(val) - _PROMPT - length
+        if last < 0 or rows < 1:
+            raise ConfigError(
+                f"rows={rows}, length={length}: the validation split has {len(val)} tokens and a "
+                f"row needs {_PROMPT} + {length}; take fewer"
+            )
+        starts = np.linspace(0, last, rows).astype(np.int64)
+        windows_BT = np.asarray(val)[starts[:, None] + np.arange(_PROMPT + length)]
+        self.human_BT = torch.from_numpy(windows_BT.astype(np.int64))
+        self.prompts_BT = self.human_BT[:, :_PROMPT]
+        train = self.tokenizer.decode(corpus.split("train"))
+        self.judge, self.vocabulary = NGramJudge(train), set(words(train))
+        self.limit = float(np.quantile(self.judged(self.human_BT), ACCEPTED))
+
+    def texts(self, ids_BT: Tensor) -> list[str]:
+        """Rows without their prompts, as text."""
+        return [self.tokenizer.decode(row) for row in ids_BT[:, _PROMPT:].tolist()]
+
+    def judged(self, ids_BT: Tensor) -> list[float]:
+        """Nats per character of each row after its prompt, under the judge."""
+        prompts = [self.tokenizer.decode(row) for row in ids_BT[:, :_PROMPT].tolist()]
+        pairs = zip(self.texts(ids_BT), prompts, strict=True)
+        return [self.judge.nats_per_char(text, prompt) for text, prompt in pairs]
+
+    def quality(self, ids_BT: Tensor) -> dict[str, Any]:
+        """Numbers of rows [B,T] that begin with prompts of the same length, and a piece of text.
+
+        `accepted` is the share of texts that the judge accepts; kept_* are of the quarter of them
+        that it likes best.
+        """
+        texts, nats = self.texts(ids_BT), np.array(self.judged(ids_BT))
+        best = nats.argsort(kind="stable")[: max(1, len(texts) // _KEPT)]
+        return {
+            "accepted": float((nats <= self.limit).mean()),
+            **self._counted(texts, nats, ""),
+            **self._counted([texts[i] for i in best], nats[best], "kept_"),
+            "text": texts[0][:_SHOWN],
+        }
+
+    def _counted(self, texts: list[str], nats: np.ndarray, prefix: str) -> dict[str, float]:
+        found = {
+            "judge_nats": nats.mean(),
+            "real_words": real_word_rate(texts, self.vocabulary),
+            "distinct_1": distinct(texts, 1),
+            "distinct_2": distinct(texts, 2),
+            "repeated_16": np.mean([repetition(text, 16, "character") for text in texts]),
+        }
+        return {f"{prefix}{name}": float(value) for name, value in found.items()}
+
+
+def once(
+    study: Path, arm: str, seed: int, settings: dict[str, Any], make: Callable[[], dict[str, Any]]
+) -> dict[str, Any]:
+    """The record of an arm and seed: read where it is there, else made and written.
+
+    Raises ConfigError where it was made with other settings.
+    """
+    path = study / "runs" / f"{arm}-seed{seed}.json"
+    if path.is_file():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["settings"] != settings:
+            raise ConfigError(
+                f"{path} was made with {record['settings']}, not {settings}; use another folder"
+            )
+        return record
+    record = {"arm": arm, "seed": seed, "settings": settings, **make()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    return record
+
+
+def write_table(study: Path) -> list[dict[str, Any]]:
+    """study/table.csv: mean, sd and 95% interval over seeds of every number by arm.
+
+    An arm and number is None where a seed has none of it. Returns the rows, sorted by arm.
+    """
+    rows: list[dict[str, Any]] = []
+    for arm, records in load_records(study).items():
+        row: dict[str, Any] = {"arm": arm, "seeds": len(records)}
+        for name in _numbers(records):
+            values = [record[name] for record in records]
+            found = (None,) * 4 if None in values else interval(values)
+            row |= dict(zip((name, *(f"{name}_{e}" for e in _ENDS)), found, strict=True))
+        rows.append(row)
+    out = io.StringIO(newline="")
+    writer = csv.DictWriter(out, list(dict.fromkeys(k for r in rows for k in r)), restval="")
+    writer.writeheader()
+    writer.writerows(
+        {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
+    )
+    write_atomic(study / "table.csv", out.getvalue().replace("\r\n", "\n").encode())
+    return rows
+
+
+_ENDS = ("sd", "low", "high")
+
+
+def draw_curve(study: Path, rows: Sequence[dict[str, Any]], betas: dict[str, float]) -> Path:
+    """study/curve.png: quality by temperature; `betas` gives the arms that belong to the curve."""
+    from matplotlib.figure import Figure
+
+    by_arm = {row["arm"]: row for row in rows}
+    arms = [arm for arm in sorted(betas, key=lambda arm: -betas[arm]) if arm in by_arm]
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True)
+    for axes, names in (
+        (above, {"judge_nats": "judge", "nll_at_one": "the model itself"}),
+        (below, {"real_words": "real words", "distinct_2": "distinct 2-grams of words",
+                 "accepted": "accepted by the judge"}),
+    ):  # fmt: skip
+        for name, label in names.items():
+            y = [by_arm[arm][name] for arm in arms]
+            bars = [(by_arm[arm][f"{name}_high"] or v) - v for arm, v in zip(arms, y, strict=True)]
+            axes.errorbar(range(len(arms)), y, yerr=bars, marker=".", capsize=2, label=label)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    if "human" in by_arm:
+        above.axhline(by_arm["human"]["judge_nats"], color="C0", ls=":", label="human, judge")
+    above.set_ylabel("nats per character or token")
+    above.set_yscale("log")
+    below.set_ylabel("share")
+    below.set_xticks(range(len(arms)), [arm.removeprefix("T=") for arm in arms], rotation=90)
+    below.set_xlabel("temperature, in the order of 1 / T")
+    figure.savefig(study / "curve.png", dpi=130, metadata={"Software": None})
+    return study / "curve.png"
+
+
+def _numbers(records: Sequence[dict[str, Any]]) -> list[str]:
+    """Names of what is a number in some record, in the first one's order."""
+    skip = {"seed", "arm", "settings", "text"}
+    return [
+        name
+        for name in records[0]
+        if name not in skip and any(isinstance(r[name], (int, float)) for r in records)
+    ]

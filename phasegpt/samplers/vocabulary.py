@@ -1,0 +1,141 @@
+"""Processors that allow some tokens only: by id, by their text, or by the word they would make.
+
+Shapes: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import TYPE_CHECKING, Self
+
+import torch
+from torch import Tensor
+
+from phasegpt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from phasegpt.tokenizers import Tokenizer
+
+_WORDS = re.compile(r"(?:[^\W\d_]|')+")  # letters of any script and the apostrophe
+_OPEN = re.compile(_WORDS.pattern + r"\Z")
+_MASKS = 1024  # of unfinished words, kept by AllowedWords
+
+
+def token_texts(tokenizer: Tokenizer) -> list[str]:
+    """The text of every token by id; bytes that are no whole character become U+FFFD."""
+    return [
+        tokenizer.token_bytes(i).decode("utf-8", errors="replace")
+        for i in range(tokenizer.vocab_size)
+    ]
+
+
+class Vocabulary:
+    """Remove ids from `size` on: those of a padded model.vocab_size that have no text."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
+        """Logits[B,V] -> logits[B,V]."""
+        if logits.shape[-1] <= self.size:
+            return logits
+        return logits.masked_fill(
+            torch.arange(logits.shape[-1], device=logits.device) >= self.size, -math.inf
+        )
+
+
+class AllowedTokens:
+    """Keep the tokens with these ids, for instance those seen in training, and remove the others.
+
+    Raises ConfigError if there is none.
+    """
+
+    def __init__(self, allowed: Iterable[int]) -> None:
+        self.allowed = torch.tensor(sorted(set(allowed)), dtype=torch.int64)
+        if not len(self.allowed) or self.allowed[0] < 0:
+            raise ConfigError("no token is allowed: no id is given, or a negative one")
+
+    @classmethod
+    def ascii(cls, texts: Sequence[str]) -> Self:
+        """Printable ASCII, tabs and line breaks; `texts` by id (see token_texts)."""
+        return cls.matching(texts, r"[ -~\t\n\r]+")
+
+    @classmethod
+    def matching(cls, texts: Sequence[str], pattern: str) -> Self:
+        """Tokens whose whole text matches a regular expression; ConfigError if none does."""
+        try:
+            allowed = re.compile(pattern).fullmatch
+        except re.error as error:
+            raise ConfigError(f"{pattern!r} is no regular expression: {error}") from error
+        found = [i for i, text in enumerate(texts) if allowed(text)]
+        if not found:
+            raise ConfigError(f"no token matches {pattern!r} as a whole; widen the pattern")
+        return cls(found)
+
+    def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
+        """Logits[B,V] -> logits[B,V]; ids beyond V are ignored."""
+        keep = self.allowed[self.allowed < logits.shape[-1]].to(logits.device)
+        removed = torch.ones(logits.shape[-1], dtype=torch.bool, device=logits.device)
+        return logits.masked_fill(removed.index_fill(0, keep, False), -math.inf)
+
+
+class AllowedWords:
+    """Keep the tokens that spell words of a list, whatever else stands between them.
+
+    A word is a run of letters and apostrophes; upper and lower case are the same. A token is kept
+    if every word that it ends is in the list and the word that it leaves open can become one.
+    What the prompt left open and cannot become a word may only be ended. `texts` by id (see
+    token_texts). Raises ConfigError for an empty list.
+    """
+
+    def __init__(self, words: Collection[str], texts: Sequence[str]) -> None:
+        self.words = {word.strip().lower() for word in words} - {""}
+        if not self.words:
+            raise ConfigError("the list of allowed words is empty; give at least one word")
+        self.beginnings = {word[:n] for word in self.words for n in range(len(word) + 1)}
+        self.texts = list(texts)
+        self._removed = functools.lru_cache(_MASKS)(self._removed_after)
+
+    def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
+        """ids[B,T], logits[B,V] -> logits[B,V]; ids without a text are removed."""
+        if ids is None:
+            raise ConfigError("AllowedWords reads the tokens so far: it needs ids, and got None")
+        removed_BV = torch.ones(logits.shape, dtype=torch.bool)
+        for row, removed_V in zip(ids.tolist(), removed_BV, strict=True):
+            mask = self._removed(self._open_word(row))
+            removed_V[: len(mask)] = mask[: len(removed_V)]
+        return logits.masked_fill(removed_BV.to(logits.device), -math.inf)
+
+    def _open_word(self, row: list[int]) -> str:
+        """The letters at the end of the text so far."""
+        word = ""
+        for token in reversed(row):
+            text = self.texts[token] if token < len(self.texts) else " "
+            letters = _ending(text)
+            word = letters + word
+            if len(letters) < len(text):
+                break
+        return word.lower()
+
+    def _removed_after(self, open_word: str) -> Tensor:
+        """The mask over the tokens with a text."""
+        return torch.tensor([not self._fits(open_word, text.lower()) for text in self.texts])
+
+    def _fits(self, open_word: str, text: str) -> bool:
+        if open_word not in self.beginnings:
+            if not text or _WORDS.match(text):
+                return False
+            open_word = ""
+        text = open_word + text
+        rest = _ending(text)
+        ended = _WORDS.findall(text[: len(text) - len(rest)])
+        return rest in self.beginnings and all(word in self.words for word in ended)
+
+
+def _ending(text: str) -> str:
+    """The letters that end a text."""
+    found = _OPEN.search(text)
+    return found.group() if found else ""
