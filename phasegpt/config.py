@@ -273,7 +273,14 @@ def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]
             return []
         return [k for name in node for k in (prefix + name, *keys(node[name], f"{prefix}{name}."))]
 
-    known = [*keys(plain(compose(config_name=config_name))), "experiment"]
+    default = plain(compose(config_name=config_name))
+    pairs = [word.partition("=")[::2] for word in overrides]
+    chosen = [  # groups have other keys for every option
+        f"{group}={option}"
+        for group, option in pairs
+        if group in default and (CONF_DIR / group / f"{option}.yaml").is_file()
+    ]
+    known = [*keys(plain(compose(chosen, config_name=config_name))), "experiment"]
     given = [word.partition("=")[0] for word in overrides if "=" in word]
     return [
         unknown(key, known)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Section):
-    """conf/generate.yaml. The processors check their own values; temperatures may be infinite."""
+    """conf/generate.yaml. Processors and sampler check their own; temperatures may be infinite."""
 
     checkpoint: str | None = None
     which: Literal["best", "last"] = "best"
@@ -43,6 +43,7 @@ class GenerateConfig(Section):
     dry_allowed_length: int = 2
     dry_breakers: str = '\n:"*'
     allowed: str | None = None
+    sampler: dict[str, Any] = field(default_factory=lambda: {"name": "ancestral"})
     seed: int = number(1, ge=0)
     num_samples: int = number(1, ge=1)
     use_cache: bool = True
@@ -91,9 +92,10 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
 
     from phasegpt.checkpoint import load_run
     from phasegpt.randomness import keyed_seed
-    from phasegpt.samplers import Vocabulary, decode
+    from phasegpt.samplers import Vocabulary, build_sampler, decode
     from phasegpt.tokenizers import StreamDecoder
 
+    intervention = build_sampler(settings.sampler)
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)
     model, tokenizer = loaded.model.to(chosen), loaded.tokenizer
@@ -118,10 +120,13 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
         max_new_tokens=settings.max_new_tokens,
         seeds=[keyed_seed("generate", settings.seed, i) for i in range(settings.num_samples)],
         chain=[Vocabulary(tokenizer.vocab_size), *chain],
+        intervention=intervention,
         on_tokens=lambda new_B: write(stream.push(new_B[0])),
         use_cache=settings.use_cache,
     )
     write(stream.flush())
+    if intervention is not None:
+        sys.stderr.write(f"\n{intervention.report()}\n")
     return [settings.prompt + tokenizer.decode(row[len(prompt_T) :]) for row in out_BT.tolist()]
 
 

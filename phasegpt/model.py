@@ -147,7 +147,8 @@ class GPT(nn.Module):
     ) -> GPTOutput:
         """Predict the next token at every position.
 
-        idx_BT: token ids. `cache` (see new_cache) holds the tokens before and is extended.
+        idx_BT: token ids. `cache` (see new_cache) holds the tokens before and is extended; when
+        it is split, the logits are those of its 2B rows.
         `perturbations` by layer come from draw_perturbations, in training; for `return_phase`
         see phasegpt.attention.ReturnPhase. Raises ConfigError when the tokens do not fit into
         block_size.
@@ -174,11 +175,10 @@ class GPT(nn.Module):
                 )
             else:
                 layer_cache = None if cache is None else cache.layers[layer]
+                x_BTD = x_BTD if cache is None else cache.expand(layer, x_BTD)
                 x_BTD, phase = block(x_BTD, layer_cache, perturbation, return_phase)
             if phase is not None:
                 phases[layer] = phase
-        if cache is not None:
-            cache.length += T
         return GPTOutput(self.lm_head(self.transformer["ln_f"](x_BTD)), phases)
 
     def new_cache(self) -> Cache:

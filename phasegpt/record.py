@@ -84,7 +84,18 @@ def newest_unfinished(root: Path, config_hash: str) -> Path | None:
 
 
 def provenance(run: RunConfig) -> dict[str, Any]:
-    """What produced the run: code, packages, hardware; no machine or user names."""
+    """What produced the run: its configuration and its environment."""
+    return {
+        **environment(),
+        "seed": run.seed,
+        "config_hash": run.hash,
+        "config": run.to_dict(),
+        "command": "python -m phasegpt.train " + " ".join(sys.argv[1:]),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Code, packages and hardware of this process; no machine or user names."""
     import pytorch_lightning as pl
 
     import phasegpt
@@ -98,15 +109,7 @@ def provenance(run: RunConfig) -> dict[str, Any]:
     hardware = {"cpu": _cpu_model(), "cpus": torch.get_num_threads(), "gpu": None}
     if torch.cuda.is_available():
         hardware["gpu"] = torch.cuda.get_device_name()
-    return {
-        "git": _git(),
-        "versions": versions,
-        "hardware": hardware,
-        "seed": run.seed,
-        "config_hash": run.hash,
-        "config": run.to_dict(),
-        "command": "python -m phasegpt.train " + " ".join(sys.argv[1:]),
-    }
+    return {"git": _git(), "versions": versions, "hardware": hardware}
 
 
 class MetricsCSV(Logger):

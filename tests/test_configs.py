@@ -16,8 +16,9 @@ from phasegpt.build import build, gpt_config, run_config
 from phasegpt.config import CONF_DIR, GPTConfig, RunConfig, compose, plain
 from phasegpt.errors import ConfigError
 
-# Those that set one section each; the others set values of the whole configuration.
-_GLOBAL = {"experiment", "sweep", "scale", "launcher"}
+# Those that set one section each; the others set values of the whole configuration, and `sampler`
+# is of another command (tests/samplers/test_commands.py).
+_GLOBAL = {"experiment", "sweep", "scale", "launcher", "sampler"}
 GROUPS = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir() and p.name not in _GLOBAL)
 OPTIONS = [
     f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))

@@ -26,7 +26,7 @@ LAYERS = {
     3: "optim corpora sources synthetic references tokenizers data build evaluation",
     4: "lit callbacks guard saving checkpoint record summary trainer hf samplers analysis "
     "diagnosis loggers monitor dashboard ranks",
-    5: "shell sweeps train evaluate generate interpret",
+    5: "shell sweeps train evaluate generate interpret benchmark",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
 COMMANDS = ("train", "evaluate", "generate", "interpret")

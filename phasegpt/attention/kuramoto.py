@@ -91,6 +91,7 @@ class Kuramoto(Softmax):
         R_BTH = resultant_length(cos, sin)
         q, k = self.cohere(q, k, cos, sin)
         if cache is not None:
+            cache.oscillators = self.options.num_oscillators if self.beta is not None else 0
             k, v = cache.update(k, v)
         gain = None
         if self.gate is not None:

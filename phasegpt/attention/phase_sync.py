@@ -155,6 +155,7 @@ class PhaseSync(Attention):
         theta = oscillators.integrate(advance, theta + drift_T1N, omega, perturbation)
         if cache is not None:
             cache.state, cache.length = last[-1].state, cache.length + T
+            cache.oscillators = o.num_oscillators
         return theta, drift_T1N
 
     def _read_out(self, features_BTC: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,10 +1,17 @@
-"""Sampling text: an ordered chain of processors, the one decoding loop, fitted temperatures."""
+"""Sampling text: an ordered chain of processors, one decoding loop, and what acts on its memory."""
 
+from phasegpt.samplers.calibrate import HeadScores, calibrate_heads
 from phasegpt.samplers.chain import build_chain
+from phasegpt.samplers.classic import EntropyShockSampler, PhaseSlipSampler
 from phasegpt.samplers.fit import TemperatureFit, fit_logits, fit_temperature
+from phasegpt.samplers.huggingface import Sampler
+from phasegpt.samplers.intervene import EntropyGate, Intervention, RGate
 from phasegpt.samplers.loop import KEEP, decode
+from phasegpt.samplers.options import build_sampler
 from phasegpt.samplers.penalties import DRY, RepetitionPenalty
+from phasegpt.samplers.phase_slip import PhaseSlip
 from phasegpt.samplers.processor import Processor
+from phasegpt.samplers.shock import KVShock, LoopDetector, LowEntropy
 from phasegpt.samplers.temperature import DynamicTemperature, NegativeBursts, Temperature, entropy
 from phasegpt.samplers.truncation import MinP, TopK, TopNSigma, TopP, Typical
 from phasegpt.samplers.vocabulary import AllowedTokens, AllowedWords, Vocabulary, token_texts
@@ -15,10 +22,21 @@ __all__ = [
     "AllowedTokens",
     "AllowedWords",
     "DynamicTemperature",
+    "EntropyGate",
+    "EntropyShockSampler",
+    "HeadScores",
+    "Intervention",
+    "KVShock",
+    "LoopDetector",
+    "LowEntropy",
     "MinP",
     "NegativeBursts",
+    "PhaseSlip",
+    "PhaseSlipSampler",
     "Processor",
+    "RGate",
     "RepetitionPenalty",
+    "Sampler",
     "Temperature",
     "TemperatureFit",
     "TopK",
@@ -27,6 +45,8 @@ __all__ = [
     "Typical",
     "Vocabulary",
     "build_chain",
+    "build_sampler",
+    "calibrate_heads",
     "decode",
     "entropy",
     "fit_logits",

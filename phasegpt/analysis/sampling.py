@@ -1,0 +1,244 @@
+"""A study of samplers is a folder: arms/*.json (a record each), table.csv, table.md, frontier.png.
+
+Records are made once (phasegpt.benchmark) and committed; tables and picture follow from them alone.
+A record holds every metric of every sample; row i of all arms has the same prompt and seed, so arms
+are compared row by row. Intervals are 95% and about these prompts, this model and this judge.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phasegpt.analysis.frontier import Samples, frontier_gap
+from phasegpt.analysis.statistics import Comparison, bca, interval
+from phasegpt.checkpoint import write_atomic
+from phasegpt.errors import DataError
+
+#: Metrics of one sample, in the records' order; see phasegpt.benchmark.measure for what they are.
+PER_SAMPLE = ("diversity", "ppl", "judge", "real_words", "rep4", "rep16", "loops")
+#: Metrics of all samples of an arm together.
+PER_ARM = ("distinct1", "distinct2", "distinct3", "self_bleu", "zipf", "jsd_char3", "jsd_word1")
+#: What an intervention did: KL(clean || slipped) in nats, the slipped path's share, shocks per row.
+EFFECT = ("kl", "weight", "events")
+_PAIRED = ("diversity", "ppl", "judge", "real_words", "loops")  # those with differences
+
+Rows = list[dict[str, Any]]  # a table: one dict per arm
+
+ROLES = {
+    "human": "Human text",
+    "seed": "The seed's three arms",
+    "control": "Controls at the temperature of Phase-Slip, and near it",
+    "sweep": "Plain sampling: the frontier",
+    "power": "Truncation: can this protocol see a gain?",
+    "slip": "Phase-Slip: rotated Values",
+    "phases": "Phase-Slip: rotated oscillators",
+    "loop": "Loop breakers at a low temperature",
+}
+_COLUMNS = (
+    *("arm", "role", "n", "temperature"),
+    *(f"{name}{part}" for name in PER_SAMPLE for part in ("", "_sd")),
+    *PER_ARM,
+    *EFFECT,
+    *("tokens_per_cpu_second", "against"),
+    *(f"d_{name}{part}" for name in _PAIRED for part in ("", "_low", "_high")),
+    *("gap", "gap_low", "gap_high"),
+)
+
+
+def read_arms(study: Path) -> dict[str, dict[str, Any]]:
+    """The records of a study by arm, in the order of the table of arms. Raises DataError."""
+    found = [json.loads(p.read_text(encoding="utf-8")) for p in (study / "arms").glob("*.json")]
+    if not found:
+        raise DataError(f"{study} has no arms/*.json; run scripts/bench_samplers.py on a model")
+    if len({json.dumps([r["subject"], r["protocol"]], sort_keys=True) for r in found}) > 1:
+        raise DataError(f"the records in {study}/arms are of several models or protocols")
+    return {r["arm"]["name"]: r for r in sorted(found, key=lambda r: r["place"])}
+
+
+def summarise(study: Path) -> Rows:
+    """One row per arm: means and sd over samples, metrics of the arm, paired differences, the gap.
+
+    `d_*` is the arm minus the arm `against`, paired, with a BCa bootstrap interval; `gap` is the
+    judge's nats per character against the temperature sweep at equal diversity (frontier_gap). What
+    is not defined is None.
+    """
+    records = read_arms(study)
+    sweep = [_curve(r) for r in records.values() if r["arm"]["role"] == "sweep"]
+    table = []
+    for name, record in records.items():
+        arm, samples = record["arm"], record["samples"]
+        row: dict[str, Any] = dict.fromkeys(_COLUMNS)
+        row |= {"arm": name, "role": arm["role"], "n": len(samples["diversity"])}
+        row["temperature"] = arm["temperature"]
+        row["tokens_per_cpu_second"] = record["cost"].get("tokens_per_cpu_second")
+        row |= record["effect"]
+        for metric in PER_SAMPLE:
+            row[metric], row[f"{metric}_sd"], *_ = interval(samples[metric])
+        row |= {metric: record["together"][metric] for metric in PER_ARM}
+        if arm["against"] in records:
+            row["against"] = arm["against"]
+            other = records[arm["against"]]["samples"]
+            for metric in _PAIRED:
+                found = _difference(samples[metric], other[metric])
+                row |= {f"d_{metric}{end}": v for end, v in found.items()}
+        if arm["role"] != "sweep" and len(sweep) > 1:
+            row |= _ends("gap", frontier_gap(_curve(record), sweep))
+        table.append(row)
+    return table
+
+
+def write_tables(study: Path, rows: Rows) -> list[Path]:
+    """table.csv with every number, and table.md with those to read first; rows: summarise(study).
+
+    Returns the two files, in study.
+    """
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    for row in rows:
+        writer.writerow(
+            [f"{v:.5g}" if isinstance(v := row[name], float) else v for name in _COLUMNS]
+        )
+    write_atomic(study / "table.csv", buffer.getvalue().encode())
+    write_atomic(study / "table.md", _markdown(study, rows).encode())
+    return [study / "table.csv", study / "table.md"]
+
+
+def draw_frontier(study: Path, rows: Rows) -> Path:
+    """study/frontier.png: the judge against diversity, and the gap of every arm to the sweep."""
+    from matplotlib.figure import Figure
+
+    gaps = [row for row in rows if row["gap_low"] is not None and row["role"] != "human"][::-1]
+    figure = Figure(figsize=(12, max(4.6, 1 + 0.26 * len(gaps))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colours = {role: f"C{i}" for i, role in enumerate(ROLES)}
+    sweep = sorted((r for r in rows if r["role"] == "sweep"), key=lambda r: r["diversity"])
+    curve = [[row[axis] for row in sweep] for axis in ("diversity", "judge")]
+    left.plot(*curve, "-", color="0.6", zorder=1)
+    for row in sweep:
+        place = (row["diversity"], row["judge"])
+        left.annotate(f"T {row['temperature']:g}", place, (4, -9), textcoords="offset points",
+                      fontsize=7, color="0.4")  # fmt: skip
+    for role, title in ROLES.items():
+        found = [row for row in rows if row["role"] == role]
+        x, y = [r["diversity"] for r in found], [r["judge"] for r in found]
+        marker, size = ("*", 160) if role == "human" else ("o", 22)
+        if found:
+            left.scatter(x, y, s=size, marker=marker, color=colours[role], label=title, zorder=2)
+    left.set(
+        xlabel="diversity: different words / words", ylabel="independent judge, nats per character"
+    )
+    left.legend(frameon=False, fontsize=7)
+    for line, row in enumerate(gaps):
+        right.plot([row["gap_low"], row["gap_high"]], [line, line], color=colours[row["role"]])
+        right.plot(row["gap"], line, "o", ms=4, color=colours[row["role"]])
+    right.axvline(0, color="0.6", lw=1)
+    right.set(
+        yticks=range(len(gaps)),
+        yticklabels=[row["arm"] for row in gaps],
+        xlabel="judge minus plain sampling at equal diversity\n(left: better; 95% interval)",
+    )
+    figure.savefig(study / "frontier.png", dpi=110, metadata={"Software": None})
+    return study / "frontier.png"
+
+
+def regenerate(folder: Path) -> list[Path]:
+    """Tables and picture of every study at or below `folder`, anew. Raises DataError for none."""
+    studies = sorted({path.parent.parent for path in folder.rglob("arms/*.json")})
+    if not studies:
+        raise DataError(f"there is no arms/*.json at or below {folder}")
+    written = []
+    for study in studies:
+        rows = summarise(study)
+        written += [*write_tables(study, rows), draw_frontier(study, rows)]
+    return written
+
+
+def _curve(record: dict[str, Any]) -> Samples:
+    return record["samples"]["diversity"], record["samples"]["judge"]
+
+
+def _difference(of: Sequence[float], than: Sequence[float]) -> dict[str, float]:
+    x = np.round(np.array(of) - np.array(than), 9)  # equal rows stay equal
+    ends = bca(x.tolist())
+    found = {"": float(x.mean())}
+    return found if ends is None else found | {"_low": ends[0], "_high": ends[1]}
+
+
+def _ends(name: str, found: Comparison | None) -> dict[str, float | None]:
+    if found is None:
+        return {}
+    return {name: found.effect, f"{name}_low": found.low, f"{name}_high": found.high}
+
+
+def _markdown(study: Path, rows: Rows) -> str:
+    """Two tables: the quality of every arm, and its differences from its control."""
+    record = next(iter(read_arms(study).values()))
+    protocol = record["protocol"]
+    lines = [
+        f"{record['subject']['name']}: {len(protocol['prompts'])} prompts x "
+        f"{protocol['rounds']} rounds x {protocol['tokens']} tokens, seed {protocol['seed']}. "
+        f"Written by scripts/bench_samplers.py from arms/*.json.",
+        "",
+        "| arm | diversity | perplexity | judge | real words | distinct-2 | self-BLEU | rep-4 "
+        "| rep-16c | loops | Zipf | JSD-3 | effect | tokens/s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for role, members in _by_role(rows):
+        lines.append(f"| **{role}** |{' |' * 13}")
+        lines += [
+            f"| {r['arm']} | {r['diversity']:.3f} ± {_text(r['diversity_sd'])} "
+            f"| {r['ppl']:.2f} ± {_text(r['ppl_sd'], 2)} | {r['judge']:.3f} "
+            f"| {r['real_words']:.3f} | {r['distinct2']:.3f} | {_text(r['self_bleu'])} "
+            f"| {r['rep4']:.3f} | {r['rep16']:.3f} | {r['loops']:.3f} | {_text(r['zipf'], 2)} "
+            f"| {_text(r['jsd_char3'])} | {_size(r)} "
+            f"| {_text(r['tokens_per_cpu_second'], 0)} |"
+            for r in members
+        ]
+    lines += [
+        "",
+        "Paired by prompt and seed; the gap is to plain sampling at the same diversity.",
+        "",
+        "| arm | minus | diversity | perplexity | judge | real words | frontier gap |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['arm']} | {r['against'] or ''} | "
+        + " | ".join(_with_ends(r, f"d_{name}") for name in _PAIRED[:4])
+        + f" | {_with_ends(r, 'gap')} |"
+        for r in rows
+        if r["against"] or r["gap"] is not None
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _by_role(rows: Rows) -> Iterable[tuple[str, Rows]]:
+    for role, title in ROLES.items():
+        if members := [row for row in rows if row["role"] == role]:
+            yield title, members
+
+
+def _text(value: float | None, digits: int = 3) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _size(row: dict[str, Any]) -> str:
+    """How large the arm's intervention was: KL(clean || slipped), or shocks per row."""
+    if row["kl"] is not None:
+        return f"KL {row['kl']:.1e}"
+    return "" if row["events"] is None else f"{row['events']:.2f} shocks"
+
+
+def _with_ends(row: dict[str, Any], name: str) -> str:
+    value, low, high = row[name], row[f"{name}_low"], row[f"{name}_high"]
+    if value is None:
+        return ""
+    return f"{value:+.3f}" + ("" if low is None else f" [{low:+.3f}, {high:+.3f}]")

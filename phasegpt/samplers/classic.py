@@ -1,0 +1,210 @@
+"""The two samplers under the names and parameters of their first publication, text in, text out.
+
+`PhaseSlipSampler` rotates Values beside the clean path, `EntropyShockSampler` shocks the memory
+when the model stagnates. Both take a GPT of ours or any Hugging Face causal model, with its
+tokenizer.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from phasegpt.errors import ConfigError
+from phasegpt.samplers.calibrate import Head, HeadScores, calibrate_heads
+from phasegpt.samplers.chain import build_chain
+from phasegpt.samplers.intervene import EntropyGate, Intervention
+from phasegpt.samplers.loop import Streamer, decode
+from phasegpt.samplers.models import decoder
+from phasegpt.samplers.phase_slip import AUTO_HEADS, PhaseSlip
+from phasegpt.samplers.processor import Processor
+from phasegpt.samplers.shock import KVShock, LoopDetector, LowEntropy
+from phasegpt.samplers.vocabulary import Vocabulary
+
+#: Mean rotation per unit of noise_scale in the published sampler before it is diluted: 0.057 rad
+#: at 0.03, measured on a small character GPT-2. It divides by the norm of each Value, so single
+#: vectors had 0.025 to 0.141 rad and other models have other means.
+RADIANS_PER_NOISE = 0.057 / 0.03
+
+#: Tokens that calibrate_heads lets the model write after the prompt.
+CALIBRATION_TOKENS = 128
+
+
+def rotation_of(noise_scale: float, blend_beta: float) -> float:
+    """Radians of (1 - beta) v + beta v', v' being v rotated by RADIANS_PER_NOISE noise_scale."""
+    angle = min(RADIANS_PER_NOISE * noise_scale, math.pi)
+    return math.atan2(blend_beta * math.sin(angle), (1 - blend_beta) + blend_beta * math.cos(angle))
+
+
+class _TextSampler:
+    """Prompt in, text out, through `decode`."""
+
+    intervention: Intervention
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        decoder(model)  # an error now rather than at the first text
+
+    def _encode(self, prompt: str) -> Tensor:
+        ids = torch.as_tensor([int(i) for i in self.tokenizer.encode(prompt)])
+        if not len(ids):
+            raise ConfigError(f"prompt={prompt!r} has no tokens; give a text to continue")
+        return ids.unsqueeze(0)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        if hasattr(self.tokenizer, "all_special_ids"):  # Hugging Face's
+            return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.decode(ids)
+
+    def generate(
+        self,
+        prompt: str,
+        max_new_tokens: int = 50,
+        temperature: float = 0.65,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        seed: int | None = None,
+        stop_strings: Sequence[str] = (),
+        streamer: Streamer | None = None,
+    ) -> str:
+        """The prompt and its continuation; the same for a seed, else from torch's generator.
+
+        Ends early with an end-of-text token of the model or one of `stop_strings`. Raises
+        ConfigError.
+        """
+        chain: list[Processor] = build_chain(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
+        )
+        if not hasattr(self.tokenizer, "all_special_ids"):
+            chain.insert(0, Vocabulary(self.tokenizer.vocab_size))
+        ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        out = decode(
+            self.model,
+            self._encode(prompt),
+            max_new_tokens=max_new_tokens,
+            seeds=None if seed is None else [seed],
+            chain=chain,
+            intervention=self.intervention,
+            stop_ids=[] if ends is None else ends if isinstance(ends, list) else [ends],
+            stop_strings=stop_strings,
+            tokenizer=self.tokenizer,
+            streamer=streamer,
+        )
+        return self._text(out[0].tolist())
+
+
+class PhaseSlipSampler(_TextSampler):
+    """Phase-Slip with the published parameters; what they amount to is written to stderr.
+
+    noise_scale and blend_beta: the published noise and its dilution, here an exact rotation by
+    rotation_of(noise_scale, blend_beta): 0.0085 rad by default, next to nothing. `angle` states
+    the rotation itself, in radians. logit_fusion_alpha: the anchor, the share of the clean path
+    with an open gate. perturbation_window: newest positions that are rotated. heads: see PhaseSlip.
+    `intervention` is the PhaseSlip that acts, with its `trace`. Raises ConfigError.
+    """
+
+    intervention: PhaseSlip
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        noise_scale: float = 0.03,
+        logit_fusion_alpha: float = 0.45,
+        perturbation_window: int = 12,
+        *,
+        blend_beta: float = 0.15,
+        angle: float | None = None,
+        heads: Sequence[Head] | None = None,
+        protect_prompt: bool = True,
+    ) -> None:
+        super().__init__(model, tokenizer)
+        if not (noise_scale >= 0 and math.isfinite(noise_scale)):
+            raise ConfigError(f"noise_scale={noise_scale} is out of range; it must be >= 0")
+        if not 0 <= blend_beta <= 1:
+            raise ConfigError(f"blend_beta={blend_beta} is out of range; it must be in [0, 1]")
+        mapped = rotation_of(noise_scale, blend_beta)
+        self.intervention = PhaseSlip(
+            "auto" if heads is None else heads,
+            angle=mapped if angle is None else angle,
+            window=perturbation_window,
+            anchor=logit_fusion_alpha,
+            protect_prompt=protect_prompt,
+        )
+        if angle is None:
+            sys.stderr.write(
+                f"noise_scale={noise_scale} diluted by blend_beta={blend_beta} is a rotation of "
+                f"{mapped:.4f} rad ({math.degrees(mapped):.2f} degrees); angle= states it\n"
+            )
+
+    def calibrate_heads(
+        self, prompt: str, search_layers: int = 6, *, save: str | Path | None = None
+    ) -> HeadScores:
+        """Choose the 3 heads of the last `search_layers` layers that move the logits most.
+
+        The scores are taken on the prompt and what the model writes after it at temperature 1,
+        always the same text. The table goes to stderr, and as CSV to `save`. Raises ConfigError.
+        """
+        if search_layers < 1:
+            raise ConfigError(f"search_layers={search_layers} must be >= 1")
+        ids = self._encode(prompt)
+        room = decoder(self.model).context
+        more = CALIBRATION_TOKENS if room is None else min(CALIBRATION_TOKENS, room - ids.shape[1])
+        ids = decode(self.model, ids, max_new_tokens=max(0, more), seeds=[0])
+        scores = calibrate_heads(self.model, ids, window=self.intervention.window)
+        heads = scores.top(AUTO_HEADS, layers=search_layers)
+        self.intervention.heads = heads
+        sys.stderr.write(f"{scores}\nchosen (layer, head): {', '.join(map(str, heads))}\n")
+        if save is not None:
+            scores.save(save)
+        return scores
+
+    def generate(self, prompt: str, *args: Any, **options: Any) -> str:  # noqa: D102
+        temperature = args[1] if len(args) > 1 else options.get("temperature", 0.65)
+        if isinstance(self.intervention.gate, EntropyGate):
+            self.intervention.gate = EntropyGate(temperature=temperature if temperature > 0 else 1)
+        return super().generate(prompt, *args, **options)
+
+
+class EntropyShockSampler(_TextSampler):
+    """Shocks the memory when the model stagnates: `patience` tokens of entropy below a threshold.
+
+    noise_scale: of the shock, in standard deviations. detector="loop" watches for repeated text
+    (LoopDetector) instead of the entropy; see KVShock for window, cooldown, target and heat.
+    `intervention.events` tells every shock of the last text. Raises ConfigError.
+    """
+
+    intervention: KVShock
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        stagnation_threshold: float = 0.6,
+        patience: int = 3,
+        noise_scale: float = 0.1,
+        *,
+        detector: str = "entropy",
+        window: int = 32,
+        cooldown: int = 16,
+        target: Literal["keys", "values", "both"] = "both",
+        heat: float = 2.0,
+    ) -> None:
+        super().__init__(model, tokenizer)
+        if detector not in ("entropy", "loop"):
+            raise ConfigError(f"detector={detector!r} must be 'entropy' or 'loop'")
+        self.intervention = KVShock(
+            noise_scale,
+            detector=LowEntropy(stagnation_threshold, patience)
+            if detector == "entropy"
+            else LoopDetector(patience=patience),
+            window=window, cooldown=cooldown, target=target, heat=heat,
+        )  # fmt: skip

@@ -1,0 +1,142 @@
+"""What may act on a model's memory while it decodes, and the gates that weigh a second path.
+
+Shapes: B batch, T time, V vocabulary, R rows of the logits (B, or 2B beside a copy), N oscillators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from phasegpt.cache import Cache, LayerCache
+from phasegpt.errors import ConfigError
+from phasegpt.polar import modulus
+
+if TYPE_CHECKING:
+    from phasegpt.samplers.models import Decoder
+
+
+class Memory(NamedTuple):
+    """A cache that holds the prompt (or the new window), and whose rows it holds."""
+
+    cache: Cache
+    rows: Sequence[int]  # indices in the batch that was given to decode
+    pads: Sequence[int]  # tokens of left padding per row
+    protected: int  # position of the first token that is not the prompt's
+    generators: Sequence[torch.Generator]  # one per row, apart from the tokens' streams
+
+
+class Intervention(Protocol):
+    """Something that edits the memory. `decode` calls start, then per memory watch and steps.
+
+    A step is before (the memory is complete but for the newest token), the model's forward, and
+    after, which turns the forward's logits[R,V] into those of the B rows.
+    """
+
+    @property
+    def active(self) -> bool:
+        """False: decode as if there were none."""
+        ...
+
+    def start(self, decoder: Decoder) -> None:
+        """A new decoding: check the model, forget the last decoding."""
+        ...
+
+    def watch(self, memory: Memory) -> None:
+        """From now on this is the memory."""
+        ...
+
+    def before(self) -> None:
+        """Edit the memory before the newest token is read."""
+        ...
+
+    def after(self, logits_RV: Tensor, ids_BT: Tensor, done: Sequence[bool]) -> Tensor:
+        """Logits[B,V] for the next token; ids are all tokens so far, `done` rows have ended."""
+        ...
+
+    def stop(self) -> None:
+        """The decoding has ended, if by an error."""
+        ...
+
+    def report(self) -> str:
+        """What was done in the last decoding, for a person."""
+        ...
+
+
+class Gate(Protocol):
+    """How much of the second path is heard, beside the anchor's share."""
+
+    def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
+        """Openness[B] in [0, 1] from the clean logits and (memory, chosen heads) of each part."""
+        ...
+
+
+class EntropyGate:
+    """sigmoid(H - center): open where the clean path is uncertain; H in nats at `temperature`.
+
+    So at H = 0 it is 1/(1 + e^center), not closed, and at H = center it is 1/2. ConfigError.
+    """
+
+    def __init__(self, center: float = 2.5, temperature: float = 1.0) -> None:
+        if not math.isfinite(center):
+            raise ConfigError(f"center={center} must be a finite number of nats")
+        if not temperature > 0:
+            raise ConfigError(f"temperature={temperature} of the gate must be > 0")
+        self.center, self.temperature = center, temperature
+
+    def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
+        """See Gate."""
+        return torch.sigmoid(entropy(logits_BV / self.temperature) - self.center)
+
+
+class RGate:
+    """1 where a chosen head is over-synchronized, R > threshold at the newest token, else 0.
+
+    R is over the oscillators of a head (kuramoto), or the mean over a head's channels of R over
+    the prefix (phase_sync). ConfigError for heads without phases.
+    """
+
+    def __init__(self, threshold: float) -> None:
+        if not 0 <= threshold <= 1:
+            raise ConfigError(f"threshold={threshold} is out of range; R is in [0, 1]")
+        self.threshold = threshold
+
+    def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
+        """See Gate."""
+        B = len(logits_BV)
+        orders = [(order(part), heads) for part, heads in parts]
+        found = [R_RH[:B, heads] for R_RH, heads in orders if R_RH is not None]
+        if not found:
+            raise ConfigError(
+                "RGate needs heads with phases in the memory: those of kuramoto (readout=bias or "
+                "both) or phase_sync; take an EntropyGate or gate=None"
+            )
+        return (torch.cat(found, dim=1) > self.threshold).any(dim=1).to(logits_BV.dtype)
+
+
+def entropy(logits_BV: Tensor) -> Tensor:
+    """Shannon entropy of softmax(logits) in nats, [B]; removed tokens count 0."""
+    log_p = logits_BV.log_softmax(dim=-1)
+    return -(log_p.exp() * log_p).nan_to_num(0.0).sum(dim=-1)
+
+
+def divergence(clean_BV: Tensor, other_BV: Tensor) -> Tensor:
+    """KL(clean || other) of the softmaxes in nats, [B]."""
+    log_p, log_q = clean_BV.log_softmax(dim=-1), other_BV.log_softmax(dim=-1)
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+def order(part: LayerCache) -> Tensor | None:
+    """The order parameter of each head at the newest token, [R,H]; None without phases."""
+    if part.phases is not None:
+        cos, sin = part.phases[:, :, -1].chunk(2, dim=-1)
+        return modulus(cos.mean(dim=-1), sin.mean(dim=-1))
+    if part.state is not None:
+        cos, sin = part.state.cos_SBC[-1], part.state.sin_SBC[-1]
+        R_RC = modulus(cos, sin) / part.state.weight_C
+        return R_RC.unflatten(-1, (-1, part.oscillators)).mean(dim=-1)
+    return None

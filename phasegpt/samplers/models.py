@@ -1,0 +1,185 @@
+"""What the decoding loop needs of a model, for ours and for Hugging Face's causal models.
+
+Hugging Face's are known by what they have, not by their classes: this imports no transformers.
+
+Shapes: B batch, T time, V vocabulary, D model width; R rows of a split cache (B or 2B).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from phasegpt.cache import Cache
+from phasegpt.errors import ConfigError
+from phasegpt.model import GPT
+
+
+class Decoder(Protocol):
+    """One model as the loop sees it."""
+
+    module: Any
+    context: int | None  # tokens that it can attend to; None: not known
+    vocab_size: int
+    blocks: list[nn.Module]
+    head: nn.Module  # the linear map to logits; has `weight` [V,D]
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor | None, keep: bool) -> tuple[Tensor, Any]:
+        """Logits[B,V] after the last token, float32, and a cache of the tokens if `keep`."""
+        ...
+
+    def step(self, ids_B1: Tensor, mask_BT: Tensor | None, cache: Any) -> Tensor:
+        """Logits[R,V] after one more token, float32; the cache is extended."""
+        ...
+
+    def editable(self, cache: Any) -> Cache:
+        """The cache in our form; ConfigError where it cannot be edited."""
+        ...
+
+    def expanding(self, cache: Cache) -> Any:
+        """Context in which the model follows the rows of a split cache."""
+        ...
+
+
+def decoder(model: Any, past_key_values: Any = None) -> Decoder:
+    """`model` as the loop sees it; ConfigError for what is no causal language model."""
+    if isinstance(model, GPT):
+        return _Own(model)
+    head = getattr(model, "get_output_embeddings", None)
+    if head is not None and head() is not None:
+        return _HuggingFace(model, past_key_values)
+    raise ConfigError(
+        f"{type(model).__name__} is no model to decode with; give a phasegpt GPT or a Hugging Face "
+        f"causal language model"
+    )
+
+
+class _Own:
+    """A GPT of ours: no padding, and its attentions keep their own memory."""
+
+    def __init__(self, model: GPT) -> None:
+        self.module: Any = model
+        self.context: int | None = model.config.block_size
+        self.vocab_size = model.config.vocab_size
+        self.blocks: list[nn.Module] = list(model.blocks)
+        self.head: nn.Module = model.lm_head
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor | None, keep: bool) -> tuple[Tensor, Any]:
+        # forward, not __call__: a compiled model would compile again for every length.
+        cache = self.module.new_cache() if keep else None
+        return self.module.forward(ids_BT, cache=cache).logits[:, -1].float(), cache
+
+    def step(self, ids_B1: Tensor, mask_BT: Tensor | None, cache: Any) -> Tensor:
+        return self.module.forward(ids_B1, cache=cache).logits[:, -1].float()
+
+    def editable(self, cache: Any) -> Cache:
+        return cache
+
+    @contextmanager
+    def expanding(self, cache: Cache) -> Iterator[None]:
+        yield  # GPT.forward does it
+
+
+class _HuggingFace:
+    """A causal model of transformers."""
+
+    def __init__(self, model: Any, past_key_values: Any) -> None:
+        self.module, self._past = model, past_key_values
+        config = model.config.get_text_config()
+        self.context = getattr(config, "max_position_embeddings", None)
+        self.head = model.get_output_embeddings()
+        self.vocab_size = config.vocab_size
+        layers = config.num_hidden_layers
+        found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
+        self.blocks = list(found[0]) if found else []
+        self._takes = set(inspect.signature(model.forward).parameters)
+        if past_key_values is not None and past_key_values.get_seq_length():
+            raise ConfigError(
+                f"the given past_key_values hold {past_key_values.get_seq_length()} tokens; "
+                f"decoding begins with an empty cache: pass the whole text as ids instead"
+            )
+
+    def _inputs(self, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
+        inputs: dict[str, Any] = {"input_ids": ids_BT}
+        if mask_BT is not None:
+            inputs["attention_mask"] = mask_BT
+            position = (mask_BT.long().cumsum(-1) - 1).masked_fill(mask_BT == 0, 0)
+            if "position_ids" in self._takes:
+                inputs["position_ids"] = position[:, -ids_BT.shape[1] :]
+        if "logits_to_keep" in self._takes:
+            inputs["logits_to_keep"] = 1
+        return inputs
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor | None, keep: bool) -> tuple[Tensor, Any]:
+        inputs = self._inputs(ids_BT, mask_BT)
+        if keep:
+            inputs["past_key_values"] = self._past
+        out = self.module(**inputs, use_cache=keep)
+        cache = getattr(out, "past_key_values", None) if keep else None
+        if keep and cache is None:
+            raise ConfigError(
+                f"{type(self.module).__name__} returns no past_key_values; set use_cache=False"
+            )
+        return out.logits[:, -1].float(), cache
+
+    def step(self, ids_B1: Tensor, mask_BT: Tensor | None, cache: Any) -> Tensor:
+        inputs = self._inputs(ids_B1, mask_BT)
+        out = self.module(**inputs, past_key_values=cache, use_cache=True)
+        return out.logits[:, -1].float()
+
+    def editable(self, cache: Any) -> Cache:
+        kinds = sorted({type(layer).__name__ for layer in getattr(cache, "layers", [None])})
+        # Quantized, sliding, static and recurrent layers do not hold what was given to them.
+        if kinds != ["DynamicLayer"]:
+            raise ConfigError(
+                f"this model's cache cannot be edited: {type(cache).__name__} of "
+                f"{', '.join(kinds)}; an intervention needs full-attention layers with a plain "
+                f"dynamic cache (no cache_implementation, no sliding window)"
+            )
+        if len(self.blocks) != len(cache.layers):
+            raise ConfigError(
+                f"the {len(cache.layers)} blocks of {type(self.module).__name__} were not found, "
+                f"so its second path cannot begin at one of them"
+            )
+        return Cache.holding((layer.keys, layer.values) for layer in cache.layers)
+
+    @contextmanager
+    def expanding(self, cache: Cache) -> Iterator[None]:
+        at = cache.split_at
+        if at is None:
+            yield
+            return
+
+        def double(x: Any, rows: int) -> Any:
+            if isinstance(x, tuple):
+                return tuple(double(item, rows) for item in x)
+            batched = isinstance(x, Tensor) and x.dim() > 1 and x.shape[0] == rows > 1
+            return torch.cat((x, x)) if batched else x
+
+        def hook(first: bool) -> Any:
+            def expand(_: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+                hidden = args[0] if args else kwargs["hidden_states"]
+                rows = len(hidden) if first else len(hidden) // 2
+                wide = torch.cat((hidden, hidden)) if first else hidden
+                rest = {k: double(v, rows) for k, v in kwargs.items() if k != "hidden_states"}
+                if not args:
+                    return (), {"hidden_states": wide, **rest}
+                return (wide, *(double(x, rows) for x in args[1:])), rest
+
+            return expand
+
+        # Masks and positions are given to every block, for B rows.
+        handles = [
+            block.register_forward_pre_hook(hook(i == 0), with_kwargs=True)
+            for i, block in enumerate(self.blocks[at:])
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()

@@ -1,0 +1,327 @@
+"""Phase-Slip: a second path whose memory is rotated, beside the clean one, in one forward.
+
+    v'_j = rotation of v_j by `angle`, for the chosen heads and the last W positions j
+    logits = clean + (1 - anchor) gate (slipped - clean)
+
+For every token the memory's rows are used twice: clean, and with rotated Values (or, in a phase
+model, slipped phases). The blocks below the first chosen one are computed once. The slip lasts for
+one token: keys, Values and states of the clean rows are never touched, and the second path's are
+clean again before the next token. The first token after a prompt (and after the window of a full
+context has moved) is read from the clean path alone, since its memory is only being written.
+
+Shapes: B batch, V vocabulary, H heads, W window, E head width, N oscillators, C = H N channels.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from phasegpt.cache import LayerCache
+from phasegpt.errors import ConfigError
+from phasegpt.samplers.calibrate import Head, calibrate_heads
+from phasegpt.samplers.intervene import EntropyGate, Gate, Memory, divergence, entropy
+from phasegpt.samplers.models import Decoder
+from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features
+from phasegpt.samplers.target_kl import angle_for, own_text, phase_heads
+from phasegpt.validate import unknown
+
+#: Heads that heads="auto" chooses, of the upper half of the layers.
+AUTO_HEADS = 3
+
+
+class SlipStep(NamedTuple):
+    """One token: what the gate saw and did. `rows` are those of the batch; the rest are [B]."""
+
+    rows: tuple[int, ...]
+    entropy: Tensor  # of the clean logits, nats
+    weight: Tensor  # share of the slipped path, (1 - anchor) gate
+    kl: Tensor | None  # KL(clean || slipped) before the gate, nats; None with candidates
+
+
+class PhaseSlip:
+    """The intervention; hand it to decode, Sampler or PhaseSlipSampler.
+
+    heads: [(layer, head), ...], counting the heads of the memory (key/value heads), or "auto":
+    the 3 heads of the upper half of the layers that move the logits most (calibrate_heads); with
+    target="phases" all heads with phases.
+    angle: radians in [0, pi]; 0 is plain sampling. None: the angle at which KL(clean || slipped)
+    is `target_kl` nats on text of the model's own, found once per model.
+    window: W, positions back from the newest, which is one of them. anchor: the share of the clean
+    path with an open gate. gate: EntropyGate, RGate, or None (always open).
+    rotation: geodesic | plane | cayley, see phasegpt.samplers.rotation.
+    protect_prompt: leave the prompt's positions as they are.
+    target: "values", or "phases": each oscillator of kuramoto in the window slips by +angle or
+    -angle, as chance has it, and in phase_sync each channel's prefix does.
+    candidates: compute the slipped logits only for this many best tokens of the clean path.
+    force: at angle 0, compute the second path nevertheless (for measurements).
+
+    `trace` holds the steps of the last decoding. Raises ConfigError.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[Head] | Literal["auto"] = "auto",
+        *,
+        angle: float | None = None,
+        target_kl: float = 0.02,
+        window: int = 12,
+        anchor: float = 0.45,
+        gate: Gate | Literal["entropy"] | None = "entropy",
+        rotation: str = "geodesic",
+        protect_prompt: bool = False,
+        target: Literal["values", "phases"] = "values",
+        candidates: int | None = None,
+        force: bool = False,
+    ) -> None:
+        _check(angle, target_kl, window, anchor, candidates)
+        if rotation not in ROTATIONS:
+            raise ConfigError(unknown(f"rotation={rotation}", [f"rotation={r}" for r in ROTATIONS]))
+        if target not in ("values", "phases"):
+            raise ConfigError(unknown(f"target={target}", ["target=values", "target=phases"]))
+        if target == "phases" and rotation != "geodesic":
+            raise ConfigError(
+                f"rotation={rotation} is for target=values; a phase has one circle to slip on, so "
+                f"leave rotation at geodesic"
+            )
+        if isinstance(heads, str) and heads != "auto":
+            raise ConfigError(f'heads={heads!r} must be "auto" or a list of (layer, head)')
+        if not isinstance(heads, str) and not heads:
+            raise ConfigError("heads=[] slips nothing; set angle=0 for plain sampling")
+        self.heads, self.angle, self.target_kl = heads, angle, target_kl
+        self.window, self.anchor = window, anchor
+        self.gate: Gate | None = EntropyGate() if gate == "entropy" else gate  # type: ignore[assignment]
+        self.rotation, self.protect_prompt, self.target = rotation, protect_prompt, target
+        self.candidates, self.force = candidates, force
+        self.trace: list[SlipStep] = []
+        self._fitted: tuple[tuple, list[Head], float] | None = None
+        self._batch = 0  # rows of the memory that is watched
+        self._hidden: Tensor | None = None
+        self._head: Any = None
+        self._handle: Any = None
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a second path to compute."""
+        return self.angle != 0 or self.force
+
+    def fit(self, model: Any, ids_BT: Tensor | None = None) -> tuple[list[Head], float]:
+        """The heads and the angle for `model`: those given, or found on ids (or its own text)."""
+        heads, angle = self.heads, self.angle
+        if ids_BT is None and (heads == "auto" or angle is None):
+            ids_BT = own_text(model)
+        scores = None
+        if self.target == "values" and ids_BT is not None:
+            scores = calibrate_heads(model, ids_BT, window=self.window)
+        if isinstance(heads, str):
+            heads = phase_heads(model) if scores is None else scores.top(AUTO_HEADS)
+        chosen = [(int(layer), int(head)) for layer, head in heads]
+        if angle is None:
+            assert ids_BT is not None
+            quadratic = None if scores is None else scores.total(chosen)
+            angle = angle_for(
+                model, ids_BT, self.target_kl, lambda a: self._copy(chosen, a), quadratic
+            )
+        self._fitted = (self._question(model), chosen, angle)
+        return chosen, angle
+
+    def _question(self, model: Any) -> tuple:
+        """What the fitted heads and angle depend on."""
+        heads = self.heads if isinstance(self.heads, str) else tuple(self.heads)
+        return (weakref.ref(model), heads, self.angle, self.target_kl, self.window, self.target)
+
+    def _copy(self, heads: Sequence[Head], angle: float) -> PhaseSlip:
+        return PhaseSlip(
+            heads, angle=angle, window=self.window, rotation=self.rotation, target=self.target,
+            gate=None, protect_prompt=self.protect_prompt,
+        )  # fmt: skip
+
+    # ---- Intervention
+
+    def start(self, decoder: Decoder) -> None:
+        """See Intervention; finds heads and angle where they are left open."""
+        self.trace, self._batch = [], 0
+        model = decoder.module
+        if self._fitted is None or self._fitted[0] != self._question(model):
+            self.fit(model)
+        assert self._fitted is not None
+        _, heads, self._angle = self._fitted
+        self._by_layer: dict[int, list[int]] = {}
+        for layer, head in heads:
+            if not 0 <= layer < len(decoder.blocks):
+                raise ConfigError(
+                    f"head ({layer}, {head}) is not there: the model has {len(decoder.blocks)} "
+                    f"layers, counted from 0"
+                )
+            self._by_layer.setdefault(layer, []).append(head)
+        if self.candidates is not None:
+            self._head = decoder.head
+            self._handle = self._head.register_forward_pre_hook(self._keep_clean)
+
+    def watch(self, memory: Memory) -> None:
+        """See Intervention; copies the rows and sets the edits of the chosen layers."""
+        cache = memory.cache
+        self._memory, self._batch = memory, len(memory.rows)
+        self._parts: list[tuple[LayerCache, Tensor]] = []
+        for layer, heads in sorted(self._by_layer.items()):
+            found = [p for p in cache.parts(layer) if _target(p, self.target) is not None]
+            if not found:
+                raise ConfigError(
+                    f"layer {layer} keeps no {self.target} to rotate"
+                    + ("; choose a layer of kuramoto (readout=bias or both) or phase_sync"
+                       if self.target == "phases" else "; choose another, or target=phases")
+                )  # fmt: skip
+            for part in found:
+                count = _target(part, self.target)
+                for head in heads:
+                    if not 0 <= head < (count or 0):
+                        raise ConfigError(
+                            f"head ({layer}, {head}) is not there: layer {layer} has {count} heads "
+                            f"of {self.target}, counted from 0 (of grouped heads, the key/value "
+                            f"heads)"
+                        )
+                self._parts.append((part, torch.tensor(sorted(set(heads)))))
+        cache.split(min(self._by_layer))
+        for part, heads_h in self._parts:
+            part.edit = partial(self._edit, heads_h) if part.values is not None else None
+
+    def before(self) -> None:
+        """See Intervention; slips the running sums of phase_sync, which have no positions."""
+        for part, heads in self._parts:
+            if self.target == "phases" and part.state is not None and self._angle:
+                part.state = self._slip_state(part.state, heads, part.oscillators)
+
+    def after(self, logits_RV: Tensor, ids_BT: Tensor, done: Sequence[bool]) -> Tensor:
+        """See Intervention; joins the two paths and makes the copies clean again."""
+        clean_BV = logits_RV[: self._batch]
+        gate = clean_BV.new_ones(self._batch)
+        if self.gate is not None:
+            gate = self.gate(clean_BV, self._parts)
+        weight = (1 - self.anchor) * gate
+        kl = None
+        if self.candidates is None:
+            slipped_BV = logits_RV[self._batch :]
+            kl = divergence(clean_BV, slipped_BV)
+            logits_BV = clean_BV + weight[:, None] * (slipped_BV - clean_BV)
+        else:
+            logits_BV = self._at_candidates(clean_BV, weight)
+        self._memory.cache.commit(self.window)
+        self.trace.append(SlipStep(tuple(self._memory.rows), entropy(clean_BV), weight, kl))
+        return logits_BV
+
+    def stop(self) -> None:
+        """See Intervention."""
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        self._hidden = None
+
+    def report(self) -> str:
+        """The last decoding in one line: heads, angle, means over its steps."""
+        if not self.active:
+            return "phase_slip: angle 0, plain sampling"
+        heads = ", ".join(str(head) for head in self._fitted[1]) if self._fitted else "-"
+        text = f"phase_slip: (layer, head) {heads}; angle {self._angle:.4f} rad"
+        for name in ("entropy", "weight", "kl"):
+            found = [x for step in self.trace if (x := getattr(step, name)) is not None]
+            if found:
+                text += f"; {name} {float(torch.cat(found).mean()):.3g}"
+        return text
+
+    # ---- edits
+
+    def _edit(self, heads: Tensor, part: LayerCache) -> None:
+        """Rotate the window of the copies, which are clean until now but for the newest token."""
+        assert part.keys is not None and part.values is not None
+        if not self._angle:
+            return
+        B, end = self._batch, part.values.shape[2]
+        start = max(self._memory.protected if self.protect_prompt else 0, end - self.window)
+        memory = part.values if self.target == "values" else part.phases
+        assert memory is not None
+        if start >= end:
+            return
+        clean = memory[B:, heads, start:end]
+        clean = clean.to(torch.promote_types(clean.dtype, torch.float32))
+        if self.target == "values":
+            kind = ROTATIONS[self.rotation]
+            noise = self._noise(kind.noise(len(heads), self.window, clean.shape[-1]), clean)
+            turned = kind.turn(clean, self._angle, noise)
+        else:
+            noise = self._noise((len(heads), self.window, part.oscillators), clean)
+            turned = slip_features(clean, self._angle, noise)
+        memory[B:, heads, start:end] = turned.to(memory.dtype)
+
+    def _slip_state(self, state: Any, heads: Tensor, oscillators: int) -> Any:
+        B = self._batch
+        cos, sin = (x.clone().unflatten(-1, (-1, oscillators)) for x in state[:2])  # [S,2B,H,N]
+        x, y = cos[:, B:, heads], sin[:, B:, heads]
+        turn = self._noise((len(heads), oscillators), x).sign() * self._angle
+        cos[:, B:, heads] = x * turn.cos() - y * turn.sin()
+        sin[:, B:, heads] = y * turn.cos() + x * turn.sin()
+        return state._replace(cos_SBC=cos.flatten(-2), sin_SBC=sin.flatten(-2))
+
+    def _noise(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        return draw(shape, self._memory.generators, like)
+
+    # ---- candidates
+
+    def _keep_clean(self, head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Only the clean rows go through the head; the others wait for their candidates."""
+        (hidden,) = args
+        if len(hidden) != 2 * self._batch:
+            return None  # the prompt
+        self._hidden = hidden[self._batch :, -1]
+        self._clean_hidden = hidden[: self._batch, -1]
+        return (hidden[: self._batch],)
+
+    def _at_candidates(self, clean_BV: Tensor, weight: Tensor) -> Tensor:
+        assert self.candidates is not None and self._hidden is not None
+        top, ids = clean_BV.topk(min(self.candidates, clean_BV.shape[-1]), dim=-1)
+        rows, bias = self._head.weight[ids], getattr(self._head, "bias", None)
+
+        def at(hidden_BD: Tensor) -> Tensor:
+            logits = torch.einsum("bnd,bd->bn", rows, hidden_BD).float()
+            return logits if bias is None else logits + bias[ids]
+
+        # Rounding of bf16 aside: a cap, a scale or another map after the head would show here.
+        if not self.trace and (at(self._clean_hidden) - top).abs().max() > 0.03 * top.abs().max():
+            raise ConfigError(
+                "candidates need logits that are the output embeddings times the last hidden "
+                "state; this model does more to them: leave candidates at None"
+            )
+        slipped = at(self._hidden)
+        return clean_BV.scatter(1, ids, top + weight[:, None] * (slipped - top))
+
+
+def _target(part: LayerCache, target: str) -> int | None:
+    """Heads that keep what is rotated, or None."""
+    if target == "values":
+        return None if part.values is None else part.values.shape[1]
+    if part.phases is not None:
+        return part.phases.shape[1]
+    return None if part.state is None else part.state.cos_SBC.shape[-1] // part.oscillators
+
+
+def _check(
+    angle: float | None, target_kl: float, window: int, anchor: float, candidates: int | None
+) -> None:
+    if angle is not None and not 0 <= angle <= math.pi:
+        raise ConfigError(
+            f"angle={angle} is out of range; it must be in [0, pi] radians, or None to take the "
+            f"angle that target_kl asks for"
+        )
+    if not (target_kl > 0 and math.isfinite(target_kl)):
+        raise ConfigError(f"target_kl={target_kl} is out of range; it must be > 0 (nats)")
+    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+        raise ConfigError(f"window={window} must be a whole number >= 1 of positions")
+    if not 0 <= anchor <= 1:
+        raise ConfigError(f"anchor={anchor} is out of range; it must be in [0, 1]")
+    if candidates is not None and (isinstance(candidates, bool) or candidates < 1):
+        raise ConfigError(f"candidates={candidates} must be a whole number >= 1, or None for all")

@@ -1,0 +1,88 @@
+"""Finding what Phase-Slip leaves open: which heads have phases, and the angle of a target KL.
+
+Shapes: B batch, T time.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phasegpt.errors import ConfigError
+from phasegpt.randomness import keyed_seed
+from phasegpt.samplers.calibrate import Head
+from phasegpt.samplers.loop import decode
+from phasegpt.samplers.models import decoder
+
+
+def angle_for(
+    model: Any,
+    ids_BT: Tensor,
+    target_kl: float,
+    slip: Callable[[float], Any],
+    quadratic: float | None,
+) -> float:
+    """The angle in [0, pi] whose KL(clean || slipped) on ids is `target_kl` nats.
+
+    Begins with KL = quadratic angle^2 (None: not known) and corrects it twice by the KL measured
+    with `slip(angle)`, since KL grows more slowly than angle^2 at large angles. Warns when no
+    angle is large enough.
+    """
+    angle = 0.3 if not quadratic else min(math.sqrt(target_kl / quadratic), math.pi / 2)
+    for _ in range(2):
+        kl = measured_kl(model, ids_BT, slip(angle))
+        angle = min(angle * math.sqrt(target_kl / max(kl, 1e-30)), math.pi)
+    if angle == math.pi:
+        warnings.warn(
+            f"target_kl={target_kl} may be out of reach: these heads are rotated by pi; choose "
+            f"others, a wider window or a smaller target_kl",
+            stacklevel=2,
+        )
+    return angle
+
+
+def measured_kl(model: Any, ids_BT: Tensor, slip: Any) -> float:
+    """Mean KL(clean || slipped) in nats over the second half of each row of ids, step by step."""
+    begin = ids_BT.shape[1] // 2
+
+    def force(ids: Tensor | None, logits: Tensor) -> Tensor:
+        assert ids is not None
+        chosen = ids_BT[:, ids.shape[1]].to(logits.device).unsqueeze(1)
+        return torch.full_like(logits, -math.inf).scatter(1, chosen, 0.0)
+
+    seeds, steps = range(len(ids_BT)), ids_BT.shape[1] - begin
+    decode(model, ids_BT[:, :begin], max_new_tokens=steps, chain=[force], seeds=seeds,
+           intervention=slip)  # fmt: skip
+    return float(torch.stack([step.kl for step in slip.trace if step.kl is not None]).mean())
+
+
+def phase_heads(model: Any) -> list[Head]:
+    """All heads with oscillators of a GPT of ours."""
+    heads = [
+        (int(name.split(".")[2]), head)
+        for name, module in model.named_modules()
+        if name.endswith(".oscillators")
+        for head in range(len(module.omega))
+    ]
+    if not heads:
+        raise ConfigError("target=phases needs a model with oscillators; this one has none")
+    return heads
+
+
+def own_text(model: Any, *, rows: int = 4, tokens: int = 64) -> Tensor:
+    """Text that the model writes by itself at temperature 1, [rows, tokens]; always the same.
+
+    It begins with the model's first token of a text, where its configuration names one.
+    """
+    decoding = decoder(model)
+    named = (getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id"))
+    first = next((x for x in named if isinstance(x, int) and x < decoding.vocab_size), 0)
+    context = decoding.context or tokens
+    ids_B1 = torch.full((rows, 1), first)
+    seeds = [keyed_seed("own text", row) for row in range(rows)]
+    return decode(model, ids_B1, max_new_tokens=min(tokens, context) - 1, seeds=seeds)

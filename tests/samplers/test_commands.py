@@ -1,0 +1,121 @@
+"""`sampler=` of the command line: one YAML per sampler, its options checked and explained."""
+
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers import TEXT, make_run, text_data
+
+from phasegpt.config import CONF_DIR, compose, plain
+from phasegpt.errors import ConfigError
+from phasegpt.generate import GenerateConfig, generate
+from phasegpt.samplers import KVShock, PhaseSlip, build_sampler
+from phasegpt.samplers.options import SAMPLERS
+
+KINDS = {"ancestral": type(None), "phase_slip": PhaseSlip, "entropy_shock": KVShock}
+QUICK = {"phase_slip": ["sampler.target_kl=1e-3"]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: Any) -> Path:
+    folder = tmp_path_factory.mktemp("samplers")
+    return make_run(folder / "run", *text_data(folder, TEXT))
+
+
+def settings(run: Path, *overrides: str) -> GenerateConfig:
+    values = plain(compose([f"checkpoint={run}", "max_new_tokens=40", *overrides],
+                           config_name="generate"))  # fmt: skip
+    return GenerateConfig.parse(values)
+
+
+def test_every_sampler_has_a_yaml_with_the_defaults_of_its_class() -> None:
+    files = {path.stem: path for path in (CONF_DIR / "sampler").glob("*.yaml")}
+    assert set(files) == set(SAMPLERS) == set(KINDS)
+    for name, path in files.items():
+        written = yaml.safe_load(path.read_text())
+        assert written == SAMPLERS[name]().to_dict()
+        assert type(build_sampler(written)) is KINDS[name]
+
+
+def test_the_help_page_names_every_option() -> None:
+    page = (CONF_DIR / "generate.yaml").read_text().split("template:")[1]
+    for name, cls in SAMPLERS.items():
+        assert name in page
+        for key in cls().to_dict():
+            assert key == "name" or f"{key}=" in page
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_sampler_writes_text_that_the_seed_fixes(name: str, run: Path, capsys: Any) -> None:
+    chosen = [f"sampler={name}", *QUICK.get(name, [])]
+    first = generate(settings(run, *chosen, "num_samples=2"))
+    err = capsys.readouterr().err
+    assert (f"{name}: " in err) == (name != "ancestral")
+    assert generate(settings(run, *chosen)) == first[:1]
+    assert len(first[0]) == 41
+
+
+def test_the_default_is_ancestral_and_angle_0_is_the_same(run: Path) -> None:
+    plain_text = generate(settings(run))
+    assert generate(settings(run, "sampler=phase_slip", "sampler.angle=0")) == plain_text
+    slipped = settings(run, "sampler=phase_slip", "sampler.angle=3", "sampler.gate=none",
+                       "sampler.heads=[[0,0],[0,1],[1,0]]", "sampler.anchor=0")  # fmt: skip
+    assert generate(slipped) != plain_text
+
+
+def test_phases_slip_from_the_command_line(run: Path) -> None:
+    chosen = ["sampler=phase_slip", "sampler.target=phases", "sampler.angle=1", "sampler.gate=R"]
+    assert len(generate(settings(run, *chosen))[0]) == 41
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["sampler=phase_slip", "sampler.angel=1"], "did you mean sampler.angle?"),
+        (["sampler=entropy_shock", "sampler.patients=1"], "did you mean sampler.patience?"),
+        (["sampler=phase_slop"], "phase_slip"),
+        (["sampler=null"], "choose from: ancestral, entropy_shock, phase_slip"),
+        (["sampler=phase_slip", "sampler.heads=7"], "[[7,0],[7,3]]"),
+        (["sampler=phase_slip", "sampler.rotation=plain"], "did you mean plane?"),
+        (["sampler=phase_slip", "sampler.angle=9"], "angle=9.0"),
+        (["sampler=phase_slip", "sampler.angle=1", "sampler.heads=[[5,0]]"], "(5, 0)"),
+        (["sampler=entropy_shock", "sampler.noise_scale=-1"], "scale=-1.0"),
+    ],
+)
+def test_a_wrong_option_gives_a_short_message(
+    arguments: list[str], says: str, run: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
+        patch.setattr(sys, "argv", ["generate.py", f"checkpoint={run}", *arguments])
+        patch.delitem(sys.modules, "phasegpt.generate")
+        runpy.run_module("phasegpt.generate", run_name="__main__", alter_sys=True)
+    assert end.value.code not in (0, None)
+    err = capsys.readouterr().err
+    assert says in err
+    assert "Traceback" not in err
+
+
+def test_an_unknown_sampler_is_named() -> None:
+    with pytest.raises(ConfigError, match="did you mean sampler=ancestral"):
+        build_sampler({"name": "ancestrall"})
+
+
+def demo(monkeypatch: Any, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo_samplers.py", *arguments])
+    runpy.run_path(str(CONF_DIR.parent / "scripts" / "demo_samplers.py"), run_name="__main__")
+
+
+def test_the_demo_shows_both_texts_side_by_side(run: Path, monkeypatch: Any, capsys: Any) -> None:
+    demo(monkeypatch, str(run), "Shall I", "--tokens", "60")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("GREEDY: ")
+    assert "WITH SHOCKS: " in lines[0]
+    assert all(" | " in line for line in lines)
+
+
+def test_the_demo_says_what_is_missing(monkeypatch: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="does not exist; give a run"):
+        demo(monkeypatch, str(tmp_path / "nowhere"))
