@@ -44,6 +44,8 @@ study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_b
 
 report: $(READY) ## Write every table, figure, page and verdict of results/ anew from the records
 	$(PY) scripts/analyze_results.py results $(ARGS)
+	$(if $(wildcard results/samplers),$(PY) scripts/bench_samplers.py --regenerate results/samplers)
+	$(if $(wildcard results/*temperature),$(PY) scripts/study_temperature.py --regenerate $(wildcard results/*temperature))
 	$(if $(findstring phase_b,$(PHASES)),$(PY) scripts/check_preregistration.py $(PHASES) --out results/phase_b/verdicts.md)
 
 clean: ## Remove caches and builds; keep the environment, runs and checkpoints

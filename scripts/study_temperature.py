@@ -1,6 +1,7 @@
 """Temperature against quality, fitted temperatures of texts, and negative bursts under a judge.
 
     python scripts/study_temperature.py CHECKPOINT --out results/temperature
+    python scripts/study_temperature.py --regenerate results/temperature    table and curve, anew
 
 Every arm samples `rows` continuations of `length` tokens of the same validation prompts. What is
 there is not made again, so a broken study goes on. Per arm and seed: nats per character under a
@@ -76,7 +77,7 @@ def study(args: argparse.Namespace) -> None:
         bar.set_description(f"{arm}, seed {seed}")
         once(args.out, arm, seed, settings, lambda c=chain, s=seed: sampled(c, s))
     rows = write_table(args.out)
-    draw_curve(args.out, rows, {arm: 1 / T for arm, T in CURVE.items()})
+    draw_curve(args.out, rows)
     by_arm = {row["arm"]: row for row in rows}
     for arm in ["human", *arms(0)]:
         row = by_arm[arm]
@@ -91,13 +92,20 @@ def study(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", help="a run folder or .ckpt file that knows its text")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("checkpoint", nargs="?", help="a run folder or .ckpt file of known text")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--regenerate", type=Path, nargs="+", metavar="STUDY")
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=400, help="tokens sampled in a row")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
-    guarded(lambda: study(args))
+    if args.regenerate:
+        for folder in args.regenerate:
+            draw_curve(folder, write_table(folder))
+    elif args.checkpoint and args.out:
+        guarded(lambda: study(args))
+    else:
+        parser.error("give a checkpoint and --out, or --regenerate")
 
 
 if __name__ == "__main__":

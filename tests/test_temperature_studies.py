@@ -185,7 +185,10 @@ def test_human_text_is_what_the_judge_accepts(run: Path) -> None:
 
 def test_a_record_is_made_once_and_not_with_other_settings(tmp_path: Path) -> None:
     made = [once(tmp_path, "a", 1, {"rows": 2}, lambda: {"x": 0.5}) for _ in range(2)]
-    assert made[0] == made[1] == {"arm": "a", "seed": 1, "settings": {"rows": 2}, "x": 0.5}
+    assert made[0] == made[1]
+    code = made[0].pop("environment")["git"]
+    assert code.keys() == {"sha", "dirty"}
+    assert made[0] == {"arm": "a", "seed": 1, "settings": {"rows": 2}, "x": 0.5}
     assert once(tmp_path, "a", 1, {"rows": 2}, lambda: {"x": 9.0})["x"] == 0.5
     with pytest.raises(ConfigError, match="another folder"):
         once(tmp_path, "a", 1, {"rows": 3}, lambda: {"x": 0.5})
@@ -201,18 +204,18 @@ def test_the_temperature_study_runs_and_goes_on(
 ) -> None:
     arguments = [str(run), "--out", str(tmp_path), "--rows", "4", "--length", "20"]
     script(monkeypatch, "study_temperature.py", *arguments, "--seeds", "1", "2")
-    records = {p.stem: p.read_bytes() for p in (tmp_path / "runs").glob("*.json")}
+    records = {p.stem: p.read_bytes() for p in (tmp_path / "arms").glob("*.json")}
     assert {"human-seed0", "T=-0.01-seed1", "T=-inf-seed2", "T=inf-seed1"} <= set(records)
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     rows = {row["arm"]: row for row in csv.DictReader((tmp_path / "table.csv").open())}
     assert len(records) == 2 * (len(rows) - 1) + 1
     cold, hot = (float(rows[f"T={T}"]["nll_at_one"]) for T in (0.01, -0.01))
     assert cold < float(rows["T=1"]["nll_at_one"]) < float(rows["T=inf"]["nll_at_one"]) < hot
-    lost = tmp_path / "runs" / "T=1-seed2.json"
+    lost = tmp_path / "arms" / "T=1-seed2.json"
     lost.unlink()
     capsys.readouterr()
     script(monkeypatch, "study_temperature.py", *arguments, "--seeds", "1", "2")
-    assert {p.stem: p.read_bytes() for p in (tmp_path / "runs").glob("*.json")} == records
+    assert {p.stem: p.read_bytes() for p in (tmp_path / "arms").glob("*.json")} == records
     assert "T=0.5 burst -1 every 20" in capsys.readouterr().out
 
 

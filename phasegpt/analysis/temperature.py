@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,11 @@ from torch import Tensor
 
 from phasegpt.analysis.judge import NGramJudge
 from phasegpt.analysis.statistics import interval
-from phasegpt.analysis.study import load_records
 from phasegpt.analysis.texts import distinct, real_word_rate, repetition, words
 from phasegpt.checkpoint import write_atomic
 from phasegpt.data import Corpus
 from phasegpt.errors import ConfigError
+from phasegpt.record import environment
 
 ACCEPTED = 0.95  # the share of human texts that the judge accepts
 _PROMPT = 16  # tokens
@@ -99,7 +100,7 @@ def once(
 
     Raises ConfigError where it was made with other settings.
     """
-    path = study / "runs" / f"{arm}-seed{seed}.json"
+    path = study / "arms" / f"{arm}-seed{seed}.json"
     if path.is_file():
         record = json.loads(path.read_text(encoding="utf-8"))
         if record["settings"] != settings:
@@ -108,6 +109,7 @@ def once(
             )
         return record
     record = {"arm": arm, "seed": seed, "settings": settings, **make()}
+    record["environment"] = environment()
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
     return record
@@ -119,7 +121,7 @@ def write_table(study: Path) -> list[dict[str, Any]]:
     An arm and number is None where a seed has none of it. Returns the rows, sorted by arm.
     """
     rows: list[dict[str, Any]] = []
-    for arm, records in load_records(study).items():
+    for arm, records in _records(study).items():
         row: dict[str, Any] = {"arm": arm, "seeds": len(records)}
         for name in _numbers(records):
             values = [record[name] for record in records]
@@ -139,12 +141,15 @@ def write_table(study: Path) -> list[dict[str, Any]]:
 _ENDS = ("sd", "low", "high")
 
 
-def draw_curve(study: Path, rows: Sequence[dict[str, Any]], betas: dict[str, float]) -> Path:
-    """study/curve.png: quality by temperature; `betas` gives the arms that belong to the curve."""
+def draw_curve(study: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
+    """study/curve.png: quality by temperature, of the arms called T=number; None without any."""
     from matplotlib.figure import Figure
 
     by_arm = {row["arm"]: row for row in rows}
-    arms = [arm for arm in sorted(betas, key=lambda arm: -betas[arm]) if arm in by_arm]
+    T = {arm: float(arm[2:]) for arm in by_arm if re.fullmatch(r"T=[^ ]+", arm)}
+    arms = sorted(T, key=lambda arm: (T[arm] < 0, T[arm]))  # falling 1 / T
+    if not arms:
+        return None
     figure = Figure(figsize=(10, 6), layout="constrained")
     above, below = figure.subplots(2, 1, sharex=True)
     for axes, names in (
@@ -169,9 +174,18 @@ def draw_curve(study: Path, rows: Sequence[dict[str, Any]], betas: dict[str, flo
     return study / "curve.png"
 
 
+def _records(study: Path) -> dict[str, list[dict[str, Any]]]:
+    """The records of study/arms by arm, sorted by seed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in (study / "arms").glob("*.json"):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        found.setdefault(record["arm"], []).append(record)
+    return {arm: sorted(found[arm], key=lambda r: r["seed"]) for arm in sorted(found)}
+
+
 def _numbers(records: Sequence[dict[str, Any]]) -> list[str]:
     """Names of what is a number in some record, in the first one's order."""
-    skip = {"seed", "arm", "settings", "text"}
+    skip = {"seed", "arm", "settings", "text", "environment"}
     return [
         name
         for name in records[0]
