@@ -1,0 +1,29 @@
+"""The pages of results/ say what the records say."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROW = re.compile(r"\| (\w+) \| ([\w.-]+) \| (\d+) \| ([\d.]+) \[([\d.]+) to ([\d.]+)\] \|")
+EXPECTED = ROW.findall((ROOT / "REPRODUCIBILITY.md").read_text())
+
+
+@pytest.mark.parametrize("row", EXPECTED, ids=lambda row: "/".join(row[:2]))
+def test_expected_numbers_are_those_of_the_tables(row):
+    study, arm, *numbers = row
+    with open(ROOT / "results" / study / "table.csv", newline="") as file:
+        (found,) = (r for r in csv.DictReader(file) if r["arm"] == arm)
+    n, *values = (found[name] for name in ("n", "mean", "low", "high"))
+    assert numbers == [n, *(f"{float(value):.3f}" for value in values)]
+
+
+def test_every_study_has_a_page_and_stands_in_the_overview():
+    overview = (ROOT / "results" / "README.md").read_text()
+    studies = [p.name for p in (ROOT / "results").iterdir() if p.is_dir()]
+    assert len(EXPECTED) >= 8 and studies
+    for study in studies:
+        assert (ROOT / "results" / study / "README.md").is_file(), study
+        assert f"({study}/README.md)" in overview, study
