@@ -25,6 +25,7 @@ TINY = [
 ]
 SWEEPS = {
     **{"phase_a": 24, "phase_a_controls": 21, "phase_a_phase_sync": 21, "phase_a_as_coded": 21},
+    "phase_a_more": 6,
     **{"phase_b": 20, "phase_b_secondary": 15, "coupling_grid": 24, "seeds": 5},
 }
 
