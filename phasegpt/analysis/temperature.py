@@ -168,6 +168,7 @@ def draw_curve(study: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
     above.set_ylabel("nats per character or token")
     above.set_yscale("log")
     below.set_ylabel("share")
+    below.set_ylim(-0.05, 1.05)  # an interval over three seeds may leave it
     below.set_xticks(range(len(arms)), [arm.removeprefix("T=") for arm in arms], rotation=90)
     below.set_xlabel("temperature, in the order of 1 / T")
     figure.savefig(study / "curve.png", dpi=130, metadata={"Software": None})
