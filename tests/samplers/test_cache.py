@@ -102,4 +102,5 @@ def test_split_rows_compute_what_the_rows_do(
             double = model(ids[:, t : t + 1], cache=cache).logits
             cache.commit()
             torch.testing.assert_close(double, torch.cat((single, single)), atol=1e-5, rtol=1e-5)
-            assert torch.equal(double[:2], double[2:])
+            # Several threads may round a row and its copy differently, in the last digit.
+            torch.testing.assert_close(double[:2], double[2:], atol=2e-6, rtol=1e-5)
