@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import play
 from test_sweeps import TINY
 
-from phasegpt import synthetic
 from phasegpt.analysis.jobs import jobs
 from phasegpt.record import read_record
 
@@ -33,8 +33,7 @@ def need(name: str) -> None:
 
 @pytest.fixture
 def text(tmp_path) -> list[str]:
-    (tmp_path / "play.txt").write_text(synthetic.generate(1, 4000))
-    return [f"data.path={tmp_path / 'play.txt'}", f"data.cache_dir={tmp_path / 'cache'}"]
+    return play(tmp_path)
 
 
 def multirun(folder: Path, *words: str) -> subprocess.CompletedProcess:

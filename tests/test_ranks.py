@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import play
 
 import phasegpt
-from phasegpt import checkpoint, synthetic
+from phasegpt import checkpoint
 from phasegpt.errors import Collapsed, ConfigError, Interrupted
 from phasegpt.lit import LitGPT
 from phasegpt.monitor import read_phases
@@ -30,9 +31,7 @@ TWO = ["trainer.devices=2", "data.batch_size=3"]
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "play.txt").write_text(synthetic.generate(1, 4000))
-    return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]
+    return play(tmp_path_factory.mktemp("text"))
 
 
 def run(folder: Path, text: list[str], *extra: str) -> dict:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import play
 
-from phasegpt import synthetic
 from phasegpt.analysis.jobs import Job, counted, jobs
 from phasegpt.config import CONF_DIR
 from phasegpt.record import RunFolder, read_record
@@ -32,9 +32,7 @@ SWEEPS = {
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "play.txt").write_text(synthetic.generate(1, 4000))
-    return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]
+    return play(tmp_path_factory.mktemp("text"))
 
 
 def multirun(monkeypatch, *words: str) -> int:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import play
 from omegaconf import OmegaConf
 
 import phasegpt
-from phasegpt import checkpoint, synthetic
+from phasegpt import checkpoint
 from phasegpt.config import RunConfig
 from phasegpt.errors import Collapsed, ConfigError
 from phasegpt.record import MetricsCSV, read_metrics, read_record
@@ -37,9 +38,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> list[str]:
-    folder = tmp_path_factory.mktemp("text")
-    (folder / "play.txt").write_text(synthetic.generate(1, 4000))
-    return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]
+    return play(tmp_path_factory.mktemp("text"))
 
 
 def run(folder: Path, text: list[str], *extra: str) -> dict:
