@@ -63,11 +63,10 @@ def _curves(arms: Sequence[Arm], target: Sequence[float]) -> Any:
         return None
     figure = _figure(12, max(4.0, 0.6 + 0.19 * len(arms)))
     left, right = figure.subplots(1, 2)
+    _perplexity(left, arms, "validation perplexity")
     for arm, colour in zip(arms, _colours(len(arms)), strict=True):
-        _band(left, arm["curve"], colour, label=f"{arm['arm']} (n={arm['n']})")
         for style, curve in zip(_STYLES * 9, arm["R_curves"].values(), strict=False):
             _band(right, curve, colour, style=style)
-    _perplexity(left, "validation perplexity")
     if right.lines:
         shaded = right.axhspan(*target, color=_BAND, alpha=0.1, lw=0)
         shaded.set_label(f"target band of R, {target[0]:.2f} to {target[1]:.2f}")
@@ -79,7 +78,10 @@ def _curves(arms: Sequence[Arm], target: Sequence[float]) -> Any:
     return figure
 
 
-def _perplexity(axes: Any, title: str) -> None:
+def _perplexity(axes: Any, arms: Sequence[Arm], title: str) -> None:
+    """Validation perplexity of every arm over training."""
+    for arm, colour in zip(arms, _colours(len(arms)), strict=True):
+        _band(axes, arm["curve"], colour, label=f"{arm['arm']} (n={arm['n']})")
     axes.set(title=title, xlabel="optimizer step", yscale="log")
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis("{x:g}")
@@ -196,9 +198,7 @@ def _leaky(arms: Sequence[Arm], baseline: str | None) -> Any:
         return None
     figure = _figure(12, max(4.0, 0.6 + 0.26 * len(arms)))
     left, right = figure.subplots(1, 2)
-    for arm, colour in zip(arms, _colours(len(arms)), strict=True):
-        _band(left, arm["curve"], colour, label=f"{arm['arm']} (n={arm['n']})")
-    _perplexity(left, "LEAKY, they see the future: validation perplexity")
+    _perplexity(left, arms, "LEAKY, they see the future: validation perplexity")
     left.legend(frameon=False, fontsize=7)
     if any(arm["difference"] for arm in arms):
         far = _intervals(right, arms, "difference")
