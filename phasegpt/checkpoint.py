@@ -128,6 +128,12 @@ def find(target: str | Path, which: Which = "best") -> Path:
     raise CheckpointError(f"{target} holds no checkpoint yet (looked for checkpoints/{names[-1]})")
 
 
+def is_ours(target: str | Path) -> bool:
+    """Whether `target` is a run folder, a .ckpt file or an exported folder; else Hugging Face's."""
+    path = Path(target)
+    return path.is_file() or any((path / name).exists() for name in ("checkpoints", _SUMS))
+
+
 def load(target: str | Path, which: Which = "best") -> GPT:
     """The trained model of a run folder, a .ckpt file or an exported folder, in eval mode.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from phasegpt.analysis.sampling import regenerate
 from phasegpt.benchmark import ARMS, SEED_PROMPTS, Bench, Protocol, Subject, arms_for, run
-from phasegpt.checkpoint import load_run
+from phasegpt.checkpoint import is_ours, load_run
 from phasegpt.errors import ConfigError
 from phasegpt.shell import guarded, training_corpus
 
@@ -40,20 +40,14 @@ def hugging_face(name: str, text: Path | None, label: str) -> Subject:
     return Subject.from_hugging_face(model, tokenizer, text.read_text(encoding="utf-8"), label)
 
 
-def ours(name: str) -> bool:
-    """Whether it is a run folder, a .ckpt file or an exported folder; else Hugging Face's."""
-    path = Path(name)
-    return path.is_file() or any((path / p).exists() for p in ("checkpoints", "SHA256SUMS"))
-
-
 def bench(args: argparse.Namespace) -> None:
     label = args.name or Path(args.model).resolve().name
-    if ours(args.model):
+    if is_ours(args.model):
         loaded = load_run(args.model)
         subject = Subject.from_run(loaded, training_corpus(loaded, None, None), label)
     else:
         subject = hugging_face(args.model, args.text, label)
-    kind = args.prompts or ("text" if ours(args.model) else "seed")
+    kind = args.prompts or ("text" if is_ours(args.model) else "seed")
     prompts = SEED_PROMPTS if kind == "seed" else subject.openings(len(SEED_PROMPTS))
     protocol = Protocol(
         prompts=prompts[: args.limit_prompts],

@@ -14,6 +14,7 @@ import sys
 import textwrap
 from pathlib import Path
 
+from phasegpt.checkpoint import is_ours, load_run
 from phasegpt.errors import UserError
 from phasegpt.samplers import KVShock, LoopDetector, decode
 
@@ -22,18 +23,18 @@ def load(path: Path):
     """Model and tokenizer of ours, or of a Hugging Face folder."""
     if not path.exists():
         raise UserError(f"{path} does not exist; give a run or a Hugging Face folder")
-    if (
-        any(path.glob("tokenizer*.json"))
-        and (path / "config.json").is_file()
-        and ("architectures" in (path / "config.json").read_text())
-    ):
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+    if is_ours(path):
+        loaded = load_run(path)
+        return loaded.model, loaded.tokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    try:
         return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    from phasegpt.checkpoint import load_run
-
-    loaded = load_run(str(path), "best")
-    return loaded.model, loaded.tokenizer
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is neither a run nor a Hugging Face model that can be loaded "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def columns(left: str, right: str) -> str:

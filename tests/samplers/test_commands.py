@@ -119,3 +119,5 @@ def test_the_demo_shows_both_texts_side_by_side(run: Path, monkeypatch: Any, cap
 def test_the_demo_says_what_is_missing(monkeypatch: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="does not exist; give a run"):
         demo(monkeypatch, str(tmp_path / "nowhere"))
+    with pytest.raises(SystemExit, match="neither a run nor a Hugging Face model"):
+        demo(monkeypatch, str(tmp_path))
