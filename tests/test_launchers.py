@@ -2,16 +2,21 @@
 
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import play
 from test_sweeps import TINY
 
+from phasegpt import checkpoint, compose
 from phasegpt.analysis.jobs import jobs
 from phasegpt.record import read_record
+from phasegpt.train import train
 
 PLUGINS = {
     "joblib": "hydra_joblib_launcher",
@@ -59,6 +64,46 @@ def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, 
     assert [job.step for job in found] == [2, 2]
     seeds = {read_record(tmp_path / "sweep" / job.name)["seed"] for job in found}
     assert seeds == {1, 2}
+
+
+@pytest.mark.slow
+def test_a_job_that_is_requeued_goes_on_from_its_last_checkpoint(tmp_path, text):
+    """What Slurm sends before a job's time is over ends it; submitit starts the same job again."""
+    need("submitit")
+    words = [*TINY, *text, "trainer.max_steps=400", "callbacks.checkpoint.every_n_train_steps=20"]
+    words.remove("trainer.max_steps=2")
+    sweep = tmp_path / "sweep"
+    given = ["-m", "+launcher=submitit", f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=job"]
+    command = [sys.executable, "-m", "phasegpt.train", *given, *words]
+    launched = subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE)
+    saved = sweep / "job" / "checkpoints" / "last.ckpt"
+    while not saved.exists():
+        assert launched.poll() is None, launched.communicate()
+        time.sleep(0.05)
+    os.kill(process_id("submitit.core._submit", str(sweep)), signal.SIGUSR2)
+    assert launched.wait(240) == 0, launched.communicate()
+    told = "".join(file.read_text() for file in sweep.rglob("*_log.*"))
+    assert "Requeued job" in told and "going on with" in told
+    record = read_record(sweep / "job")
+    assert record["status"] == "ok" and record["step"] == 400
+    train(compose(words), tmp_path / "whole")
+    whole = checkpoint.read(tmp_path / "whole" / "checkpoints" / "last.ckpt")["state_dict"]
+    for name, value in checkpoint.read(saved)["state_dict"].items():
+        assert torch.equal(value, whole[name]), name
+
+
+def process_id(*words: str) -> int:
+    """The process whose command line has all of these words."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_text()
+        except OSError:
+            continue  # it ended
+        if all(word in line for word in words):
+            found.append(int(folder.name))
+    (only,) = found
+    return only
 
 
 @pytest.mark.slow
