@@ -145,7 +145,7 @@ def oscillators(layers: list[int], n: int, coupling: float, **more: Any) -> dict
     }
 
 
-#: ../shared/design/SEEDS.md, the numbers of the seed study.
+#: The numbers of the seed study.
 SEEDS = {
     "phase_a/baseline": PHASE_A | SOFTMAX,
     "phase_a/l7_n32_k1": PHASE_A | oscillators([7], 32, 1.0),

@@ -5,7 +5,7 @@ differences are taken within a seed. With fewer than MINIMUM seeds numbers are d
 Every random draw has the fixed seed RNG_SEED: the same numbers give the same interval.
 
 Sources: Student (1908); Efron, JASA 82 (1987), BCa; Hedges (1981); Holm (1979); Clopper and Pearson
-(1934). scipy, pandas and statsmodels come with `pip install 'phasegpt[report]'`.
+(1934). pandas and statsmodels come with `pip install 'phasegpt[report]'`.
 """
 
 from __future__ import annotations
