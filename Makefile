@@ -11,7 +11,7 @@ READY := $(VENV)/.installed
 
 # The sweeps of a study in their order; each scale has records of its own.
 STUDY_phase_a := phase_a phase_a_controls phase_a_phase_sync phase_a_as_coded phase_a_more
-STUDY_phase_b := phase_b phase_b_secondary
+STUDY_phase_b := phase_b phase_b_controls phase_b_secondary
 RECORDS = results/$(NAME)$(if $(filter full,$(SCALE)),_full)
 PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[ab]_full/runs))
 

@@ -26,7 +26,8 @@ TINY = [
 SWEEPS = {
     **{"phase_a": 24, "phase_a_controls": 21, "phase_a_phase_sync": 21, "phase_a_as_coded": 21},
     "phase_a_more": 6,
-    **{"phase_b": 20, "phase_b_secondary": 15, "coupling_grid": 24, "seeds": 5},
+    **{"phase_b": 20, "phase_b_controls": 5, "phase_b_secondary": 15},
+    **{"coupling_grid": 24, "seeds": 5},
 }
 
 
