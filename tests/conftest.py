@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # Threads that wait asleep: spinning ones make tiny models many times slower on a busy machine.
@@ -13,7 +14,7 @@ import torch
 from helpers import TEXT
 from torch import Tensor
 
-from phasegpt.config import GPTConfig
+from phasegpt.config import DataConfig, GPTConfig
 from phasegpt.model import GPT
 
 VOCAB = 65  # Shakespeare's characters; TEXT has fewer
@@ -51,6 +52,17 @@ def text_ids() -> Callable[[int, int], Tensor]:
         return torch.stack([ids[s : s + time] for s in starts])
 
     return cut
+
+
+@pytest.fixture
+def data_config(tmp_path: Path) -> Callable[..., DataConfig]:
+    """data_config("text", path=...): a DataConfig whose cache is a folder of this test."""
+
+    def make(corpus: str = "synthetic", **keys: Any) -> DataConfig:
+        keys = {"batch_size": 4, "characters": 10_000, "cache_dir": str(tmp_path / "cache"), **keys}
+        return DataConfig(corpus=corpus, **keys)
+
+    return make
 
 
 @pytest.fixture

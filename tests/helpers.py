@@ -1,7 +1,9 @@
 """Tiny runs made by hand, in the exact form that training leaves behind; what a test needs."""
 
 import os
+import runpy
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from phasegpt.build import gpt_config
 from phasegpt.config import RunConfig, compose, plain
 from phasegpt.data import prepare
 from phasegpt.model import GPT
+
+ROOT = Path(__file__).resolve().parents[1]
 
 # Public domain; enough English for gradients and order parameters on real text.
 TEXT = """Shall I compare thee to a summer's day?
@@ -114,7 +118,24 @@ def need_compiler() -> None:
         pytest.skip("needs a C++ compiler and there is none on PATH")
 
 
-def play(folder: Path) -> list[str]:
-    """Overrides for data=text with 4,000 characters of the synthetic play, written to `folder`."""
-    (folder / "play.txt").write_text(synthetic.generate(1, 4000))
+def play(folder: Path, characters: int = 4000) -> list[str]:
+    """Overrides for data=text with `characters` of the synthetic play, written to `folder`."""
+    (folder / "play.txt").write_text(synthetic.generate(1, characters))
     return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]
+
+
+def command(monkeypatch: pytest.MonkeyPatch, name: str, *words: str | Path) -> None:
+    """Run `python -m phasegpt.NAME WORD...` in this process."""
+    module = f"phasegpt.{name}"
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [f"{name}.py", *map(str, words)])
+        patch.delitem(sys.modules, module, raising=False)  # runpy warns of a second import
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def script(monkeypatch: pytest.MonkeyPatch, name: str, *words: str | Path) -> None:
+    """Run `python scripts/NAME WORD...` in this process."""
+    path = str(ROOT / "scripts" / name)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", [path, *map(str, words)])
+        runpy.run_path(path, run_name="__main__")

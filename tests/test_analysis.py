@@ -3,14 +3,13 @@
 import csv
 import json
 import re
-import runpy
 import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from helpers import ROOT, script
 
 from phasegpt.analysis import collect, load_records, summarise, write_study
 from phasegpt.analysis.arms import band, study_view
@@ -20,7 +19,6 @@ from phasegpt.build import run_config
 from phasegpt.config import CONF_DIR, compose
 from phasegpt.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parent.parent
 STUDIES = sorted(p.parent for p in (ROOT / "results").glob("*/runs"))
 KURAMOTO = {"name": "kuramoto", "readout": "bias", "coupling": 1.0, "steps": 10, "dt": 0.1}
 
@@ -244,9 +242,7 @@ def test_committed_files_follow_from_the_committed_records(study, tmp_path):
 def test_the_command_writes_every_study_and_prints_both_tables(tmp_path, monkeypatch, capsys):
     ledger(tmp_path / "results" / "a", "softmax", [4.0, 5.0])
     ledger(tmp_path / "results" / "b", "leak", [4.0, 5.0], leaky=True)
-    script = str(ROOT / "scripts" / "analyze_results.py")
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "results")])
-    runpy.run_path(script, run_name="__main__")
+    script(monkeypatch, "analyze_results.py", tmp_path / "results")
     printed = capsys.readouterr().out
     assert "\nb: LEAKY arms, apart\n" in printed and printed.startswith("a\n")
     for study in "ab":
@@ -264,12 +260,11 @@ def test_the_test_split_is_scored_once_and_only_where_there_is_one(tmp_path, mon
         return {"loss": 1.0, "perplexity": 2.75}
 
     monkeypatch.setattr("phasegpt.evaluate.evaluate", evaluate)
-    script, study = str(ROOT / "scripts" / "analyze_results.py"), str(tmp_path / "study")
-    monkeypatch.setattr(sys, "argv", [script, str(tmp_path / "runs"), "--into", study, "--test"])
+    study, words = tmp_path / "study", ("--into", tmp_path / "study", "--test")
     for _ in range(2):
-        runpy.run_path(script, run_name="__main__")
+        script(monkeypatch, "analyze_results.py", tmp_path / "runs", *words)
     assert scored == [("a-seed1", "test", "best")]
-    assert {arm: r[0]["best"].get("test/ppl") for arm, r in load_records(Path(study)).items()} == {
+    assert {arm: r[0]["best"].get("test/ppl") for arm, r in load_records(study).items()} == {
         **{"a": 2.75, "b": None}
     }
     assert "b-seed1: b-seed1 has no test split; validation stands" in capsys.readouterr().out

@@ -15,6 +15,7 @@ from phasegpt import model as gpt
 from phasegpt.build import build, gpt_config, run_config
 from phasegpt.config import CONF_DIR, GPTConfig, RunConfig, compose, plain
 from phasegpt.errors import ConfigError
+from phasegpt.lit import LitGPT
 
 # Those that set one section each; the others set values of the whole configuration, and `sampler`
 # is of another command (tests/samplers/test_commands.py).
@@ -95,12 +96,15 @@ def test_every_model_builds_and_has_its_size(option: str) -> None:
         model = gpt.GPT(model_of(run, 50257), seed=0)
     found = model.num_parameters(non_embedding=False)
     # GPT-2's published sizes; `gpt2` has the seeds' context of 512 instead of 1024.
-    published = {
+    sizes = {
+        "model=nano": 12 * (12 * 64**2 + 13 * 64) + 2 * 64 + (50257 + 128) * 64,
+        "model=small": 4 * (12 * 128**2 + 13 * 128) + 2 * 128 + (50257 + 128) * 128,
         "model=gpt2": 124_439_808 - 512 * 768,
+        "model=gpt2_rope": 124_439_808 - 1024 * 768,
         "model=gpt2_medium": 354_823_168,
         "model=gpt2_large": 774_030_080,
     }
-    assert found == published.get(option, found)
+    assert found == sizes[option]
     assert composed(option).model.vocab_size is None
 
 
@@ -220,11 +224,22 @@ def test_no_experiment_sets_model_values_in_its_body(path: Path) -> None:
     assert not [key for key in body if str(key).startswith("model.")]
 
 
-@every_experiment
+#: Experiments without oscillators, or with beta, which is kuramoto's own.
+OF_ONE_MECHANISM = {
+    *("baseline", "phase_a/baseline", "phase_b/baseline", "phase_a_controls/rope"),
+    *("phase_a_controls/n16_beta4", "phase_a_controls/n64_beta4"),
+}
+
+
+def test_experiments_of_one_mechanism_have_no_oscillators_or_a_beta() -> None:
+    attention = {e: composed(f"+experiment={e}").attention for e in EXPERIMENTS}
+    found = {e for e, a in attention.items() if a["name"] == "softmax" or a.get("beta")}
+    assert found == OF_ONE_MECHANISM
+
+
+@pytest.mark.parametrize("experiment", [e for e in EXPERIMENTS if e not in OF_ONE_MECHANISM])
 def test_the_mechanism_is_a_switch_on_every_phase_experiment(experiment: str) -> None:
     before = composed(f"+experiment={experiment}")
-    if before.attention["name"] == "softmax" or before.attention.get("beta"):
-        return  # beta is kuramoto's own
     after = composed(f"+experiment={experiment}", "attention=phase_sync")
     with torch.device("meta"):
         model = gpt.GPT(model_of(after), seed=0)
@@ -233,7 +248,38 @@ def test_the_mechanism_is_a_switch_on_every_phase_experiment(experiment: str) ->
     assert after.attention["coupling"] == before.attention["coupling"]
 
 
-# --- two steps of every experiment through the training entry ----------------------------------
+@every_experiment
+def test_every_experiment_computes_a_loss_and_its_gradients_at_nano_size(experiment: str) -> None:
+    run = composed(f"+experiment={experiment}", "model=nano")
+    module = LitGPT(run.to_dict(), {}, 65)
+    ids = torch.randint(65, (2, 17))
+    batch = {"idx": ids[:, :-1], "targets": ids[:, 1:], "sample": torch.arange(2)}
+    step = module.training_step(batch, 0)
+    step["loss"].backward()
+    gradients = [p.grad for p in module.parameters() if p.requires_grad]
+    assert 0 < step["nll"] < 10
+    assert all(g is not None and g.isfinite().all() for g in gradients)
+    phases = run.attention["layers"] if run.attention["name"] != "softmax" else ()
+    assert set(step["R"]) == set(phases)
+    assert (step["penalty"] is not None) == (run.regularizer.mode != "none")
+
+
+# --- two steps of one experiment of each kind through the training entry -----------------------
+
+#: One for each attention, regularizer and corpus; the others differ from it in numbers.
+TRAINED = [
+    *("phase_a/baseline", "phase_a/l7_n32_k1", "phase_a_controls/phase_sync_k0", "quickstart"),
+    *("phase_b/baseline", "phase_b/mid", "phase_b/diverse"),
+]
+
+
+def kind(experiment: str) -> tuple[str, str, str]:
+    run = composed(f"+experiment={experiment}")
+    return run.attention["name"], run.regularizer.mode, run.data.corpus
+
+
+def test_one_experiment_of_each_kind_is_trained() -> None:
+    assert sorted(map(kind, TRAINED)) == sorted({kind(e) for e in EXPERIMENTS})
 
 
 def train_two_steps(experiment: str, tmp_path: Path, text: str) -> dict[str, Any]:
@@ -255,8 +301,8 @@ def train_two_steps(experiment: str, tmp_path: Path, text: str) -> dict[str, Any
     return train(config, tmp_path / "run")
 
 
-@every_experiment
-def test_every_experiment_trains_two_steps_at_nano_size(
+@pytest.mark.parametrize("experiment", TRAINED)
+def test_an_experiment_of_each_kind_trains_two_steps_at_nano_size(
     experiment: str, tmp_path: Path, english: str
 ) -> None:
     record = train_two_steps(experiment, tmp_path, english)

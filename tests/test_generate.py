@@ -3,7 +3,6 @@
 import math
 import random
 import re
-import runpy
 import signal
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TEXT, make_run, text_data
+from helpers import TEXT, command, make_run, text_data
 
 from phasegpt import checkpoint
 from phasegpt.config import compose, plain
@@ -59,14 +58,6 @@ def bytes_run(tmp_path_factory: Any) -> Path:
 
 def settings(run: Path, **values: Any) -> GenerateConfig:
     return GenerateConfig(**{"checkpoint": str(run), "max_new_tokens": 60, **values})
-
-
-def command(monkeypatch: Any, *arguments: str) -> None:
-    """Run `python -m phasegpt.generate` in this process."""
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", ["generate.py", *arguments])
-        patch.delitem(sys.modules, "phasegpt.generate")  # runpy warns of a second import
-        runpy.run_module("phasegpt.generate", run_name="__main__", alter_sys=True)
 
 
 # ---- the text
@@ -185,9 +176,9 @@ def test_one_sample_is_printed_alone_and_several_under_headers(
     run: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     arguments = [f"checkpoint={run}", "prompt=Shall I", "max_new_tokens=9", "seed=5"]
-    command(monkeypatch, *arguments)
+    command(monkeypatch, "generate", *arguments)
     alone = capsys.readouterr().out
-    command(monkeypatch, *arguments, "num_samples=3")
+    command(monkeypatch, "generate", *arguments, "num_samples=3")
     texts = generate(settings(run, prompt="Shall I", max_new_tokens=9, seed=5, num_samples=3))
     assert alone == texts[0] + "\n"
     assert capsys.readouterr().out == "".join(
@@ -197,8 +188,8 @@ def test_one_sample_is_printed_alone_and_several_under_headers(
 
 def test_the_line_of_the_readme_works(run: Path, monkeypatch: Any, capsys: Any) -> None:
     command(
-        monkeypatch, f"checkpoint={run}", "prompt=Rough:", "max_new_tokens=20", "temperature=0.8",
-        "top_k=40", "top_p=0.95", "min_p=0.05", "seed=1", "num_samples=3",
+        monkeypatch, "generate", f"checkpoint={run}", "prompt=Rough:", "max_new_tokens=20",
+        "temperature=0.8", "top_k=40", "top_p=0.95", "min_p=0.05", "seed=1", "num_samples=3",
     )  # fmt: skip
     out = capsys.readouterr().out
     assert out.count("Rough:") == 3
@@ -271,7 +262,7 @@ def test_bad_input_gives_a_short_message_and_a_failure(
 ) -> None:
     given = arguments if "checkpoint" in arguments[0] else [f"checkpoint={run}", *arguments]
     with pytest.raises(SystemExit) as end:
-        command(monkeypatch, *given)
+        command(monkeypatch, "generate", *given)
     assert end.value.code not in (0, None)
     captured = capsys.readouterr()
     assert says in captured.err

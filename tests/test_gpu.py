@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from helpers import play
 
 import phasegpt
-from phasegpt import synthetic
 from phasegpt.record import read_metrics
 from phasegpt.train import train
 
@@ -30,12 +30,10 @@ WORDS = [
 
 @pytest.fixture
 def run(tmp_path):
-    text = tmp_path / "play.txt"
-    text.write_text(synthetic.generate(1, 20_000))
+    text = play(tmp_path, 20_000)
 
     def start(name: str, *extra: str) -> list[float]:
-        words = [*WORDS, f"data.path={text}", f"data.cache_dir={tmp_path / 'cache'}", *extra]
-        train(phasegpt.compose(words), tmp_path / name)
+        train(phasegpt.compose([*WORDS, *text, *extra]), tmp_path / name)
         return [row["train/loss"] for row in read_metrics(tmp_path / name / "metrics.csv")]
 
     return start

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import play
 
 # The tiny run of the resume tests, and how two runs are compared there.
-from test_resume import assert_identical, words
+from test_resume import TINY, assert_identical
 
 import phasegpt
 from phasegpt import checkpoint
@@ -25,18 +26,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:collapse guard")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def text(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return play(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture
-def run(cache: Path, tmp_path: Path) -> functools.partial:
+def run(text: list[str], tmp_path: Path) -> functools.partial:
     """run("seed=1", ..., folder=path): run.json after training the tiny run."""
-    return functools.partial(_run, cache, tmp_path)
+    return functools.partial(_run, text, tmp_path)
 
 
-def _run(cache: Path, default: Path, *extra: str, folder: Path | None = None) -> dict[str, Any]:
-    return train(phasegpt.compose([*words(cache), *extra]), folder or default)
+def _run(text: list[str], default: Path, *extra: str, folder: Path | None = None) -> dict[str, Any]:
+    return train(phasegpt.compose([*TINY, *text, *extra]), folder or default)
 
 
 def guard(**values: Any) -> list[str]:
@@ -217,13 +218,13 @@ STEERED = [
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Any:
+def whole(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -> Any:
     """whole(accumulation): the folder of an uninterrupted steered run, made once each."""
 
     @functools.cache
     def get(accumulation: int) -> Path:
         folder = tmp_path_factory.mktemp("whole")
-        _run(cache, folder, *STEERED, f"trainer.accumulate_grad_batches={accumulation}")
+        _run(text, folder, *STEERED, f"trainer.accumulate_grad_batches={accumulation}")
         return folder
 
     return get

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from helpers import ROOT
 
 import phasegpt
 
-ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "phasegpt"
 
 #: Top-level modules and subpackages of phasegpt by layer; a file imports no higher number.
@@ -29,7 +29,6 @@ LAYERS = {
     5: "shell sweeps train evaluate generate interpret benchmark",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
-COMMANDS = ("train", "evaluate", "generate", "interpret")
 
 
 class Import(NamedTuple):
@@ -213,34 +212,53 @@ def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) 
     assert users(package, top_level=True) == set()
 
 
-def loaded_by(code: str) -> set[str]:
-    """Top-level packages in sys.modules after `code`, in a fresh interpreter."""
+def after(code: str) -> tuple[set[str], str]:
+    """Top-level packages in sys.modules after `code`, in a fresh interpreter; what it printed."""
     show = f"{code}\nimport sys\nprint(*sorted({{m.split('.')[0] for m in sys.modules}}))"
     done = subprocess.run(
         [sys.executable, "-c", show], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    *printed, modules = done.stdout.splitlines()
+    return set(modules.split()), "\n".join(printed)
 
 
 HEAVY = {"torch", "numpy", "pytorch_lightning", "transformers", "wandb", "datasets", "matplotlib"}
 
 
 def test_import_phasegpt_loads_neither_torch_nor_hydra() -> None:
-    loaded = loaded_by("import phasegpt; phasegpt.__version__; dir(phasegpt)")
+    loaded, _ = after("import phasegpt; phasegpt.__version__; dir(phasegpt)")
     assert "phasegpt" in loaded
     assert not loaded & (HEAVY | {"hydra", "omegaconf"})
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if f"phasegpt.{c}" in FILES])
-def test_a_command_answers_help_before_torch_is_loaded(command: str) -> None:
-    loaded = loaded_by(f"import phasegpt.{command}")
+@pytest.mark.parametrize(
+    ("command", "usage", "width"),
+    [
+        ("train", "+experiment=quickstart", 170),  # lists every option of a group in one line
+        ("evaluate", "checkpoint=RUN", 100),
+        ("generate", "checkpoint=RUN", 100),
+        ("interpret", "checkpoint=RUN", 100),
+    ],
+)
+def test_a_command_answers_help_with_a_page_before_torch_is_loaded(
+    command: str, usage: str, width: int
+) -> None:
+    run = f"runpy.run_module('phasegpt.{command}', run_name='__main__')"
+    loaded, page = after(
+        f"import runpy, sys\nsys.argv = ['{command}.py', '--help']\n"
+        f"try:\n    {run}\nexcept SystemExit as end:\n    assert not end.code\n"
+    )
     assert "hydra" in loaded
     assert not loaded & HEAVY
+    assert f"python -m phasegpt.{command} {usage}" in page
+    assert "== Configuration groups ==" not in page
+    assert len(page.splitlines()) < 50
+    assert all(len(line) <= width for line in page.splitlines())
 
 
 def test_composing_a_configuration_loads_no_torch() -> None:
-    loaded = loaded_by("import phasegpt; phasegpt.compose(['+experiment=quickstart'])")
+    loaded, _ = after("import phasegpt; phasegpt.compose(['+experiment=quickstart'])")
     assert not loaded & HEAVY
 
 

@@ -2,15 +2,13 @@
 
 import json
 import os
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import TEXT, make_run, run_config, text_data
+from helpers import TEXT, command, make_run, run_config, text_data
 
 from phasegpt import checkpoint
 from phasegpt.analysis.synchronization import measure
@@ -38,14 +36,6 @@ def run(folder: Path) -> Path:
     return made
 
 
-def command(monkeypatch: Any, *arguments: str) -> None:
-    """Run `python -m phasegpt.interpret` in this process."""
-    with monkeypatch.context() as patch:
-        patch.setattr(sys, "argv", ["interpret.py", *arguments])
-        patch.delitem(sys.modules, "phasegpt.interpret")  # runpy warns of a second import
-        runpy.run_module("phasegpt.interpret", run_name="__main__", alter_sys=True)
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
@@ -56,7 +46,7 @@ def test_the_same_command_writes_the_same_bytes_beside_the_run(
     run: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     arguments = [f"checkpoint={run}", "split=validation", "tokens=64", "context=16"]
-    command(monkeypatch, *arguments)
+    command(monkeypatch, "interpret", *arguments)
     first = content(run / "interpretation")
     pictures = {f"figures/layer1-{p}" for p in ("order", "portraits", "plv", "attention")}
     assert set(first) == {
@@ -64,7 +54,7 @@ def test_the_same_command_writes_the_same_bytes_beside_the_run(
         *(p + kind for p in pictures for kind in (".png", ".svg")),
     }
     shutil.rmtree(run / "interpretation")
-    command(monkeypatch, *arguments)
+    command(monkeypatch, "interpret", *arguments)
     assert content(run / "interpretation") == first
     out = capsys.readouterr().out
     assert "3 x 16 tokens of split val of text" in out
@@ -222,7 +212,7 @@ def test_bad_input_gives_a_short_message_and_a_failure(
     for name, path in names.items():
         arguments = [a.replace(name, path) for a in arguments]
     with pytest.raises(SystemExit) as end:
-        command(monkeypatch, *arguments)
+        command(monkeypatch, "interpret", *arguments)
     assert end.value.code not in (0, None)
     err = capsys.readouterr().err
     assert says in err

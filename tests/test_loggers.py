@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import SIX_STEPS, play
+from helpers import ROOT, SIX_STEPS, play
 
 import phasegpt
 from phasegpt import dashboard, diagnosis
@@ -23,7 +23,6 @@ from phasegpt.loggers import heat_map
 from phasegpt.record import read_metrics, read_record
 from phasegpt.train import train
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = [*SIX_STEPS, "regularizer=ceiling", "callbacks.sample_text.max_new_tokens=5"]
 OFFLINE = ["logger=wandb", "logger.offline=true"]
 #: W&B's own words: nothing on the terminal, nothing captured from it, nothing of this machine.

@@ -8,8 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = {".py", ".cu", ".cpp", ".html", ".css", ".js"}
 BUILD = [sys.executable, "-m", "build", "--no-isolation"]
 

@@ -3,8 +3,6 @@
 import copy
 import functools
 import json
-import runpy
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from helpers import ROOT, script
 
 from phasegpt.analysis import preregistration, statistics, verdicts
 from phasegpt.analysis.preregistration import Cell, Registration, digest, problems, read, stamp
@@ -19,7 +18,6 @@ from phasegpt.build import run_config
 from phasegpt.config import compose
 from phasegpt.errors import RegistrationError
 
-ROOT = Path(__file__).resolve().parents[1]
 # Never changes: write an amendment.
 ORIGINAL = "6704f2f59e8ba930638ba39a9b091b61a0559e5b37b20a89b567262144dd0f91"
 PAGE = read()
@@ -340,12 +338,10 @@ def test_an_amendment_may_not_touch_treatments_or_criteria(changes, message, tmp
 # --- the script ------------------------------------------------------------------------------
 
 
-def script(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
-    """The exit code of the script."""
-    path = str(ROOT / "scripts" / "check_preregistration.py")
-    monkeypatch.setattr(sys, "argv", [path, *map(str, words)])
+def exit_code(monkeypatch: pytest.MonkeyPatch, *words: str | Path) -> int:
+    """Of the script that checks."""
     with pytest.raises(SystemExit) as end:
-        runpy.run_path(path, run_name="__main__")
+        script(monkeypatch, "check_preregistration.py", *words)
     return end.value.code
 
 
@@ -356,13 +352,13 @@ def test_the_script_gives_verdicts_and_reasons(tmp_path, monkeypatch, capsys) ->
     for name, run in records.items():
         (tmp_path / "runs" / f"{name}.json").write_text(json.dumps(run))
     page = tmp_path / "verdicts.md"
-    assert script(monkeypatch, tmp_path, "--out", page) == 0
+    assert exit_code(monkeypatch, tmp_path, "--out", page) == 0
     told = capsys.readouterr().out
     written = page.read_text(encoding="utf-8")
     assert written.partition("```text\n")[2].removesuffix("```\n").split() == (
         told.partition("before correction\n")[2].split()
     )
-    assert PAGE.hash in written and script(monkeypatch, tmp_path, "--out", page) == 0
+    assert PAGE.hash in written and exit_code(monkeypatch, tmp_path, "--out", page) == 0
     assert page.read_text(encoding="utf-8") == written
     capsys.readouterr()
     assert "every condition equals conf/ field by field" in told
@@ -374,5 +370,5 @@ def test_the_script_gives_verdicts_and_reasons(tmp_path, monkeypatch, capsys) ->
 def test_the_script_fails_on_an_edited_page(tmp_path, monkeypatch, capsys) -> None:
     page = (ROOT / "PREREGISTRATION.md").read_text(encoding="utf-8")
     (tmp_path / "page.md").write_text(page.replace("alpha: 0.05", "alpha: 0.10"))
-    assert script(monkeypatch, "--page", tmp_path / "page.md") == 1
+    assert exit_code(monkeypatch, "--page", tmp_path / "page.md") == 1
     assert "MISMATCH  the original block has sha256" in capsys.readouterr().out

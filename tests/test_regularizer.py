@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from helpers import play
 
 import phasegpt
-from phasegpt import checkpoint, synthetic
+from phasegpt import checkpoint
 from phasegpt.record import read_metrics
 from phasegpt.train import train
 
@@ -34,9 +35,7 @@ Run = Callable[..., list[dict[str, float]]]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """run("seed=1", folder=path): rows of metrics.csv of a small run on the synthetic play."""
-    cache = tmp_path_factory.mktemp("text")
-    (cache / "play.txt").write_text(synthetic.generate(1, 20_000))
-    text = [f"data.path={cache / 'play.txt'}", f"data.cache_dir={cache / 'cache'}"]
+    text = play(tmp_path_factory.mktemp("text"), 20_000)
 
     def rows(*words: str, folder: Path | None = None) -> list[dict[str, float]]:
         folder = folder or tmp_path_factory.mktemp("run")

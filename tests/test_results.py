@@ -2,11 +2,10 @@
 
 import csv
 import re
-from pathlib import Path
 
 import pytest
+from helpers import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 ROW = re.compile(r"\| (\w+) \| ([\w.-]+) \| (\d+) \| ([\d.]+) \[([\d.]+) to ([\d.]+)\] \|")
 EXPECTED = ROW.findall((ROOT / "REPRODUCIBILITY.md").read_text())
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import play
 
 import phasegpt
-from phasegpt import checkpoint, synthetic
+from phasegpt import checkpoint
 from phasegpt.errors import CheckpointError
 from phasegpt.lit import LitGPT
 from phasegpt.record import read_metrics, read_record
@@ -44,20 +45,12 @@ TINY = [
 ]
 
 
-def words(cache: Path) -> list[str]:
-    """The tiny run's overrides, with a small text in `cache`."""
-    text = cache / "text.txt"
-    if not text.is_file():
-        text.write_text(synthetic.generate(1, 4000))
-    return [*TINY, f"data.cache_dir={cache}", f"data.path={text}"]
+def config(*extra, text):
+    return phasegpt.compose([*TINY, *text, *extra])
 
 
-def config(*extra, cache):
-    return phasegpt.compose([*words(cache), *extra])
-
-
-def command(folder, *extra, cache):
-    given = [*words(cache), f"hydra.run.dir={folder}", *extra]
+def command(folder, *extra, text):
+    given = [*TINY, *text, f"hydra.run.dir={folder}", *extra]
     return [sys.executable, "-m", "phasegpt.train", *given]
 
 
@@ -89,12 +82,12 @@ def assert_identical(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def text(tmp_path_factory):
+    return play(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
+def whole(tmp_path_factory, text):
     """Uninterrupted runs by (workers, accumulation), made once each."""
     made = {}
 
@@ -102,7 +95,7 @@ def whole(tmp_path_factory, cache):
         key = (workers, accumulation)
         if key not in made:
             made[key] = tmp_path_factory.mktemp("whole")
-            train(config(*options(workers, accumulation), cache=cache), made[key])
+            train(config(*options(workers, accumulation), text=text), made[key])
         return made[key]
 
     return get
@@ -120,7 +113,7 @@ def test_data_workers_do_not_change_the_result(whole):
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("crash", [5, 7, 10])
 def test_crash_and_resume_is_bit_identical(
-    tmp_path, monkeypatch, whole, cache, workers, accumulation, crash
+    tmp_path, monkeypatch, whole, text, workers, accumulation, crash
 ):
     """Crash in the middle of a step's micro-batches; 7 lies right after a checkpoint at 6."""
     real = LitGPT.training_step
@@ -133,16 +126,16 @@ def test_crash_and_resume_is_bit_identical(
     extra = options(workers, accumulation)
     monkeypatch.setattr(LitGPT, "training_step", fails)
     with pytest.raises(RuntimeError, match="crash"):
-        train(config(*extra, cache=cache), tmp_path)
+        train(config(*extra, text=text), tmp_path)
     assert read_record(tmp_path)["status"] == "failed"
     monkeypatch.setattr(LitGPT, "training_step", real)
-    train(config(*extra, "resume=true", cache=cache), tmp_path)
+    train(config(*extra, "resume=true", text=text), tmp_path)
     assert_identical(whole(workers, accumulation), tmp_path)
     assert read_record(tmp_path)["status"] == "ok"
 
 
 def test_crash_during_a_validation_at_a_checkpoint_step_validates_once(
-    tmp_path, monkeypatch, whole, cache
+    tmp_path, monkeypatch, whole, text
 ):
     """Step 12 is both; the checkpoint must stand after the validation or not at all."""
     real, calls = LitGPT.on_validation_epoch_end, []
@@ -155,14 +148,14 @@ def test_crash_during_a_validation_at_a_checkpoint_step_validates_once(
 
     monkeypatch.setattr(LitGPT, "on_validation_epoch_end", fails)
     with pytest.raises(RuntimeError, match="crash"):
-        train(config(cache=cache), tmp_path)
+        train(config(text=text), tmp_path)
     monkeypatch.setattr(LitGPT, "on_validation_epoch_end", real)
-    train(config("resume=true", cache=cache), tmp_path)
+    train(config("resume=true", text=text), tmp_path)
     assert_identical(whole(0, 1), tmp_path)
 
 
 def test_resume_at_a_step_validated_and_saved_does_not_validate_again(
-    tmp_path, monkeypatch, whole, cache
+    tmp_path, monkeypatch, whole, text
 ):
     real, steps = LitGPT.on_validation_epoch_end, []
 
@@ -180,11 +173,9 @@ def test_resume_at_a_step_validated_and_saved_does_not_validate_again(
     monkeypatch.setattr(LitGPT, "on_validation_epoch_end", counts)
     monkeypatch.setattr(LitGPT, "training_step", fails)
     with pytest.raises(RuntimeError, match="crash"):
-        train(config("callbacks.checkpoint.every_n_train_steps=4", cache=cache), tmp_path)
+        train(config("callbacks.checkpoint.every_n_train_steps=4", text=text), tmp_path)
     monkeypatch.setattr(LitGPT, "training_step", real_step)
-    train(
-        config("callbacks.checkpoint.every_n_train_steps=4", "resume=true", cache=cache), tmp_path
-    )
+    train(config("callbacks.checkpoint.every_n_train_steps=4", "resume=true", text=text), tmp_path)
     assert steps == [4, 8, 12]
     assert_identical(whole(0, 1), tmp_path)
 
@@ -199,14 +190,14 @@ def wait_for_step(folder: Path, step: int, process) -> None:
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_signal_and_the_same_command_with_resume_is_bit_identical(tmp_path, cache, signum):
+def test_signal_and_the_same_command_with_resume_is_bit_identical(tmp_path, text, signum):
     # Enough steps that the signal arrives in time; compared with an uninterrupted twin.
     long = ["trainer.max_steps=400", "trainer.val_check_interval=100", "data.num_workers=2"]
     long += ["callbacks.checkpoint.every_n_train_steps=20", "trainer.log_every_n_steps=7"]
     a, b = tmp_path / "a", tmp_path / "b"
-    train(config(*long, cache=cache), a)
+    train(config(*long, text=text), a)
     process = subprocess.Popen(
-        command(b, *long, cache=cache),
+        command(b, *long, text=text),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -225,7 +216,7 @@ def test_signal_and_the_same_command_with_resume_is_bit_identical(tmp_path, cach
         assert "Traceback" not in errors and "resume=true" in errors
     assert record["step"] < 400
     done = subprocess.run(
-        command(b, *long, "resume=true", cache=cache), capture_output=True, text=True, timeout=120
+        command(b, *long, "resume=true", text=text), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     first, second = outcome(a), outcome(b)
@@ -234,11 +225,11 @@ def test_signal_and_the_same_command_with_resume_is_bit_identical(tmp_path, cach
     assert first[3] == second[3]
 
 
-def test_a_finished_run_is_left_unchanged(whole, cache):
+def test_a_finished_run_is_left_unchanged(whole, text):
     folder = whole(0, 1)
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
     done = subprocess.run(
-        command(folder, "resume=true", cache=cache), capture_output=True, text=True, timeout=120
+        command(folder, "resume=true", text=text), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0 and "finished" in done.stderr
     after = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
@@ -246,21 +237,21 @@ def test_a_finished_run_is_left_unchanged(whole, cache):
     assert before == after
 
 
-def test_a_run_is_never_written_over(whole, cache):
+def test_a_run_is_never_written_over(whole, text):
     done = subprocess.run(
-        command(whole(0, 1), cache=cache), capture_output=True, text=True, timeout=120
+        command(whole(0, 1), text=text), capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 2 and "already holds a run" in done.stderr
 
 
-def test_resume_of_another_configuration_names_the_difference(whole, cache):
+def test_resume_of_another_configuration_names_the_difference(whole, text):
     with pytest.raises(CheckpointError, match=r"optimizer.lr was 0.0003 and is 0.01"):
-        train(config("resume=true", "optimizer.lr=0.01", cache=cache), whole(0, 1))
+        train(config("resume=true", "optimizer.lr=0.01", text=text), whole(0, 1))
 
 
-def test_resume_without_a_checkpoint_starts_at_step_0_and_says_so(tmp_path, whole, cache):
+def test_resume_without_a_checkpoint_starts_at_step_0_and_says_so(tmp_path, whole, text):
     done = subprocess.run(
-        command(tmp_path / "new", "resume=true", cache=cache),
+        command(tmp_path / "new", "resume=true", text=text),
         capture_output=True,
         text=True,
         timeout=120,
@@ -270,7 +261,7 @@ def test_resume_without_a_checkpoint_starts_at_step_0_and_says_so(tmp_path, whol
 
 
 def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(
-    tmp_path, monkeypatch, cache
+    tmp_path, monkeypatch, text
 ):
     def dies(self, batch, batch_idx):
         if batch_idx == 4:
@@ -281,14 +272,14 @@ def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(
     monkeypatch.setattr(LitGPT, "training_step", dies)
     for name in ("older", "newer"):
         with pytest.raises(RuntimeError, match="crash"):
-            train(config(cache=cache), tmp_path / name)
+            train(config(text=text), tmp_path / name)
         time.sleep(1.1)
     runs = tmp_path / "runs" / "kuramoto-text"
     runs.mkdir(parents=True)
     for name in ("older", "newer"):
         (tmp_path / name).rename(runs / name)
     done = subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *words(cache), "resume=true"],
+        [sys.executable, "-m", "phasegpt.train", *TINY, *text, "resume=true"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -302,7 +293,7 @@ def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(
 
 @pytest.mark.parametrize("what", ["folder", "an earlier checkpoint"])
 def test_resume_path_names_a_run_or_one_of_its_checkpoints(
-    tmp_path, monkeypatch, whole, cache, what
+    tmp_path, monkeypatch, whole, text, what
 ):
     real = LitGPT.training_step
 
@@ -315,14 +306,14 @@ def test_resume_path_names_a_run_or_one_of_its_checkpoints(
     with monkeypatch.context() as patch:
         patch.setattr(LitGPT, "training_step", dies)
         with pytest.raises(RuntimeError, match="crash"):
-            train(config(cache=cache), folder)
+            train(config(text=text), folder)
     kept = sorted(p.name for p in (folder / "checkpoints").glob("step-*.ckpt"))
     assert kept == ["step-00000008.ckpt", "step-00000009.ckpt"]
     partial = folder / "checkpoints" / ".step-00000012.ckpt.1.tmp"
     partial.write_bytes(b"a kill -9 in the middle of a save")
     path = folder if what == "folder" else folder / "checkpoints" / kept[0]
     done = subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *words(cache), f"resume={path}"],
+        [sys.executable, "-m", "phasegpt.train", *TINY, *text, f"resume={path}"],
         capture_output=True,
         text=True,
         timeout=120,

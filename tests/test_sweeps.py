@@ -7,14 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import play
+from helpers import ROOT, play
 
 from phasegpt.analysis.jobs import Job, counted, jobs
 from phasegpt.config import CONF_DIR
 from phasegpt.record import RunFolder, read_record
 from phasegpt.train import main
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     *("attention.layers=[1]", "attention.num_oscillators=4"),
     *("model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=16"),

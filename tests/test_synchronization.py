@@ -13,7 +13,6 @@ from phasegpt.analysis.attention_maps import attention_maps, map_measures
 from phasegpt.analysis.interventions import Effect, coupling, interventions, scrambled, silent
 from phasegpt.analysis.synchronization import BAND, estimate, measure, status
 from phasegpt.analysis.tracing import counts, integrating, phase_layers, token_losses, trace
-from phasegpt.analysis.views import pack
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.errors import ConfigError
 from phasegpt.evaluation import nats
@@ -370,16 +369,3 @@ def test_the_report_says_that_a_forgetting_layer_weighs_its_prefix(make: Any, id
     for name, weighted in {"forgetting with RoPE": True, "phase_sync": False}.items():
         (row,) = measure(make(name), ids, effects=False).statistics["layers"]
         assert ("weighted" in row["R_is_over"]) == weighted
-
-
-def test_packed_arrays_unpack_to_within_half_a_step() -> None:
-    import base64
-
-    values = torch.rand(3, 5, generator=torch.Generator().manual_seed(1))
-    for bits, kind in ((8, "u1"), (16, "<u2")):
-        import numpy as np
-
-        step = 1 / (2**bits - 1)
-        packed = pack(values, step=step, bits=bits)
-        raw = np.frombuffer(base64.b64decode(packed["data"]), kind).reshape(packed["shape"])
-        assert abs(raw * step - values.numpy()).max() <= step / 2 + 1e-7

@@ -2,27 +2,21 @@
 
 import csv
 import json
-import math
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import TEXT, make_run, play
+from helpers import make_run, play, script
 
 from phasegpt.analysis.anomalous import anomalous_tokens, repeat_probe, to_csv
-from phasegpt.analysis.judge import NGramJudge
 from phasegpt.analysis.temperature import Reader, once
 from phasegpt.checkpoint import load_run
 from phasegpt.errors import ConfigError
 from phasegpt.interpret import InterpretConfig, interpret, table
-from phasegpt.references import WittenBell
 from phasegpt.shell import training_corpus
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 REPEAT = "Repeat the word {token}. I repeat the word {token}. I repeat the word "
 
 
@@ -30,50 +24,6 @@ REPEAT = "Repeat the word {token}. I repeat the word {token}. I repeat the word 
 def run(tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("studies")
     return make_run(folder / "run", "data=text", "data.tokenizer=char", *play(folder))
-
-
-# ---- the judge
-
-
-@pytest.mark.parametrize("order", [1, 4, 7])
-def test_witten_bell_sums_to_one_and_equals_its_recursion_at_any_order(order: int) -> None:
-    train, text = [0, 1, 2, 0, 1, 3, 0, 1, 2, 0, 2, 2], [0, 1, 2, 0, 1, 2, 3, 3]
-
-    def p(w: int, h: list[int]) -> float:
-        lower = p(w, h[1:]) if h else 1 / 5
-        after = [
-            train[i + len(h)] for i in range(len(train) - len(h)) if train[i : i + len(h)] == h
-        ]
-        kinds = len(set(after))
-        return (after.count(w) + kinds * lower) / (len(after) + kinds) if after else lower
-
-    model = WittenBell(np.array(train), order=order, vocab_size=5)
-    found = model.nats(np.array(text))
-    histories = [text[max(0, i - order + 1) : i] for i in range(len(text))]
-    expected = [-math.log(p(w, h)) for w, h in zip(text, histories, strict=True)]
-    assert found == pytest.approx(expected, rel=1e-12)
-    for h in histories:
-        sums = [model.nats(np.array([*h, w]))[-1] for w in range(5)]
-        assert np.exp(-np.array(sums)).sum() == pytest.approx(1)
-
-
-def test_an_order_that_overflows_is_refused() -> None:
-    assert WittenBell(np.arange(3), order=10, vocab_size=66).nats(np.arange(2)).shape == (2,)
-    with pytest.raises(ConfigError, match="order=11"):
-        WittenBell(np.arange(3), order=11, vocab_size=66)
-
-
-def test_the_judge_prefers_english_to_noise_and_uses_the_context() -> None:
-    judge = NGramJudge(TEXT)
-    english, noise = "summer's day shall fade", "qzx summe fdaeld hsl'ary"
-    assert judge.nats_per_char(english) < judge.nats_per_char(noise) - 1
-    with_context = judge.nats_per_char("mmer's day", "to a su")
-    assert with_context < judge.nats_per_char("mmer's day") - 0.1
-    assert with_context == judge.nats_per_char("mmer's day", "\u4f60 so long, compare thee to a su")
-    assert judge.nats_per_char("\u4f60\u597d") == judge.nats_per_char("\u00e9\u00e8") < 10
-    assert math.isnan(judge.nats_per_char(""))
-    with pytest.raises(ConfigError, match="empty"):
-        NGramJudge("")
 
 
 # ---- the table of tokens
@@ -192,11 +142,6 @@ def test_a_record_is_made_once_and_not_with_other_settings(tmp_path: Path) -> No
     assert once(tmp_path, "a", 1, {"rows": 2}, lambda: {"x": 9.0})["x"] == 0.5
     with pytest.raises(ConfigError, match="another folder"):
         once(tmp_path, "a", 1, {"rows": 3}, lambda: {"x": 0.5})
-
-
-def script(monkeypatch: Any, name: str, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", [name, *arguments])
-    runpy.run_path(str(SCRIPTS / name), run_name="__main__")
 
 
 def test_the_temperature_study_runs_and_goes_on(

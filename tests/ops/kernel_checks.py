@@ -86,7 +86,7 @@ def run_scan(kernels: Any, problem: Problem) -> list[Tensor]:
     """Outputs, then gradients."""
     inputs, cotangents, options = problem
     outputs = kernels.scan_forward(*inputs, *options)
-    state = inputs[4:] if inputs[3].numel() else outputs[1:4]
+    state = outputs[1:4] if kernels.UNSUMS and not inputs[3].numel() else inputs[4:]
     gradients = kernels.scan_backward(*inputs[:4], *state, *cotangents, *options[:2])
     return [*outputs, *gradients]
 

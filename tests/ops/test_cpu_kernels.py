@@ -8,51 +8,38 @@ from pathlib import Path
 import oracle
 import pytest
 import torch
+from kernel_checks import (
+    Problem,
+    assert_decoding_is_one_pass,
+    rows_errors,
+    rows_problem,
+    run_rows,
+    run_scan,
+    scan_errors,
+    scan_problem,
+)
 from torch import Tensor
 
 from phasegpt.ops import cpu
 
-#: Largest error after at most 10 steps, relative to max(1, largest true value); a phase is rounded
-#: in every step, so more steps may err more in proportion. The error of a sum of cosines or a
-#: mean field is that of the phases, which are larger than 1. A parameter's gradient is a sum over
-#: all tokens and steps, as large as its terms only.
-TOLERANCE = {"value": 2e-6, "gradient": 3e-6, "parameter": 5e-6}
+#: Largest errors after at most 10 steps, relative to max(1, largest true value); a phase is rounded
+#: in every step, so more steps may err more in proportion. A parameter's gradient is a sum over all
+#: tokens and steps, as large as its terms only.
+PHASE, SUM, GRADIENT, PARAMETER = 2e-6, 3e-6, 3e-6, 5e-6
+ROWS = (PHASE, SUM, SUM, GRADIENT, PARAMETER, PARAMETER)
+SCAN = (PHASE, *[SUM] * 5, GRADIENT, *[PARAMETER] * 3, *[GRADIENT] * 3)
 
 
-def close(found: Sequence[Tensor], truth: Sequence[Tensor], steps: int, *tolerances: float) -> None:
-    errors = [oracle.error(x, y) / max(1, steps / 10) for x, y in zip(found, truth, strict=True)]
-    assert all(e <= t for e, t in zip(errors, tolerances, strict=True)), errors
-
-
-def values_close(found: Sequence[Tensor], truth: Sequence[Tensor], steps: int) -> None:
-    value = TOLERANCE["value"]
-    mean = value * truth[0].abs().max().clamp_min(1).item()
-    close(found, truth, steps, value, *[mean] * (len(found) - 1))
+def assert_small(errors: Sequence[float], tolerances: Sequence[float], steps: int) -> None:
+    scale = max(1, steps / 10)
+    assert all(e <= scale * t for e, t in zip(errors, tolerances, strict=True)), errors
 
 
 def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
-def time_step(steps: int) -> float:
-    """One unit of time in all: longer ones are chaotic, and no arithmetic keeps its digits."""
-    return 1 / max(steps, 10)
-
-
 # --- rows ------------------------------------------------------------------------------------
-
-
-def rows_problem(B: int, T: int, H: int, N: int, own: str = "") -> tuple[Tensor, ...]:
-    """theta, omega, coupling; `own` names those that every row has for itself."""
-    omega = torch.randn((B, T, H, N) if "omega" in own else (H, N))
-    coupling = torch.randn((B, T, H, 2) if "coupling" in own else (H, 2))
-    return 2 * torch.randn(B, T, H, N), omega, coupling
-
-
-def rows_gradients(
-    inputs: Sequence[Tensor], cotangents: Sequence[Tensor], steps: int
-) -> tuple[Tensor, ...]:
-    return cpu.rows_backward(*inputs, *cotangents, steps, time_step(steps))
 
 
 @pytest.mark.parametrize(
@@ -87,46 +74,24 @@ def test_rows_and_their_gradients_equal_the_oracle(
     own: str,
     order: bool,
 ) -> None:
-    inputs = rows_problem(B, T, H, N, own)
-    options = steps, time_step(steps), order
-    found = cpu.rows_forward(*inputs, *options)
-    values_close(found, oracle.rows(*(x.double() for x in inputs), *options), steps)
-    cotangents = [torch.randn(x.shape) for x in found]
-    truth = oracle.gradients(oracle.rows, inputs, cotangents, *options)
-    parameter = TOLERANCE["parameter"]
-    gradients = rows_gradients(inputs, cotangents, steps)
-    close(gradients, truth, steps, TOLERANCE["gradient"], parameter, parameter)
+    problem = rows_problem(B, T, H, N, steps, order, own)
+    assert_small(rows_errors(cpu, problem), ROWS, steps)
 
 
 def test_a_nan_stays_in_its_row(kernels: None) -> None:
-    inputs = rows_problem(1, 10, 4, 20, "omega coupling")
-    cotangents = [torch.randn(1, 10, 4, n) for n in (20, 6, 6)]
-    spoilt = [inputs[0].clone(), *inputs[1:]]
-    spoilt[0][0, 3, 1, 7] = float("nan")
-    results = []
-    for problem in (inputs, spoilt):
-        forward = cpu.rows_forward(*problem, 5, 0.1, True)
-        results.append((*forward, *rows_gradients(problem, cotangents, 5)))
+    clean = rows_problem(1, 10, 4, 20, 5, True, "omega coupling")
+    theta, *parameters = clean.inputs
+    spoilt = theta.clone()
+    spoilt[0, 3, 1, 7] = float("nan")
+    dirty = clean._replace(inputs=(spoilt, *parameters))
     others = torch.ones(10, 4, dtype=torch.bool)
     others[3, 1] = False
-    for clean, dirty in zip(*results, strict=True):
-        assert torch.equal(clean[0, others], dirty[0, others])
-        assert dirty[0, 3, 1].isnan().all()
+    for one, other in zip(run_rows(cpu, clean), run_rows(cpu, dirty), strict=True):
+        assert torch.equal(one[0, others], other[0, others])
+        assert other[0, 3, 1].isnan().all()
 
 
 # --- scan ------------------------------------------------------------------------------------
-
-
-def scan_problem(
-    B: int, T: int, C: int, sums: int, *, forgets: bool, carried: bool, spread: float = 2.0
-) -> tuple[Tensor, ...]:
-    """theta, omega, coupling, forget, cos_sums, sin_sums, weight; `carried`: tokens went before."""
-    forget = 0.5 + 0.5 * torch.rand(C) if forgets else torch.zeros(0)
-    weight = torch.full((C,), 20.0) if not forgets else 1 + 4 * torch.rand(C)
-    weight = weight if carried else torch.zeros(C)
-    psi, R = spread * torch.randn(sums, B, C), torch.rand(sums, B, C)
-    state = weight * R * psi.cos(), weight * R * psi.sin(), weight
-    return spread * torch.randn(B, T, C), torch.randn(C), torch.randn(C) + 1, forget, *state
 
 
 @pytest.mark.parametrize("carried", [False, True], ids=["fresh", "carried"])
@@ -158,55 +123,34 @@ def test_scan_and_its_gradients_equal_the_oracle(
     forgets: bool,
     carried: bool,
 ) -> None:
-    inputs = scan_problem(B, T, C, steps + order, forgets=forgets, carried=carried)
-    options = steps, time_step(steps), order
-    before = [x.clone() for x in inputs]
-    found = cpu.scan_forward(*inputs, *options)
-    assert same(inputs, before)
-    values_close(found, oracle.scan(*(x.double() for x in inputs), *options), steps)
-    cotangents = [torch.randn(x.shape) for x in found]
-    truth = oracle.gradients(oracle.scan, inputs, cotangents, *options)
-    truth[6] = truth[6] if forgets else truth[6][:0]
-    mine, parameter = TOLERANCE["gradient"], TOLERANCE["parameter"]
-    tolerances = (mine, parameter, parameter, parameter, mine, mine, mine)
-    gradients = cpu.scan_backward(*inputs, *cotangents, *options[:2])
-    close(gradients, truth, steps, *tolerances)
+    problem = scan_problem(B, T, C, steps, order, forgets, carried)
+    before = [x.clone() for x in problem.inputs]
+    assert_small(scan_errors(cpu, problem), SCAN, steps)
+    assert same(problem.inputs, before)
 
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["uniform", "forgetting"])
 @pytest.mark.parametrize("C", [5, 64, 300])
 def test_tokens_one_by_one_equal_one_pass_bit_for_bit(kernels: None, C: int, forgets: bool) -> None:
-    theta, *parameters = scan_problem(2, 70, C, 6, forgets=forgets, carried=True)
-    whole = cpu.scan_forward(theta, *parameters, 5, 0.1, True)
-    state, parts = parameters[3:], []
-    for t in range(70):
-        token = theta[:, t : t + 1].contiguous()
-        out, *state, mean_cos, mean_sin = cpu.scan_forward(
-            token, *parameters[:3], *state, 5, 0.1, True
-        )
-        parts.append((out, mean_cos, mean_sin))
-    outs, cosines, sines = zip(*parts, strict=True)
-    joined = (torch.cat(outs, 1), *state, torch.cat(cosines, 2), torch.cat(sines, 2))
-    assert same(joined, whole)
+    assert_decoding_is_one_pass(cpu, scan_problem(2, 70, C, 5, True, forgets))
 
 
 def test_the_first_tokens_of_a_synchronized_prefix_have_gradients_as_good_as_the_last(
     kernels: None,
 ) -> None:
     # Their sums are near 1 while the final ones are near T: nothing may be taken off from those.
-    inputs = scan_problem(1, 2000, 4, 5, forgets=False, carried=False, spread=0.05)
-    found = cpu.scan_forward(*inputs, 5, 0.1, False)
-    cotangents = [torch.randn(x.shape) for x in found]
-    truth = oracle.gradients(oracle.scan, inputs, cotangents, 5, 0.1, False)[0]
-    mine = cpu.scan_backward(*inputs, *cotangents, 5, 0.1)[0]
-    assert oracle.error(mine[:, :8], truth[:, :8]) <= TOLERANCE["gradient"]
+    inputs, cotangents, options = scan_problem(1, 2000, 4, 5, carried=False)
+    inputs = (0.05 * torch.randn(1, 2000, 4), *inputs[1:])
+    mine = run_scan(cpu, Problem(inputs, cotangents, options))[6]
+    truth = oracle.gradients(oracle.scan, inputs, cotangents, *options)[0]
+    assert oracle.error(mine[:, :8], truth[:, :8]) <= GRADIENT
 
 
 def test_a_nan_stays_in_its_channel_from_its_token_on(kernels: None) -> None:
-    theta, *rest = scan_problem(2, 40, 70, 5, forgets=True, carried=False)
+    (theta, *rest), _, options = scan_problem(2, 40, 70, 5, forget=True, carried=False)
     spoilt = theta.clone()
     spoilt[0, 20, 3] = float("nan")
-    clean, dirty = (cpu.scan_forward(x, *rest, 5, 0.1, False)[0] for x in (theta, spoilt))
+    clean, dirty = (cpu.scan_forward(x, *rest, *options)[0] for x in (theta, spoilt))
     assert dirty[0, 20:, 3].isnan().all()
     dirty[0, 20:, 3] = clean[0, 20:, 3]
     assert torch.equal(dirty, clean)
@@ -218,18 +162,11 @@ def test_a_nan_stays_in_its_channel_from_its_token_on(kernels: None) -> None:
 def test_results_are_the_same_bits_for_any_number_of_threads(
     kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = rows_problem(2, 700, 3, 16)
-    rows_cotangents = [torch.randn(2, 700, 3, n) for n in (16, 5, 5)]
-    scans = [scan_problem(3, 40, 300, 5, forgets=f, carried=True) for f in (False, True)]
-    scan_cotangents = [torch.randn(x.shape) for x in cpu.scan_forward(*scans[0], 4, 0.1, True)]
+    rows = rows_problem(2, 700, 3, 16, 4, True)
+    scans = [scan_problem(3, 40, 300, 4, True, forget) for forget in (False, True)]
 
     def everything() -> list[Tensor]:
-        results = [*cpu.rows_forward(*rows, 4, 0.1, True)]
-        results += rows_gradients(rows, rows_cotangents, 4)
-        for inputs in scans:
-            results += cpu.scan_forward(*inputs, 4, 0.1, True)
-            results += cpu.scan_backward(*inputs, *scan_cotangents, 4, 0.1)
-        return results
+        return [*run_rows(cpu, rows), *(x for scan in scans for x in run_scan(cpu, scan))]
 
     results = []
     for threads in (1, 2, 3):

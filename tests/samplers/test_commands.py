@@ -1,13 +1,11 @@
 """`sampler=` of the command line: one YAML per sampler, its options checked and explained."""
 
-import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from helpers import TEXT, make_run, text_data
+from helpers import TEXT, command, make_run, script, text_data
 
 from phasegpt.config import CONF_DIR, compose, plain
 from phasegpt.errors import ConfigError
@@ -88,10 +86,8 @@ def test_phases_slip_from_the_command_line(run: Path) -> None:
 def test_a_wrong_option_gives_a_short_message(
     arguments: list[str], says: str, run: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    with monkeypatch.context() as patch, pytest.raises(SystemExit) as end:
-        patch.setattr(sys, "argv", ["generate.py", f"checkpoint={run}", *arguments])
-        patch.delitem(sys.modules, "phasegpt.generate")
-        runpy.run_module("phasegpt.generate", run_name="__main__", alter_sys=True)
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, "generate", f"checkpoint={run}", *arguments)
     assert end.value.code not in (0, None)
     err = capsys.readouterr().err
     assert says in err
@@ -103,13 +99,8 @@ def test_an_unknown_sampler_is_named() -> None:
         build_sampler({"name": "ancestrall"})
 
 
-def demo(monkeypatch: Any, *arguments: str) -> None:
-    monkeypatch.setattr(sys, "argv", ["demo_samplers.py", *arguments])
-    runpy.run_path(str(CONF_DIR.parent / "scripts" / "demo_samplers.py"), run_name="__main__")
-
-
 def test_the_demo_shows_both_texts_side_by_side(run: Path, monkeypatch: Any, capsys: Any) -> None:
-    demo(monkeypatch, str(run), "Shall I", "--tokens", "60")
+    script(monkeypatch, "demo_samplers.py", run, "Shall I", "--tokens", "60")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("GREEDY: ")
     assert "WITH SHOCKS: " in lines[0]
@@ -118,6 +109,6 @@ def test_the_demo_shows_both_texts_side_by_side(run: Path, monkeypatch: Any, cap
 
 def test_the_demo_says_what_is_missing(monkeypatch: Any, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="does not exist; give a run"):
-        demo(monkeypatch, str(tmp_path / "nowhere"))
+        script(monkeypatch, "demo_samplers.py", tmp_path / "nowhere")
     with pytest.raises(SystemExit, match="neither a run nor a Hugging Face model"):
-        demo(monkeypatch, str(tmp_path))
+        script(monkeypatch, "demo_samplers.py", tmp_path)

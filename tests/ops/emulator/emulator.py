@@ -37,6 +37,8 @@ def build(folder: Path, kernels: Iterable[str]) -> "Emulated":
 class Emulated(cuda.Kernels):
     """The four functions on CPU tensors."""
 
+    UNSUMS = cuda.UNSUMS
+
     def __init__(self, library: ctypes.CDLL) -> None:
         super().__init__(self._emulate)
         self._library = library
