@@ -19,6 +19,7 @@ import torch
 from phasegpt.build import gpt_config
 from phasegpt.config import GPTConfig, RunConfig
 from phasegpt.errors import CheckpointError
+from phasegpt.files import write_atomic
 from phasegpt.model import GPT
 from phasegpt.tokenizers import Tokenizer, from_state
 
@@ -34,19 +35,6 @@ class Loaded(NamedTuple):
     run: RunConfig | None  # None: an exported folder without run.json
     path: Path  # the .ckpt file or the exported folder
     sha256: str  # of the .ckpt or of model.safetensors
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def save(payload: dict[str, Any], path: Path) -> None:

@@ -198,7 +198,7 @@ class LoggerConfig(Section):
     """The `logger` group; metrics.csv is always written, this adds another place."""
 
     section: ClassVar[str] = "logger"
-    name: Literal["csv", "wandb", "tensorboard", "none"] = "csv"
+    name: Literal["csv", "wandb", "tensorboard"] = "csv"
     project: str = "phasegpt"
     entity: str | None = None
     group: str | None = None

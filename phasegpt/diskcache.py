@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -17,6 +18,11 @@ def cache_dir(configured: str | None = None) -> Path:
         return Path(configured).expanduser()
     home = os.environ.get("XDG_CACHE_HOME")
     return (Path(home) if home else Path.home() / ".cache") / "phasegpt"
+
+
+def digest(*parts: str) -> str:
+    """Name of a folder for what depends on all of `parts`."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:

@@ -15,28 +15,28 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from phasegpt.data import Corpus, EvalWindows
+from phasegpt.data import Corpus
 from phasegpt.errors import ConfigError
 from phasegpt.inference import inference
 from phasegpt.model import GPT
+from phasegpt.windows import IGNORED, EvalWindows
 
 #: What one token is, by the tokenizer's name.
 UNITS = {"char": "character", "byte": "byte", "gpt2": "BPE token"}
-_IGNORED = -100  # a target that is not scored, cross_entropy's own default
 
 
 def nats(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Summed cross-entropy of the scored targets in nats (float64), and their number (int64).
 
-    Targets of -100 are not scored. The sum is taken in float64. Differentiable.
+    Targets of IGNORED are not scored. The sum is taken in float64. Differentiable.
     """
-    return token_nats(logits_BTV, targets_BT).double().sum(), (targets_BT != _IGNORED).sum()
+    return token_nats(logits_BTV, targets_BT).double().sum(), (targets_BT != IGNORED).sum()
 
 
 def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """Cross-entropy of every target in nats, [B,T], in float32 at least; 0 for a target of -100."""
+    """Cross-entropy of every target in nats, [B,T], in float32 at least; 0 where IGNORED."""
     logits = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).flatten(0, -2)
-    losses = F.cross_entropy(logits, targets_BT.flatten(), ignore_index=_IGNORED, reduction="none")
+    losses = F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORED, reduction="none")
     return losses.view(targets_BT.shape)
 
 
@@ -143,7 +143,7 @@ def losses(model: GPT, tokens_T: np.ndarray, *, context: int, batch_size: int = 
     check_windows(model, context=context, stride=context)
     windows = EvalWindows(tokens_T, context=context, stride=context)
     found = [
-        token_nats(logits_BTV, targets_BT)[targets_BT != _IGNORED].cpu()
+        token_nats(logits_BTV, targets_BT)[targets_BT != IGNORED].cpu()
         for logits_BTV, targets_BT in _predictions(model, windows, len(windows), batch_size, True)
     ]
     return torch.cat(found)

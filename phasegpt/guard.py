@@ -13,7 +13,6 @@ import torch
 from pytorch_lightning.callbacks import Callback
 
 from phasegpt import checkpoint
-from phasegpt.attention._oscillators import Oscillators
 from phasegpt.callback_config import CollapseGuardConfig
 from phasegpt.callbacks import Metrics
 from phasegpt.saving import Saver
@@ -144,8 +143,7 @@ class CollapseGuard(Callback):
         # The groups hold the learning rate of today's step.
         optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
         with torch.no_grad():
-            for module in pl_module.modules():
-                if isinstance(module, Oscillators):
-                    for step, factor in self._rollbacks:
-                        if step == best:
-                            module.coupling.mul_(factor)
+            for oscillators in pl_module.model.oscillators.values():
+                for step, factor in self._rollbacks:
+                    if step == best:
+                        oscillators.coupling.mul_(factor)

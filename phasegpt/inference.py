@@ -10,13 +10,19 @@ from torch import nn
 
 
 @contextmanager
-def inference(model: nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; afterwards every module has its own mode again."""
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every module has its own mode again."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.inference_mode():
-            yield
+        model.eval()
+        yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients inside; afterwards every module has its own mode again."""
+    with evaluating(model), torch.inference_mode():
+        yield

@@ -81,9 +81,9 @@ def interpret(settings: InterpretConfig) -> dict[str, Any]:
 
 def runs_of(folder: Path) -> list[Path]:
     """The run folders directly under `folder`, by number or name; none if it is a run itself."""
-    if not folder.is_dir() or any(
-        (folder / n).exists() for n in ("checkpoints", "model.safetensors")
-    ):
+    from phasegpt.checkpoint import is_ours
+
+    if is_ours(folder):
         return []
     found = [path.parent for path in folder.glob("*/checkpoints") if path.is_dir()]
     return sorted(
@@ -142,17 +142,17 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
 
     With `output`, in a sweep, a run without oscillators is a baseline: it has a loss and no files.
     """
-    from phasegpt.analysis import pictures
+    from phasegpt.analysis import run_figures
     from phasegpt.analysis.report import run_page
     from phasegpt.analysis.synchronization import estimate, measure
-    from phasegpt.analysis.tracing import oscillates, token_losses
+    from phasegpt.analysis.tracing import token_losses
     from phasegpt.analysis.views import view
     from phasegpt.checkpoint import run_folder
     from phasegpt.shell import write_json, write_output
 
     loaded, ids_BT, about = _looked_at(settings, target)
     model, folder = loaded.model, run_folder(loaded.path)
-    if output is not None and not oscillates(model):
+    if output is not None and not model.oscillators:
         return {**about, "loss": estimate(token_losses(model, ids_BT)), "reason": "no oscillators"}
     measured = measure(
         model,
@@ -167,7 +167,7 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
     page = run_page(statistics, view(measured, loaded.tokenizer), folder, config)
     write_json(output / "statistics.json", statistics)
     write_output(output / "report.html", page.encode())
-    drawn = pictures.draw(measured, output / "figures") if settings.figures else []
+    drawn = run_figures.draw(measured, output / "figures") if settings.figures else []
     return {**statistics, "output": str(output), "figures": [p.name for p in drawn]}
 
 

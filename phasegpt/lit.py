@@ -47,13 +47,23 @@ class LitGPT(pl.LightningModule):
         """Logits [B,T,V]."""
         return self.model(idx_BT).logits
 
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """Move all but `sample`: it keys noise, and reading it back would wait for the GPU."""
+        moved = {name: value for name, value in batch.items() if name != "sample"}
+        return batch | super().transfer_batch_to_device(moved, device, dataloader_idx)
+
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Loss of one micro-batch: cross-entropy plus the coherence penalty, and what to log."""
         self._last_idx_BT = batch["idx"]
         r = self.run.regularizer
         out = self.model(
             batch["idx"],
-            perturbations=self._perturbations(batch),
+            perturbations=self.model.draw_perturbations(
+                NoiseKey(self.run.seed, self.global_step, tuple(batch["sample"].tolist())),
+                batch["idx"].shape[1],
+            ),
             return_phase="coupling" if r.mode != "none" and r.through == "coupling" else True,
         )
         total, count = nats(out.logits, batch["targets"])
@@ -138,13 +148,6 @@ class LitGPT(pl.LightningModule):
             self.optimizers(use_pl_optimizer=False).zero_grad()  # type: ignore[union-attr]
         if self.global_step >= self.run.trainer.max_steps:
             self.trainer.should_stop = True
-
-    def _perturbations(self, batch: dict[str, Tensor]) -> Any:
-        options = self.run.attention
-        if not options.get("noise_sigma") and not options.get("frequency_jitter"):
-            return None
-        key = NoiseKey(self.run.seed, self.global_step, tuple(batch["sample"].tolist()))
-        return self.model.draw_perturbations(key, batch["idx"].shape[1])
 
     def _penalty(self, phases: dict[int, Phase], weight: float) -> Tensor | None:
         """The regularizer summed over phase layers, or None when it is off."""

@@ -1,11 +1,13 @@
-"""Where metrics, pictures and samples go beside metrics.csv: Weights & Biases, TensorBoard.
+"""Where metrics go: metrics.csv, and beside it Weights & Biases or TensorBoard.
 
-Both show the same scalars under the optimizer step, histograms, pictures and the closing sample.
-Nothing here needs an account or a network unless `logger=wandb` is online.
+Those two show the same scalars under the optimizer step, histograms, pictures and the closing
+sample. Nothing here needs an account or a network unless `logger=wandb` is online.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -13,11 +15,81 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from phasegpt.config import RunConfig
 from phasegpt.dashboard import STEP, SUMMARY
-from phasegpt.record import RunFolder
+from phasegpt.files import write_atomic
+from phasegpt.record import RunFolder, read_metrics
+
+
+class MetricsCSV(Logger):
+    """metrics.csv: one row per optimizer step that logged anything, `step` first.
+
+    Values of one step share a row; a new metric adds a column. Floats are written exactly.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Write to `path`, after what it already holds."""
+        super().__init__()
+        self.path = path
+        self._pending: tuple[int, dict[str, float]] | None = None
+        self._columns = ["step"]
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                self._columns = next(csv.reader(file), ["step"])
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for a name."""
+        return "metrics.csv"
+
+    @property
+    def version(self) -> int:
+        """Lightning asks for a version."""
+        return 0
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of `step`."""
+        assert step is not None
+        if self._pending and self._pending[0] != step:
+            self.save()
+        _, row = self._pending or (step, {})
+        self._pending = (step, row | {k: float(v) for k, v in metrics.items()})
+
+    def save(self) -> None:
+        """Write the open row."""
+        if self._pending is None:
+            return
+        step, row = self._pending
+        self._pending = None
+        new = [name for name in row if name not in self._columns]
+        if new or not self.path.is_file():
+            self._columns += new
+            self._rewrite(read_metrics(self.path))
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow({"step": step} | _text(row))
+
+    def finalize(self, status: str) -> None:
+        """Write the open row."""
+        self.save()
+
+    def cut(self, step: int) -> None:
+        """Drop rows past `step`: they will be written again."""
+        self._pending = None
+        if self.path.is_file():
+            self._rewrite([row for row in read_metrics(self.path) if row["step"] <= step])
+
+    def _rewrite(self, rows: list[dict[str, float]]) -> None:
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, self._columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(_text(row) | {"step": int(row["step"])})
+        write_atomic(self.path, buffer.getvalue().encode())
 
 
 class Wandb(WandbLogger):
@@ -179,3 +251,7 @@ def heat_map(values: np.ndarray, rows: list[str], title: str, xlabel: str) -> np
     figure.colorbar(image)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _text(row: Mapping[str, float]) -> dict[str, str]:
+    return {name: repr(value) for name, value in row.items()}

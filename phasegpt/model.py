@@ -6,7 +6,6 @@ H heads, N oscillators.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from phasegpt import gpt2_weights
 from phasegpt.attention import Attention, AttentionOutput, Phase, ReturnPhase, build
+from phasegpt.attention._oscillators import Oscillators
 from phasegpt.cache import Cache, LayerCache
 from phasegpt.config import GPTConfig
 from phasegpt.controls import NoiseKey, Perturbation
-from phasegpt.errors import CheckpointError, ConfigError
+from phasegpt.errors import ConfigError
 from phasegpt.randomness import keyed_generator
 
 
@@ -115,6 +116,16 @@ class GPT(nn.Module):
         """True if some layer sees the future."""
         return any(block.attn.leaky for block in self.blocks)
 
+    @property
+    def oscillators(self) -> dict[int, Oscillators]:
+        """Those of every layer that has some, by layer."""
+        return {
+            layer: module
+            for layer, block in enumerate(self.blocks)
+            for module in block.attn.modules()
+            if isinstance(module, Oscillators)
+        }
+
     def reset_parameters(self, seed: int) -> None:
         """GPT-2's rule: N(0, 0.02), residual projections over sqrt(2 n_layer), biases 0.
 
@@ -205,83 +216,7 @@ class GPT(nn.Module):
 
         Reads the files itself, without transformers. Raises CheckpointError.
         """
-        folder = Path(name_or_folder)
-        if not folder.is_dir():
-            from huggingface_hub import hf_hub_download
-
-            try:
-                paths = [
-                    hf_hub_download(str(name_or_folder), file)
-                    for file in ("config.json", "model.safetensors")
-                ]
-            except Exception as error:
-                raise CheckpointError(
-                    f"{name_or_folder} is neither a folder nor a model that can be fetched "
-                    f"({type(error).__name__}); give a folder with config.json and "
-                    f"model.safetensors"
-                ) from error
-            folder = Path(paths[0]).parent
-        return cls._from_hf_folder(folder)
-
-    @classmethod
-    def _from_hf_folder(cls, folder: Path) -> GPT:
-        from safetensors.torch import load_file
-
-        for file in ("config.json", "model.safetensors"):
-            if not (folder / file).is_file():
-                raise CheckpointError(f"{folder} has no {file}; it must hold a GPT-2 in HF's form")
-        hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if hf.get("model_type") != "gpt2":
-            raise CheckpointError(
-                f"{folder} holds a {hf.get('model_type')!r} model; only 'gpt2' can be read"
-            )
-        for key, expected in _HF_FIXED.items():
-            if hf.get(key, expected) not in (expected, None):
-                raise CheckpointError(
-                    f"{folder}/config.json has {key}={hf[key]!r}; only {expected!r} can be read"
-                )
-        model = cls(_config_from_hf(hf), seed=0)
-        try:
-            weights = load_file(folder / "model.safetensors")
-        except Exception as error:  # SafetensorError has no public home
-            raise CheckpointError(f"{folder}/model.safetensors is damaged: {error}") from error
-        weights = {k if k.startswith("transformer.") else f"transformer.{k}": v
-                   for k, v in weights.items()}  # fmt: skip
-        conv1d = ("c_attn.weight", "c_proj.weight", "c_fc.weight")  # stored as [in, out]
-        own = model.state_dict()
-        with torch.no_grad():
-            for name, target in own.items():
-                if name == "lm_head.weight":
-                    continue  # tied
-                if name not in weights:
-                    raise CheckpointError(f"{folder}/model.safetensors has no {name}")
-                value = weights[name].t() if name.endswith(conv1d) else weights[name]
-                if value.shape != target.shape:
-                    raise CheckpointError(
-                        f"{folder}/model.safetensors: {name} has shape {list(value.shape)}, "
-                        f"expected {list(target.shape)}"
-                    )
-                target.copy_(value)
+        folder = gpt2_weights.find(name_or_folder)
+        model = cls(gpt2_weights.config(folder), seed=0)
+        gpt2_weights.fill(model, folder)
         return model
-
-
-# What GPT-2 variants may change and we do not: other values would load and compute wrongly.
-_HF_FIXED = {
-    "activation_function": "gelu_new",
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "tie_word_embeddings": True,
-    "add_cross_attention": False,
-}
-
-
-def _config_from_hf(hf: Mapping[str, Any]) -> GPTConfig:
-    return GPTConfig(
-        n_layer=hf["n_layer"],
-        n_head=hf["n_head"],
-        n_embd=hf["n_embd"],
-        block_size=hf["n_positions"],
-        vocab_size=hf["vocab_size"],
-        dropout=hf.get("resid_pdrop", 0.1),
-        layer_norm_epsilon=hf.get("layer_norm_epsilon", 1e-5),
-    )

@@ -25,11 +25,11 @@ from torch import Tensor
 from phasegpt import diagnosis
 from phasegpt.attention import Attention, Trajectory
 from phasegpt.callback_config import PhaseMonitorConfig
-from phasegpt.checkpoint import write_atomic
+from phasegpt.files import write_atomic
 from phasegpt.inference import inference
 from phasegpt.loggers import heat_map, showing
 from phasegpt.model import GPT
-from phasegpt.saving import step_done
+from phasegpt.saving import step_done, step_of
 
 ROWS = 2  # of the training batch, so that every 50 steps it costs little
 WINDOWS = 8  # of the validation text, spread over it evenly
@@ -84,7 +84,7 @@ class PhaseMonitor(Callback):
         for partial_file in self.directory.glob(".*.tmp"):
             partial_file.unlink()
         for path in self.directory.glob("step-*.npz"):
-            if _step_of(path) > trainer.global_step:
+            if step_of(path) > trainer.global_step:
                 path.unlink()
 
     def on_train_batch_end(
@@ -173,9 +173,4 @@ def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             loaded.append(dict(file))
     stacked = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
-    return {"step": np.array([_step_of(path) for path in files]), **stacked}
-
-
-def _step_of(path: Path) -> int:
-    """The step in a file's name."""
-    return int(path.stem.removeprefix("step-"))
+    return {"step": np.array([step_of(path) for path in files]), **stacked}

@@ -3,7 +3,7 @@
 The process that the user started is rank 0. It starts the others itself, as
 `python -m phasegpt.ranks` with the run's whole configuration on standard input, so that a run from
 a notebook works too and no rank reads the command line again. Rank r takes its rows of every batch
-(phasegpt.data.TrainBatches); gradients are averaged. Rank 0 alone writes into the run's folder.
+(phasegpt.windows.TrainBatches); gradients are averaged. Rank 0 alone writes into the run's folder.
 """
 
 from __future__ import annotations

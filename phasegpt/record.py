@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import io
 import json
 import platform
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.loggers.logger import Logger
 
-from phasegpt.checkpoint import write_atomic
 from phasegpt.config import RunConfig
 from phasegpt.errors import CheckpointError
+from phasegpt.files import write_atomic
 
 FINISHED = ("ok", "collapsed")
 
@@ -112,75 +110,6 @@ def environment() -> dict[str, Any]:
     return {"git": _git(), "versions": versions, "hardware": hardware}
 
 
-class MetricsCSV(Logger):
-    """metrics.csv: one row per optimizer step that logged anything, `step` first.
-
-    Values of one step share a row; a new metric adds a column. Floats are written exactly.
-    """
-
-    def __init__(self, path: Path) -> None:
-        """Write to `path`, after what it already holds."""
-        super().__init__()
-        self.path = path
-        self._pending: tuple[int, dict[str, float]] | None = None
-        self._columns = ["step"]
-        if path.is_file():
-            with open(path, newline="", encoding="utf-8") as file:
-                self._columns = next(csv.reader(file), ["step"])
-
-    @property
-    def name(self) -> str:
-        """Lightning asks for a name."""
-        return "metrics.csv"
-
-    @property
-    def version(self) -> int:
-        """Lightning asks for a version."""
-        return 0
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Nothing: config.yaml holds them."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add metrics to the row of `step`."""
-        assert step is not None
-        if self._pending and self._pending[0] != step:
-            self.save()
-        _, row = self._pending or (step, {})
-        self._pending = (step, row | {k: float(v) for k, v in metrics.items()})
-
-    def save(self) -> None:
-        """Write the open row."""
-        if self._pending is None:
-            return
-        step, row = self._pending
-        self._pending = None
-        new = [name for name in row if name not in self._columns]
-        if new or not self.path.is_file():
-            self._columns += new
-            self._rewrite(read_metrics(self.path))
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
-            csv.DictWriter(file, self._columns).writerow({"step": step} | _text(row))
-
-    def finalize(self, status: str) -> None:
-        """Write the open row."""
-        self.save()
-
-    def cut(self, step: int) -> None:
-        """Drop rows past `step`: they will be written again."""
-        self._pending = None
-        if self.path.is_file():
-            self._rewrite([row for row in read_metrics(self.path) if row["step"] <= step])
-
-    def _rewrite(self, rows: list[dict[str, float]]) -> None:
-        buffer = io.StringIO(newline="")
-        writer = csv.DictWriter(buffer, self._columns)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow(_text(row) | {"step": int(row["step"])})
-        write_atomic(self.path, buffer.getvalue().encode())
-
-
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv as numbers; a cell that was not logged is absent.
 
@@ -195,36 +124,20 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     ]
 
 
-def draw_curves(path: Path) -> Path:
-    """curves.png of a run folder: loss, perplexity and R against steps."""
-    from matplotlib.figure import Figure
+def curves(path: Path, names: str, points: int) -> dict[str, list[list[float]]]:
+    """[step, value] pairs of a metrics.csv by name, for names that match the pattern `names`.
 
-    rows = read_metrics(path / "metrics.csv")
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
-    panels = figure.subplots(1, 3)
-
-    def curve(axes: Any, name: str, label: str, style: str = "-") -> None:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
-
-    curve(panels[0], "train/loss", "train")
-    curve(panels[0], "val/loss", "validation", "o-")
-    curve(panels[1], "val/ppl", "validation", "o-")
-    means = sorted({k for row in rows for k in row if k.startswith("phase/R/layer")})
-    for name in (k for k in means if k.endswith("/mean")):
-        curve(panels[2], name, name.split("/")[2])
-    titles = ("loss (nats per token)", "perplexity", "order parameter R")
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set(title=title, xlabel="optimizer step")
-        if axes.lines:
-            axes.legend(frameon=False)
-    figure.savefig(path / "curves.png", dpi=120, metadata={"Software": None})
-    return path / "curves.png"
-
-
-def _text(row: Mapping[str, float]) -> dict[str, str]:
-    return {name: repr(value) for name, value in row.items()}
+    At most `points` of each, evenly spaced from the first; of validations all.
+    """
+    found: dict[str, list[list[float]]] = {}
+    for row in read_metrics(path):
+        for name, value in row.items():
+            if re.fullmatch(names, name):
+                found.setdefault(name, []).append([int(row["step"]), value])
+    return {
+        name: pairs if "val/" in name else pairs[:: -(-len(pairs) // points)]
+        for name, pairs in sorted(found.items())
+    }
 
 
 def _git() -> dict[str, Any] | None:

@@ -27,8 +27,8 @@ def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 
-def _step_of(path: Path) -> int:
-    """The step in a checkpoint's name."""
+def step_of(path: Path) -> int:
+    """The step in a file's name, step-00000100.ckpt."""
     return int(path.stem.removeprefix("step-"))
 
 
@@ -132,7 +132,7 @@ class Saver(Checkpoint):
         for partial in self.directory.glob(".*.tmp"):
             partial.unlink()
         for path in self._steps():
-            if _step_of(path) > trainer.global_step and path != self._best_file():
+            if step_of(path) > trainer.global_step and path != self._best_file():
                 checkpoint.remove(path)
 
     def on_train_batch_end(
@@ -173,9 +173,9 @@ class Saver(Checkpoint):
         checkpoint.link(path, "last.ckpt")
         if best:
             checkpoint.link(path, "best.ckpt")
-        kept = [p for p in self._steps() if _step_of(p) <= trainer.global_step][-2:]
+        kept = [p for p in self._steps() if step_of(p) <= trainer.global_step][-2:]
         for old in self._steps():
-            if _step_of(old) < _step_of(kept[0]) and old != self._best_file():
+            if step_of(old) < step_of(kept[0]) and old != self._best_file():
                 checkpoint.remove(old)
         self.folder.update(step=trainer.global_step, best=self.best or None)
 

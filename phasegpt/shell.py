@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from phasegpt.config import check_groups, misspelt
 from phasegpt.errors import CheckpointError, ConfigError, Interrupted, UserError
+from phasegpt.files import write_atomic
 
 if TYPE_CHECKING:
     import torch
@@ -169,8 +170,6 @@ def write_json(path: Path, result: dict[str, Any]) -> None:
 
 def write_output(path: Path, content: bytes) -> None:
     """Write a file whole, with the folders above it; ConfigError where that cannot be done."""
-    from phasegpt.checkpoint import write_atomic
-
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, content)

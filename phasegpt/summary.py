@@ -1,4 +1,4 @@
-"""What a training run says before it starts and when it ends."""
+"""What a training run says before it starts and shows when it ends."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import math
 import shlex
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from phasegpt import references
+from phasegpt.attention import coupled_axis
 from phasegpt.checkpoint import load
 from phasegpt.config import RunConfig
 from phasegpt.data import Corpus
 from phasegpt.errors import DataError
 from phasegpt.evaluation import UNITS
 from phasegpt.phase import null_order_parameter
-from phasegpt.record import RunFolder
+from phasegpt.record import RunFolder, read_metrics
 from phasegpt.samplers import Temperature, Vocabulary, decode
 
 # A training step reaches about this share of the speed of a bare matrix product on a CPU.
@@ -76,9 +79,9 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
 
 def _null(run: RunConfig) -> str:
     """What R would be with random phases, where R is over the oscillators of a head."""
-    if run.attention.get("name") != "kuramoto":
+    oscillators = run.attention.get("num_oscillators")
+    if oscillators is None or coupled_axis(run.attention) != "oscillators":
         return ""
-    oscillators = run.attention["num_oscillators"]
     return f" (random phases: {null_order_parameter(oscillators):.3f})"
 
 
@@ -106,3 +109,31 @@ def sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
         use_cache=not model.leaky,
     )
     return tokenizer.decode(out[0].tolist()).strip("\n")
+
+
+def draw_curves(path: Path) -> Path:
+    """curves.png of a run folder: loss, perplexity and R against steps."""
+    from matplotlib.figure import Figure
+
+    rows = read_metrics(path / "metrics.csv")
+    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    panels = figure.subplots(1, 3)
+
+    def curve(axes: Any, name: str, label: str, style: str = "-") -> None:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        if points:
+            axes.plot(*zip(*points, strict=True), style, label=label)
+
+    curve(panels[0], "train/loss", "train")
+    curve(panels[0], "val/loss", "validation", "o-")
+    curve(panels[1], "val/ppl", "validation", "o-")
+    means = sorted({k for row in rows for k in row if k.startswith("phase/R/layer")})
+    for name in (k for k in means if k.endswith("/mean")):
+        curve(panels[2], name, name.split("/")[2])
+    titles = ("loss (nats per token)", "perplexity", "order parameter R")
+    for axes, title in zip(panels, titles, strict=True):
+        axes.set(title=title, xlabel="optimizer step")
+        if axes.lines:
+            axes.legend(frameon=False)
+    figure.savefig(path / "curves.png", dpi=120, metadata={"Software": None})
+    return path / "curves.png"

@@ -18,6 +18,7 @@ from hydra.experimental.callback import Callback
 
 from phasegpt.config import RunConfig
 from phasegpt.errors import ConfigError
+from phasegpt.files import write_atomic
 
 
 class Plan(Callback):
@@ -27,8 +28,6 @@ class Plan(Callback):
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Called by Hydra before any job; it would turn an exception into a warning."""
-        from phasegpt.checkpoint import write_atomic
-
         try:
             jobs = _planned(config)
         except ConfigError as error:

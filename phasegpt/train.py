@@ -11,6 +11,7 @@ import hydra
 
 from phasegpt.config import CONF_DIR, RunConfig
 from phasegpt.errors import CheckpointError, Collapsed, ConfigError, UserError
+from phasegpt.files import write_atomic
 from phasegpt.validate import flat
 
 if TYPE_CHECKING:
@@ -139,8 +140,7 @@ def _fit(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int) -> None:
     """Build everything, train, and write the results into run.json."""
     from phasegpt import ranks
     from phasegpt.loggers import showing
-    from phasegpt.record import draw_curves
-    from phasegpt.summary import closing, estimate, sample
+    from phasegpt.summary import closing, draw_curves, estimate, sample
     from phasegpt.trainer import assemble
 
     resume_point, t = _resume_point(run, folder), run.trainer
@@ -230,8 +230,6 @@ def _describe(corpus: Any) -> dict[str, Any]:
 
 def _write_config(folder: RunFolder, run: RunConfig) -> None:
     from omegaconf import OmegaConf
-
-    from phasegpt.checkpoint import write_atomic
 
     text = OmegaConf.to_yaml(OmegaConf.create(run.to_dict()))
     write_atomic(folder.path / "config.yaml", text.encode())

@@ -15,10 +15,10 @@ from phasegpt.config import RunConfig
 from phasegpt.data import Corpus, DataModule
 from phasegpt.guard import CollapseGuard
 from phasegpt.lit import LitGPT
-from phasegpt.loggers import extra_loggers
+from phasegpt.loggers import MetricsCSV, extra_loggers
 from phasegpt.monitor import PhaseMonitor
 from phasegpt.ranks import Rank
-from phasegpt.record import MetricsCSV, RunFolder
+from phasegpt.record import RunFolder
 from phasegpt.saving import Saver, VerifiedIO
 
 # torch.compile takes about a minute; shorter runs than this many steps would not earn it back.

@@ -8,7 +8,6 @@ python scripts/analyze_results.py results          tables, figures and pages fro
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from phasegpt.analysis import collect, summarise, write_study
@@ -18,7 +17,7 @@ from phasegpt.analysis.tables import baseline_of, cells
 from phasegpt.errors import UserError
 from phasegpt.evaluate import EvaluateConfig, evaluate
 from phasegpt.record import FINISHED, read_record
-from phasegpt.shell import write_json
+from phasegpt.shell import guarded, write_json
 
 
 def show_runs(folder: Path) -> None:
@@ -91,7 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    guarded(main)

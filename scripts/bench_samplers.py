@@ -14,30 +14,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from phasegpt import hf
 from phasegpt.analysis.sampling import regenerate
 from phasegpt.benchmark import ARMS, SEED_PROMPTS, Bench, Protocol, Subject, arms_for, run
 from phasegpt.checkpoint import is_ours, load_run
 from phasegpt.errors import ConfigError
 from phasegpt.shell import guarded, training_corpus
-
-
-def hugging_face(name: str, text: Path | None, label: str) -> Subject:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    if text is None:
-        raise ConfigError(
-            f"{name} is no checkpoint of ours; for a Hugging Face model give --text FILE too, "
-            f"human text to compare with"
-        )
-    try:
-        model = AutoModelForCausalLM.from_pretrained(name)
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{name} is neither a checkpoint of ours nor a Hugging Face model that can be loaded "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    return Subject.from_hugging_face(model, tokenizer, text.read_text(encoding="utf-8"), label)
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -46,7 +28,13 @@ def bench(args: argparse.Namespace) -> None:
         loaded = load_run(args.model)
         subject = Subject.from_run(loaded, training_corpus(loaded, None, None), label)
     else:
-        subject = hugging_face(args.model, args.text, label)
+        if args.text is None:
+            raise ConfigError(
+                f"{args.model} is no checkpoint of ours; for a Hugging Face model give --text FILE "
+                f"too, human text to compare with"
+            )
+        text = args.text.read_text(encoding="utf-8")
+        subject = Subject.from_hugging_face(*hf.load(args.model), text, label)
     kind = args.prompts or ("text" if is_ours(args.model) else "seed")
     prompts = SEED_PROMPTS if kind == "seed" else subject.openings(len(SEED_PROMPTS))
     protocol = Protocol(
@@ -88,13 +76,13 @@ def main() -> None:
         for arm in ARMS:
             print(f"{arm.name:24}{arm.role:10}{arm.described()}")
     elif args.regenerate:
-        for path in guarded(lambda: regenerate(args.regenerate)):
+        for path in regenerate(args.regenerate):
             print(path)
     elif args.model is None:
         parser.error("name a model, or --list, or --regenerate FOLDER")
     else:
-        guarded(lambda: bench(args))
+        bench(args)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

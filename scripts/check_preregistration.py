@@ -16,8 +16,7 @@ from pathlib import Path
 from phasegpt.analysis import preregistration, read_records, statistics, verdicts
 from phasegpt.analysis.preregistration import Cell, Registration
 from phasegpt.analysis.statistics import Comparison
-from phasegpt.errors import UserError
-from phasegpt.shell import write_output
+from phasegpt.shell import guarded, write_output
 
 
 def check(registration: Registration) -> bool:
@@ -116,10 +115,7 @@ def main() -> None:
     for folder in args.studies:
         if not (folder / "runs").is_dir():
             parser.error(f"{folder} holds no runs/*.json")
-    try:
-        registration = preregistration.read(args.page)
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    registration = preregistration.read(args.page)
     if args.commands:
         show_commands(registration)
         return
@@ -136,4 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -6,15 +6,14 @@ Writes attention.json, from which attention.png and the page of the study are ma
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from phasegpt.analysis import write_study
 from phasegpt.analysis.comparison import compare_attention
 from phasegpt.checkpoint import load_run, run_folder
-from phasegpt.errors import ConfigError, UserError
+from phasegpt.errors import ConfigError
 from phasegpt.interpret import InterpretConfig, token_windows
-from phasegpt.shell import device, write_json
+from phasegpt.shell import device, guarded, write_json
 
 
 def main() -> None:
@@ -50,7 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    guarded(main)

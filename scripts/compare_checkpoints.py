@@ -7,16 +7,15 @@ text, at fixed weights; it says nothing about seeds.
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
 from phasegpt.analysis.comparison import documents
 from phasegpt.analysis.statistics import perplexity_difference
 from phasegpt.checkpoint import load_run, run_folder
-from phasegpt.errors import ConfigError, UserError
+from phasegpt.errors import ConfigError
 from phasegpt.evaluation import UNITS, losses, perplexity
-from phasegpt.shell import device, training_corpus, write_json
+from phasegpt.shell import device, guarded, training_corpus, write_json
 
 
 def compare(a: Path, b: Path, split: str) -> dict[str, Any]:
@@ -73,7 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    guarded(main)

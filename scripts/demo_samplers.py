@@ -3,38 +3,19 @@
     python scripts/demo_samplers.py CHECKPOINT ["PROMPT"] [--tokens 240] [--scale 1.0] [--seed 1]
 
 CHECKPOINT is a run folder, a .ckpt file or an exported folder of ours (`python -m phasegpt.train
-+experiment=quickstart` makes one in about 90 s), or a folder with a Hugging Face causal model and
-its tokenizer. Both columns take the likeliest token; the right one has its newest keys and Values
-shocked when 16 tokens are repeated.
++experiment=quickstart` makes one in about 90 s), or a Hugging Face folder or name. Both columns
+take the likeliest token; the right one has its newest keys and Values shocked when 16 tokens are
+repeated.
 """
 
 import argparse
 import shutil
-import sys
 import textwrap
-from pathlib import Path
 
+from phasegpt import hf
 from phasegpt.checkpoint import is_ours, load_run
-from phasegpt.errors import UserError
 from phasegpt.samplers import KVShock, LoopDetector, decode
-
-
-def load(path: Path):
-    """Model and tokenizer of ours, or of a Hugging Face folder."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist; give a run or a Hugging Face folder")
-    if is_ours(path):
-        loaded = load_run(path)
-        return loaded.model, loaded.tokenizer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} is neither a run nor a Hugging Face model that can be loaded "
-            f"({str(error).splitlines()[0]})"
-        ) from error
+from phasegpt.shell import guarded
 
 
 def columns(left: str, right: str) -> str:
@@ -49,7 +30,7 @@ def columns(left: str, right: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint")
     parser.add_argument("prompt", nargs="?", default="The")
     parser.add_argument("--tokens", type=int, default=240)
     parser.add_argument("--scale", type=float, default=1.0)
@@ -57,7 +38,11 @@ def main() -> None:
     options = parser.parse_args()
     import torch
 
-    model, tokenizer = load(options.checkpoint)
+    if is_ours(options.checkpoint):
+        loaded = load_run(options.checkpoint)
+        model, tokenizer = loaded.model, loaded.tokenizer
+    else:
+        model, tokenizer = hf.load(options.checkpoint)
     ids = torch.as_tensor([[int(i) for i in tokenizer.encode(options.prompt)]])
     shock = KVShock(options.scale, detector=LoopDetector())
     arguments = {"max_new_tokens": options.tokens, "seeds": [options.seed], "greedy": True}
@@ -72,7 +57,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    guarded(main)

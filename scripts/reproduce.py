@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from phasegpt.build import run_config
-from phasegpt.errors import UserError
 from phasegpt.record import read_metrics, read_record
+from phasegpt.shell import guarded
 from phasegpt.train import train
 
 
@@ -42,13 +42,10 @@ def main() -> None:
     if not args.record.is_file():
         parser.error(f"{args.record} is not a file; give a record such as results/*/runs/*.json")
     record = json.loads(args.record.read_text(encoding="utf-8"))
-    try:
-        worst = reproduce(record, args.into / args.record.parents[1].name / args.record.stem)
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    worst = reproduce(record, args.into / args.record.parents[1].name / args.record.stem)
     print(f"{args.record}: {'identical' if worst == 0 else f'differs by up to {worst:.3g}'}")
     sys.exit(0 if worst <= args.tolerance else 1)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

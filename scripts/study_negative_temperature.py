@@ -22,9 +22,10 @@ import torch
 from tqdm import tqdm
 
 from phasegpt.analysis.temperature import Reader, once, write_table
-from phasegpt.checkpoint import load, load_run, write_atomic
+from phasegpt.checkpoint import load, load_run
 from phasegpt.config import RunConfig
 from phasegpt.errors import ConfigError
+from phasegpt.files import write_atomic
 from phasegpt.randomness import keyed_generator, keyed_seed
 from phasegpt.samplers import Temperature, decode, fit_temperature
 from phasegpt.shell import guarded, training_corpus
@@ -165,8 +166,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=400, help="tokens sampled in a row")
     args = parser.parse_args()
-    guarded(lambda: study(args))
+    study(args)
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

@@ -103,10 +103,10 @@ def main() -> None:
         for folder in args.regenerate:
             draw_curve(folder, write_table(folder))
     elif args.checkpoint and args.out:
-        guarded(lambda: study(args))
+        study(args)
     else:
         parser.error("give a checkpoint and --out, or --regenerate")
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

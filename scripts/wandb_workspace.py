@@ -10,7 +10,7 @@ import argparse
 import sys
 
 from phasegpt.dashboard import specification, workspace
-from phasegpt.errors import UserError
+from phasegpt.shell import guarded
 
 
 def main() -> None:
@@ -22,10 +22,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.entity and not args.dry_run:
         parser.error("--entity is missing; give your W&B user or team name, or --dry-run")
-    try:
-        view = workspace(args.entity or "entity", args.project, args.name)
-    except UserError as error:
-        sys.exit(f"{type(error).__name__}: {error}")
+    view = workspace(args.entity or "entity", args.project, args.name)
     if args.dry_run:
         sys.stdout.write(specification(view))
         return
@@ -34,4 +31,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

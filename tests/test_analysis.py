@@ -12,8 +12,8 @@ import pytest
 from helpers import ROOT, script
 
 from phasegpt.analysis import collect, load_records, summarise, write_study
-from phasegpt.analysis.arms import band, study_view
 from phasegpt.analysis.study import TEST_FILE, loss_sd
+from phasegpt.analysis.study_view import band, study_view
 from phasegpt.analysis.tables import baseline_of, cells, off_control
 from phasegpt.build import run_config
 from phasegpt.config import CONF_DIR, compose

@@ -17,6 +17,7 @@ from helpers import TEXT, make_run, payload, run_config, text_data
 import phasegpt
 from phasegpt import checkpoint
 from phasegpt.errors import CheckpointError
+from phasegpt.files import write_atomic
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +214,12 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_litter(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     path = tmp_path / "a.json"
-    checkpoint.write_atomic(path, b"old")
+    write_atomic(path, b"old")
     for what in ("replace", "fsync"):
         with monkeypatch.context() as patch:
             patch.setattr(os, what, broken)
             with pytest.raises(OSError, match="stopped"):
-                checkpoint.write_atomic(path, b"new")
+                write_atomic(path, b"new")
         assert path.read_bytes() == b"old"
         assert os.listdir(tmp_path) == ["a.json"]
 

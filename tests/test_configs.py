@@ -399,7 +399,7 @@ CHANGES = [
 ]
 SAME = [
     *("resume=true", "resume=some/folder", "debug=true", "logger=wandb", "logger.group=x"),
-    *("logger=none", "data.num_workers=2", "data.cache_dir=/tmp/x", "name=other"),
+    *("logger=tensorboard", "data.num_workers=2", "data.cache_dir=/tmp/x", "name=other"),
     *("callbacks.progress_bar=false", "callbacks.checkpoint.every_n_train_steps=7"),
     *("callbacks.sample_text.max_new_tokens=1",),
 ]

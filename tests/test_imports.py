@@ -20,11 +20,11 @@ PACKAGE = ROOT / "phasegpt"
 #: Top-level modules and subpackages of phasegpt by layer; a file imports no higher number.
 LAYERS = {
     0: "config callback_config errors validate randomness inference polar phase controls cache "
-    "diskcache ops",
+    "diskcache files ops",
     1: "attention",
-    2: "model",
-    3: "optim corpora sources synthetic references tokenizers data build evaluation",
-    4: "lit callbacks guard saving checkpoint record summary trainer samplers analysis "
+    2: "gpt2_weights model",
+    3: "windows optim corpora sources synthetic references tokenizers data build evaluation",
+    4: "lit callbacks guard saving checkpoint record summary trainer hf samplers analysis "
     "diagnosis loggers monitor dashboard ranks",
     5: "shell sweeps train evaluate generate interpret benchmark",
 }
@@ -199,14 +199,14 @@ def test_oscillators_are_integrated_through_one_door() -> None:
     }
 
 
-def test_no_module_imports_transformers_whose_models_come_from_the_caller() -> None:
-    assert users("transformers") == set()
+def test_only_hf_imports_transformers() -> None:
+    assert users("transformers") == {"phasegpt.hf"}
 
 
 @pytest.mark.parametrize(
     "package",
     ["wandb", "wandb_workspaces", "tensorboard", "datasets", "tiktoken", "matplotlib", "plotly",
-     "scipy", "statsmodels", "pandas"],
+     "scipy", "statsmodels", "pandas", "transformers"],
 )  # fmt: skip
 def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
     assert users(package, top_level=True) == set()

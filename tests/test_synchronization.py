@@ -170,23 +170,23 @@ def test_intervals_are_students_over_sequences_and_of_tokens_for_a_single_one() 
 
 
 @pytest.mark.parametrize(
-    ("mechanism", "R", "ppc", "low", "expected"),
+    ("axis", "R", "ppc", "low", "expected"),
     [
-        ("kuramoto", 0.45, 0.2, 0.01, "healthy"),
-        ("kuramoto", 0.45, 0.2, -0.01, "under-synchronized"),  # in the band, not by coupling
-        ("kuramoto", 0.45, 0.2, None, "under-synchronized"),
-        ("kuramoto", 0.20, 0.0, 0.01, "under-synchronized"),
-        ("kuramoto", 0.56, 0.3, 0.01, "over-synchronized"),
-        ("kuramoto", 0.95, 0.9, -0.5, "over-synchronized"),
-        ("phase_sync", 0.95, 0.8, 0.01, "healthy"),  # the band is not for prefixes
-        ("phase_sync", 0.97, 0.95, 0.01, "over-synchronized"),
-        ("phase_sync", 0.30, 0.1, -0.01, "under-synchronized"),
+        ("oscillators", 0.45, 0.2, 0.01, "healthy"),
+        ("oscillators", 0.45, 0.2, -0.01, "under-synchronized"),  # in the band, not by coupling
+        ("oscillators", 0.45, 0.2, None, "under-synchronized"),
+        ("oscillators", 0.20, 0.0, 0.01, "under-synchronized"),
+        ("oscillators", 0.56, 0.3, 0.01, "over-synchronized"),
+        ("oscillators", 0.95, 0.9, -0.5, "over-synchronized"),
+        ("prefix", 0.95, 0.8, 0.01, "healthy"),  # the band is not for prefixes
+        ("prefix", 0.97, 0.95, 0.01, "over-synchronized"),
+        ("prefix", 0.30, 0.1, -0.01, "under-synchronized"),
     ],
 )
 def test_the_status_follows_its_rule(
-    mechanism: str, R: float, ppc: float, low: float | None, expected: str
+    axis: str, R: float, ppc: float, low: float | None, expected: str
 ) -> None:
-    name, reason = status(mechanism, R, ppc, {"mean": 0.1, "low": low, "high": 0.2})
+    name, reason = status(axis, R, ppc, {"mean": 0.1, "low": low, "high": 0.2})
     assert name == expected
     assert reason.endswith(".")
 

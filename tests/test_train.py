@@ -12,9 +12,13 @@ from omegaconf import OmegaConf
 
 import phasegpt
 from phasegpt import checkpoint
+from phasegpt.attention.kuramoto import Kuramoto
+from phasegpt.build import run_config
 from phasegpt.config import RunConfig
+from phasegpt.controls import draw_perturbation
 from phasegpt.errors import Collapsed, ConfigError
-from phasegpt.record import MetricsCSV, read_metrics, read_record
+from phasegpt.loggers import MetricsCSV
+from phasegpt.record import read_metrics, read_record
 from phasegpt.train import train
 
 TINY = [
@@ -107,6 +111,28 @@ def test_noise_switched_off_is_bit_identical_to_a_layer_without_it(tmp_path, tex
     run(tmp_path / "b", text, "attention.noise_sigma=0.0", "attention.frequency_jitter=0.0")
     run(tmp_path / "c", text, "regularizer=ceiling", "regularizer.weight=0.0")
     assert losses(tmp_path / "a") == losses(tmp_path / "b") == losses(tmp_path / "c")
+
+
+def test_an_attention_that_draws_its_own_noise_is_asked_for_it(tmp_path, text, monkeypatch):
+    run(tmp_path / "optioned", text, "attention.noise_sigma=0.3")
+
+    def draws(self, key, time, device):
+        shape = {"steps": self.options.steps, "time": time, "heads": 2, "oscillators": 8}
+        noise = {"noise_sigma": 0.3, "frequency_jitter": 0.0, "device": device}
+        return draw_perturbation(key, self.layer, **shape, **noise)
+
+    monkeypatch.setattr(Kuramoto, "draw_perturbation", draws)
+    run(tmp_path / "own", text)
+    assert losses(tmp_path / "own") == losses(tmp_path / "optioned")
+
+
+def test_what_keys_noise_stays_on_the_cpu(text):
+    from phasegpt.lit import LitGPT
+
+    lit = LitGPT(run_config(phasegpt.compose([*TINY, *text])).to_dict(), {}, 65)
+    batch = {name: torch.zeros(1, dtype=torch.int64) for name in ("idx", "targets", "sample")}
+    moved = lit.transfer_batch_to_device(batch, torch.device("meta"), 0)
+    assert [moved[name].device.type for name in batch] == ["meta", "meta", "cpu"]
 
 
 def test_the_same_command_twice_gives_the_same_bytes(tmp_path, text):

@@ -60,7 +60,7 @@ def interventions(
     for what in ("tokens", "oscillators"):
         change = partial(scrambled, what=what, seed=seed)
         effects.append(effect(f"scrambled across {what}", "scramble", what, change))
-    S = found[0].module.oscillators.options.steps  # all phase layers have the same options
+    S = found[0].oscillators.options.steps  # all phase layers have the same options
     for steps in sorted({0, S // 2, S, 2 * S}):
         effects.append(effect(f"S = {steps}", "steps", steps, partial(integrated, steps=steps)))
     if any(isinstance(layer.module, Kuramoto) for layer in found):
@@ -71,7 +71,7 @@ def interventions(
 @contextmanager
 def coupling(layer: PhaseLayer, factor: float) -> Iterator[None]:
     """Inside, the layer's K is `factor` times its own."""
-    with _changed(layer.module.oscillators.coupling) as K:
+    with _changed(layer.oscillators.coupling) as K:
         K.mul_(factor)
         yield
 
@@ -94,9 +94,9 @@ def integrated(layer: PhaseLayer, steps: int) -> AbstractContextManager[None]:
 
 def scrambled(layer: PhaseLayer, what: str, seed: int) -> AbstractContextManager[None]:
     """Inside, the final phases are permuted across `what`: tokens or oscillators."""
-    device = layer.module.oscillators.omega.device
+    device = layer.oscillators.omega.device
     generator = keyed_generator("scramble", seed, layer.index, device=device)
-    S = layer.module.oscillators.options.steps
+    S = layer.oscillators.options.steps
 
     def integrate(advance: Callable[..., Tensor], theta0: Tensor) -> Tensor:
         theta = advance(theta0, S)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import json
-import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any
 
 import phasegpt
 from phasegpt.errors import ConfigError
-from phasegpt.record import read_metrics, read_record
+from phasegpt.record import curves, read_record
+from phasegpt.validate import flat
 
-_CURVES = re.compile(r"train/loss|val/loss|phase/R/final|phase/R/layer\d+/mean")
-_POINTS = 500  # of a curve; longer ones are thinned
+_CURVES = r"train/loss|val/loss|phase/R/final|phase/R/layer\d+/mean"
+_POINTS = 500  # of a curve of training
 
 
 def run_page(
@@ -38,7 +38,7 @@ def run_page(
         "version": phasegpt.__version__,
         "statistics": statistics,
         "view": view,
-        "curves": curves(folder),
+        "curves": _curves(folder),
         "config": config,
         "record": record,
     }
@@ -66,7 +66,7 @@ def sweep_page(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
 
 
 def study_page(view: Mapping[str, Any]) -> str:
-    """The page of a study: phasegpt.analysis.arms.study_view."""
+    """The page of a study: phasegpt.analysis.study_view."""
     return _page("study", view["name"], {"version": phasegpt.__version__, **view})
 
 
@@ -86,32 +86,14 @@ def sweep_row(
         "source": statistics.get("source"),
         "layers": [{k: layer[k] for k in keys} for layer in statistics.get("layers", [])],
         "interventions": statistics.get("interventions", []),
-        "curves": curves(folder),
+        "curves": _curves(folder),
     }
 
 
-def curves(folder: Path) -> dict[str, list[list[float]]]:
-    """Loss and R of a run's metrics.csv as [step, value] pairs by name; empty without one."""
-    found: dict[str, list[list[float]]] = {}
-    for row in read_metrics(folder / "metrics.csv"):
-        for name, value in row.items():
-            if _CURVES.fullmatch(name):
-                found.setdefault(name, []).append([int(row["step"]), round(value, 5)])
-    return {name: _thinned(points) for name, points in sorted(found.items())}
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots."""
-    result: dict[str, Any] = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        result |= flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return result
-
-
-def _thinned(points: list[list[float]]) -> list[list[float]]:
-    every = -(-len(points) // _POINTS)
-    return points[::every] if (len(points) - 1) % every == 0 else [*points[::every], points[-1]]
+def _curves(folder: Path) -> dict[str, list[list[float]]]:
+    """Loss and R of a run over training; empty without a metrics.csv."""
+    found = curves(folder / "metrics.csv", _CURVES, _POINTS)
+    return {name: [[step, round(value, 5)] for step, value in c] for name, c in found.items()}
 
 
 def _page(kind: str, title: str, data: Mapping[str, Any]) -> str:

@@ -19,8 +19,8 @@ import numpy as np
 
 from phasegpt.analysis.frontier import Samples, frontier_gap
 from phasegpt.analysis.statistics import Comparison, bca, interval
-from phasegpt.checkpoint import write_atomic
 from phasegpt.errors import DataError
+from phasegpt.files import write_atomic
 
 #: Metrics of one sample, in the records' order; see phasegpt.benchmark.measure for what they are.
 PER_SAMPLE = ("diversity", "ppl", "judge", "real_words", "rep4", "rep16", "loops")

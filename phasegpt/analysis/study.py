@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phasegpt.checkpoint import write_atomic
+from phasegpt.attention import coupled_axis
 from phasegpt.errors import ConfigError
+from phasegpt.files import write_atomic
 from phasegpt.phase import first_prefix
-from phasegpt.record import FINISHED, read_metrics, read_record
+from phasegpt.record import FINISHED, curves, read_record
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ LAST_PART = 0.75
 TEST_FILE = "evaluation-test.json"
 
 _CURVES = r"val/ppl|train/loss|phase/R/layer\d+/mean|phase/val/R/layer\d+/end"
-_POINTS = 300  # of a curve of training; longer ones are thinned
+_POINTS = 300  # of a curve of training
 _BINS = 50  # of a histogram of R over [0, 1]
 
 
@@ -54,12 +55,7 @@ def collect(runs: Path, study: Path) -> list[Path]:
         )
     written = []
     for folder, record in records.items():
-        rows = read_metrics(folder / "metrics.csv")
-        names = sorted({key for row in rows for key in row if re.fullmatch(_CURVES, key)})
-        record["curves"] = {
-            name: _thinned(name, [[int(row["step"]), row[name]] for row in rows if name in row])
-            for name in names
-        }
+        record["curves"] = curves(folder / "metrics.csv", _CURVES, _POINTS)
         if histograms := _histograms(folder, record):
             record["R_histogram"] = histograms
         if (folder / TEST_FILE).is_file():
@@ -78,11 +74,6 @@ def _size(record: dict[str, Any]) -> tuple[Any, ...]:
     return tuple(model.get(key) for key in ("n_layer", "n_embd", "block_size"))
 
 
-def _thinned(name: str, points: list[list[float]]) -> list[list[float]]:
-    """Validation points are all kept."""
-    return points if "val/" in name else points[:: -(-len(points) // _POINTS)]
-
-
 def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     """By layer: how many heads and positions have what R, at the last validation.
 
@@ -92,8 +83,7 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     files = sorted((folder / "phase").glob("step-*.npz"))
     if not files:
         return {}
-    attention = record["config"]["attention"]
-    over_prefix = "phase_sync" in (attention["name"], attention.get("partner"))
+    over_prefix = coupled_axis(record["config"]["attention"]) == "prefix"
     found = {}
     with np.load(files[-1]) as arrays:
         for name in sorted(name for name in arrays.files if name.endswith("/R_HT")):

@@ -35,12 +35,13 @@ LOCKED = 0.9
 #: Two oscillators with a PLV above this are in one cluster.
 PLV_THRESHOLD = 0.5
 
+#: By Attention.coupled_axis.
 RULES = {
-    "kuramoto": (
+    "oscillators": (
         f"healthy: mean R in [{BAND[0]}, {BAND[1]}] and dR above 0 with its interval clear of 0; "
         f"over-synchronized: mean R above {BAND[1]}; under-synchronized: anything else"
     ),
-    "phase_sync": (
+    "prefix": (
         f"healthy: dR above 0 with its interval clear of 0 and mean prefix PPC at most {LOCKED}; "
         f"over-synchronized: mean prefix PPC above {LOCKED}; under-synchronized: anything else"
     ),
@@ -120,15 +121,15 @@ def estimate(values_BT: Tensor) -> dict[str, Any]:
     return {"mean": _round(mean), **ends, "n": len(values), "per": per}
 
 
-def status(mechanism: str, mean_R: float, ppc: float | None, dR: dict[str, Any]) -> tuple[str, str]:
-    """healthy, over-synchronized or under-synchronized by RULES, and why in one sentence."""
+def status(axis: str, mean_R: float, ppc: float | None, dR: dict[str, Any]) -> tuple[str, str]:
+    """healthy, over-synchronized or under-synchronized by RULES[axis], and why in a sentence."""
     coupled = dR["low"] is not None and dR["low"] > 0
     by = (
         f"coupling raises it by {dR['mean']:.3f}"
         if coupled
         else f"coupling does not raise it clearly (dR = {dR['mean']:+.3f})"
     )
-    if mechanism == "phase_sync":
+    if axis == "prefix":
         if ppc is not None and ppc > LOCKED:
             return "over-synchronized", f"Prefix PPC {ppc:.3f} is above {LOCKED}; {by}."
         return "healthy" if coupled else "under-synchronized", f"Prefix R is {mean_R:.3f}; {by}."
@@ -141,11 +142,11 @@ def status(mechanism: str, mean_R: float, ppc: float | None, dR: dict[str, Any])
 
 
 def _layer(t: Trace, loss_BT: Tensor, attention: dict[str, Tensor] | None) -> dict[str, Any]:
-    kuramoto, o = t.layer.mechanism == "kuramoto", t.layer.module.oscillators.options
-    over = "oscillators of a head in one token" if kuramoto else "prefix of a channel"
+    o = t.layer.oscillators.options
+    over = "prefix of a channel" if t.layer.over_prefix else "oscillators of a head in one token"
     if getattr(t.layer.module, "forget_logit", None) is not None:
         over += ", weighted as it forgets"
-    K = t.layer.module.oscillators.coupling.detach().cpu()
+    K = t.layer.oscillators.coupling.detach().cpu()
     harmonics, harmonics_uncoupled, harmonics_null = daido(t)
     plv, threshold = locking(t)
     effective = phase.cluster_count(t.theta_BTHN.flatten(0, 1), time=0)
@@ -185,7 +186,7 @@ def _layer(t: Trace, loss_BT: Tensor, attention: dict[str, Tensor] | None) -> di
         "dt": o.dt,
         "R_is_over": over,
         "from_token": t.first + 1,
-        "rule": RULES[t.layer.mechanism],
+        "rule": RULES[t.layer.module.coupled_axis],
         "null": {
             "R": _round(phase.null_order_parameter(t.count_THC[t.first :]).mean()),
             "ppc": 0.0,
@@ -203,18 +204,17 @@ def _order_statistics(t: Trace, heads: list[int]) -> dict[str, Any]:
     R, R_uncoupled = (x[:, t.first :, heads] for x in (t.R_BTHC, t.R_uncoupled_BTHC))
     ppc = phase.debias(R, t.count_THC[t.first :, heads])
     in_band = phase.band_statistics(R, *BAND, time=1).fraction.mean()
-    kuramoto = t.layer.mechanism == "kuramoto"
     dR = estimate((R - R_uncoupled).mean((2, 3)))
     mean = float(R.mean())
     mean_ppc = None if ppc.isnan().any() else float(ppc.mean())
-    name, reason = status(t.layer.mechanism, mean, mean_ppc, dR)
+    name, reason = status(t.layer.module.coupled_axis, mean, mean_ppc, dR)
     return {
         "R": {
             "mean": _round(mean),
             "sd": _round(R.std(correction=0)),
             "min": _round(R.min()),
             "max": _round(R.max()),
-            "in_band": _round(in_band) if kuramoto else None,
+            "in_band": None if t.layer.over_prefix else _round(in_band),
         },
         "R_uncoupled": _round(R_uncoupled.mean()),
         "dR": dR,
@@ -227,10 +227,10 @@ def _order_statistics(t: Trace, heads: list[int]) -> dict[str, Any]:
 def daido(t: Trace) -> tuple[Tensor, Tensor, float]:
     """R_1 .. R_4 of each head, coupled and not, [H,4], and their null.
 
-    kuramoto: over oscillators, mean over tokens. phase_sync: over the tokens of a sequence, mean
-    over channels.
+    Over oscillators, mean over tokens; where R is over prefixes, over the tokens of a sequence,
+    mean over channels.
     """
-    if t.layer.mechanism == "kuramoto":
+    if not t.layer.over_prefix:
         spectra = [phase.daido_harmonics(x) for x in (t.theta_BTHN, t.uncoupled_BTHN)]
         means = [x.mean((0, 1)) for x in spectra]
         return means[0], means[1], phase.null_order_parameter(float(t.theta_BTHN.shape[-1]))

@@ -26,7 +26,7 @@ from phasegpt.analysis.study import (
     phase_value,
     runs,
 )
-from phasegpt.checkpoint import write_atomic
+from phasegpt.files import write_atomic
 from phasegpt.record import FINISHED
 
 Row = dict[str, Any]

@@ -21,9 +21,9 @@ from torch import Tensor
 from phasegpt.analysis.judge import NGramJudge
 from phasegpt.analysis.statistics import interval
 from phasegpt.analysis.texts import distinct, real_word_rate, repetition, words
-from phasegpt.checkpoint import write_atomic
 from phasegpt.data import Corpus
 from phasegpt.errors import ConfigError
+from phasegpt.files import write_atomic
 from phasegpt.record import environment
 
 ACCEPTED = 0.95  # the share of human texts that the judge accepts

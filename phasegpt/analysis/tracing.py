@@ -4,8 +4,8 @@ Every phase layer integrates through one door, `oscillators.integrate(advance, t
 trace stands in that door, and so does an intervention.
 
 Shapes: B sequences, T time, D model width, H heads, N oscillators, S integration steps, C order
-parameters of a head and token: 1 for kuramoto (over its oscillators), N for phase_sync (over the
-prefix of each channel).
+parameters of a head and token: 1 over its oscillators (kuramoto), N over the prefix of each
+channel (phase_sync).
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from phasegpt import ops
+from phasegpt.attention import Attention
+from phasegpt.attention._oscillators import Oscillators
 from phasegpt.attention.hybrid import Hybrid
-from phasegpt.attention.kuramoto import Kuramoto
-from phasegpt.attention.phase_sync import PhaseSync
 from phasegpt.errors import ConfigError
 from phasegpt.evaluation import token_nats
 from phasegpt.inference import inference
@@ -39,12 +39,18 @@ class PhaseLayer:
 
     index: int
     name: str  # of the attention: kuramoto, phase_sync or hybrid
-    module: Kuramoto | PhaseSync
+    module: Attention
+    oscillators: Oscillators
 
     @property
     def mechanism(self) -> str:
-        """kuramoto or phase_sync."""
-        return "kuramoto" if isinstance(self.module, Kuramoto) else "phase_sync"
+        """The name of its own attention: kuramoto or phase_sync."""
+        return type(self.module).__module__.rpartition(".")[2]
+
+    @property
+    def over_prefix(self) -> bool:
+        """Whether R is over the prefix of each channel, not over the oscillators of a head."""
+        return self.module.coupled_axis == "prefix"
 
 
 @dataclass(frozen=True)
@@ -76,8 +82,8 @@ class Trace:
 
 
 def first_token(layer: PhaseLayer, time: int) -> int:
-    """0 for kuramoto; for phase_sync that of prefixes of 32 tokens, or the last of fewer."""
-    return 0 if layer.mechanism == "kuramoto" else first_prefix(time)
+    """0 where R is over oscillators; over prefixes that of 32 tokens, or the last of fewer."""
+    return first_prefix(time) if layer.over_prefix else 0
 
 
 def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLayer]:
@@ -85,38 +91,30 @@ def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLay
 
     Raises ConfigError where there are none, and for layers that see the future.
     """
-    found = list(_oscillating(model))
     if model.leaky:
         raise ConfigError(
             "this model sees the future (attention.as_coded=true); its synchronization is not "
             "that of a causal layer and is not measured"
         )
-    if not found:
+    if not model.oscillators:
         raise ConfigError(
             f"this model has no oscillators (attention={model.config.attention} in layers "
             f"{list(model.config.attention_layers)}); give one with kuramoto, phase_sync or a "
             f"hybrid"
         )
-    indices = [layer.index for layer in found]
     for index in only or ():
-        if index not in indices:
+        if index not in model.oscillators:
             raise ConfigError(
                 f"layers={list(only or ())}: layer {index} has no oscillators; choose from: "
-                f"{', '.join(map(str, indices))}"
+                f"{', '.join(map(str, model.oscillators))}"
             )
-    return [layer for layer in found if not only or layer.index in only]
-
-
-def oscillates(model: GPT) -> bool:
-    """Whether some layer has oscillators."""
-    return any(True for _ in _oscillating(model))
-
-
-def _oscillating(model: GPT) -> Iterator[PhaseLayer]:
-    for index, block in enumerate(model.blocks):
-        module = block.attn.partner if isinstance(block.attn, Hybrid) else block.attn
-        if isinstance(module, Kuramoto | PhaseSync):
-            yield PhaseLayer(index, model.config.attention, module)
+    layers = []
+    for index, oscillators in model.oscillators.items():
+        if not only or index in only:
+            module = model.blocks[index].attn
+            module = module.partner if isinstance(module, Hybrid) else module
+            layers.append(PhaseLayer(index, model.config.attention, module, oscillators))
+    return layers
 
 
 @contextmanager
@@ -129,7 +127,7 @@ def integrating(layer: PhaseLayer, integrate: Integrate) -> Iterator[None]:
     def replaced(advance: Callable[..., Tensor], theta: Tensor, *_: object) -> Tensor:
         return integrate(advance, theta)
 
-    instance = layer.module.oscillators.__dict__
+    instance = layer.oscillators.__dict__
     before = instance.get("integrate")
     instance["integrate"] = replaced
     try:
@@ -179,9 +177,9 @@ def trace(
 
 def order(layer: PhaseLayer, theta_BTHN: Tensor) -> Tensor:
     """R of the layer's own kind, [B,T,H,C]: over oscillators, or over prefixes with its weights."""
-    if layer.mechanism == "kuramoto":
+    if not layer.over_prefix:
         return order_parameter(theta_BTHN).unsqueeze(-1)
-    oscillators = layer.module.oscillators
+    oscillators = layer.oscillators
     scan = ops.kuramoto_scan(
         theta_BTHN.flatten(2),
         torch.zeros_like(oscillators.omega.flatten()),
@@ -197,8 +195,8 @@ def order(layer: PhaseLayer, theta_BTHN: Tensor) -> Tensor:
 
 def counts(layer: PhaseLayer, time: int) -> Tensor:
     """Number of phases behind each R, [T,H,C]: N, or t; with forgetting (sum w)^2 / sum w^2."""
-    H, N = layer.module.oscillators.omega.shape
-    if layer.mechanism == "kuramoto":
+    H, N = layer.oscillators.omega.shape
+    if not layer.over_prefix:
         return torch.full((time, H, 1), float(N))
     forget = _forget(layer)
     decay = torch.ones(H * N) if forget is None else forget.cpu()
@@ -216,7 +214,7 @@ class _Recorder:
 
     def __init__(self, layer: PhaseLayer) -> None:
         self.layer = layer
-        self.options = layer.module.oscillators.options
+        self.options = layer.oscillators.options
         S = self.options.steps
         kept = torch.linspace(0, S, min(S, _STEPS_KEPT) + 1).round().long()
         self.kept = tuple(int(s) for s in kept)
@@ -228,7 +226,7 @@ class _Recorder:
 
     def integrate(self, advance: Callable[..., Tensor], theta0: Tensor) -> Tensor:
         """Integrate step by step: the phases are those of advance(theta0, S)."""
-        o, omega = self.options, self.layer.module.oscillators.frequencies()
+        o, omega = self.options, self.layer.oscillators.frequencies()
         first, theta, follow = first_token(self.layer, theta0.shape[1]), theta0, not self.batches
         R, R_uncoupled = [], []
         for s in range(o.steps + 1):
@@ -255,7 +253,7 @@ class _Recorder:
     def trace(self) -> Trace:
         whole = {name: torch.cat([b[name] for b in self.batches]) for name in self.batches[0]}
         path = torch.stack(self.path)
-        on_device = path.to(self.layer.module.oscillators.omega.device)
+        on_device = path.to(self.layer.oscillators.omega.device)
         return Trace(
             self.layer,
             R_steps_HS=whole.pop("R_BHS").mean(0),

@@ -67,8 +67,9 @@ def _layer(measured: Measurement, t: Trace, T: int) -> dict[str, Any]:
     null_T = phase.null_order_parameter(t.count_THC).mean((1, 2)).clamp(max=1)
     turn = 2 * math.pi / 256
     return {
+        "over_prefix": t.layer.over_prefix,
         "steps": list(t.steps),
-        "dt": t.layer.module.oscillators.options.dt,
+        "dt": t.layer.oscillators.options.dt,
         "null_T": _round(null_T),
         # Angles that would round to a whole turn become 0.
         "theta": pack(

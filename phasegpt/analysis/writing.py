@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phasegpt.analysis import figures
-from phasegpt.analysis.arms import study_view
+from phasegpt.analysis import study_figures
 from phasegpt.analysis.report import study_page
+from phasegpt.analysis.study_view import study_view
 from phasegpt.analysis.tables import write_tables
-from phasegpt.checkpoint import write_atomic
+from phasegpt.files import write_atomic
 
 
 def write_study(study: Path) -> list[Path]:
@@ -16,4 +16,4 @@ def write_study(study: Path) -> list[Path]:
     view = study_view(study)
     page = study / "report.html"
     write_atomic(page, study_page(view).encode())
-    return [*write_tables(study), *figures.draw(view, study), page]
+    return [*write_tables(study), *study_figures.draw(view, study), page]

@@ -152,6 +152,11 @@ def layer_class(name: str) -> type[Attention]:
     return found
 
 
+def coupled_axis(options: Mapping[str, Any]) -> str:
+    """Attention.coupled_axis of an `attention` group; that of a hybrid is its partner's."""
+    return layer_class(options.get("partner", options["name"])).coupled_axis
+
+
 def build(name: str, config: GPTConfig, options: Mapping[str, Any], layer: int) -> Attention:
     """Make layer `layer` with mechanism `name`; unknown or wrong options raise ConfigError."""
     cls = layer_class(name)

@@ -5,9 +5,9 @@ Shapes: B batch, T time, D model width, H heads, N oscillators, S steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,10 @@ class OscillatorConfig(AttentionConfig):
 class Oscillators(nn.Module):
     """Phases of H heads x N oscillators per token: projection, frequencies, coupling, noise."""
 
+    #: Attention.lr_factors of a layer that keeps them as `oscillators`.
+    lr_factors: ClassVar[Mapping[str, float]] = {
+        f"oscillators.{name}": 1.0 for name in ("phase.weight", "phase.bias", "omega", "coupling")
+    }
     disorder: Tensor | None
 
     def __init__(self, config: GPTConfig, options: OscillatorConfig) -> None:

@@ -51,10 +51,7 @@ class Kuramoto(Softmax):
     Config = KuramotoConfig
     options: KuramotoConfig
     lr_factors: ClassVar[Mapping[str, float]] = {
-        "oscillators.phase.weight": 1.0,
-        "oscillators.phase.bias": 1.0,
-        "oscillators.omega": 1.0,
-        "oscillators.coupling": 1.0,
+        **Oscillators.lr_factors,
         "beta": 10.0,
         "gate": 1.0,
     }
@@ -124,22 +121,27 @@ class Kuramoto(Softmax):
         coupling_only: bool = False,
     ) -> Tensor:
         """Phases after S steps, [B,T,H,N]; for `coupling_only` see ReturnPhase."""
-        o, oscillators = self.options, self.oscillators
-        omega = oscillators.frequencies(coupling_only)
+        omega = self.oscillators.frequencies(coupling_only)
 
         def advance(theta: Tensor, steps: int = 1) -> Tensor:
-            return ops.kuramoto_rows(
-                theta,
-                omega,
-                oscillators.coupling,
-                steps=steps,
-                dt=o.dt,
-                lag=o.lag,
-                integrator=o.integrator,
-            ).theta
+            return self._rows(theta, omega, steps).theta
 
-        theta = oscillators.initial_phases(x_BTD, coupling_only)
-        return oscillators.integrate(advance, theta, omega, perturbation)
+        theta = self.oscillators.initial_phases(x_BTD, coupling_only)
+        return self.oscillators.integrate(advance, theta, omega, perturbation)
+
+    def _rows(
+        self, theta: Tensor, omega: Tensor, steps: int, *, return_order: bool = False
+    ) -> ops.Rows:
+        return ops.kuramoto_rows(
+            theta,
+            omega,
+            self.oscillators.coupling,
+            steps=steps,
+            dt=self.options.dt,
+            lag=self.options.lag,
+            integrator=self.options.integrator,
+            return_order=return_order,
+        )
 
     def draw_perturbation(
         self, key: NoiseKey, time: int, device: torch.device
@@ -150,17 +152,7 @@ class Kuramoto(Softmax):
     def trajectory(self, x_BTD: Tensor) -> Trajectory:
         """See Attention.trajectory; R is over the oscillators of each token and head."""
         o, oscillators = self.options, self.oscillators
-        theta0 = oscillators.initial_phases(x_BTD)
-        omega, coupling = oscillators.frequencies(), oscillators.coupling
-        rows = ops.kuramoto_rows(
-            theta0,
-            omega,
-            coupling,
-            steps=o.steps,
-            dt=o.dt,
-            lag=o.lag,
-            integrator=o.integrator,
-            return_order=True,
-        )
+        theta0, omega = oscillators.initial_phases(x_BTD), oscillators.frequencies()
+        rows = self._rows(theta0, omega, o.steps, return_order=True)
         assert rows.R is not None
-        return Trajectory(theta0, rows.theta, rows.R, omega, coupling, o.dt)
+        return Trajectory(theta0, rows.theta, rows.R, omega, oscillators.coupling, o.dt)

@@ -59,10 +59,7 @@ class PhaseSync(Attention):
     options: PhaseSyncConfig
     coupled_axis = "prefix"
     lr_factors: ClassVar[Mapping[str, float]] = {
-        "oscillators.phase.weight": 1.0,
-        "oscillators.phase.bias": 1.0,
-        "oscillators.omega": 1.0,
-        "oscillators.coupling": 1.0,
+        **Oscillators.lr_factors,
         "forget_logit": 1.0,
     }
 
@@ -128,35 +125,52 @@ class PhaseSync(Attention):
         coupling_only: bool = False,
     ) -> tuple[Tensor, Tensor | float]:
         """Phases after S steps, [B,T,H,N], and the rotary drift that they contain."""
-        T = x_BTD.shape[1]
-        theta = self.oscillators.initial_phases(x_BTD, coupling_only)
-        drift_T1N: Tensor | float = 0.0
-        if self.rope:
-            start = cache.length if cache is not None else 0
-            angles = rotary_angles(start, T, self.options.num_oscillators, x_BTD.device)
-            drift_T1N = angles.unsqueeze(1).to(theta.dtype)
-        o, oscillators = self.options, self.oscillators
-        omega = oscillators.frequencies(coupling_only)
+        theta0, drift_T1N = self._start(x_BTD, cache, coupling_only=coupling_only)
+        omega = self.oscillators.frequencies(coupling_only)
         last: list[ops.Scan] = []
 
         def advance(theta: Tensor, steps: int = 1) -> Tensor:
-            result = ops.kuramoto_scan(
-                theta.flatten(2),
-                omega.flatten(),
-                oscillators.coupling.repeat_interleave(o.num_oscillators),
-                steps=steps,
-                dt=o.dt,
-                forget=None if self.forget_logit is None else self.forget_logit.sigmoid(),
-                state=None if cache is None else cache.state,
-            )
-            last.append(result)
-            return result.theta.view_as(theta)
+            last.append(self._scan(theta, omega, steps, None if cache is None else cache.state))
+            return last[-1].theta.view_as(theta)
 
-        theta = oscillators.integrate(advance, theta + drift_T1N, omega, perturbation)
+        theta = self.oscillators.integrate(advance, theta0, omega, perturbation)
         if cache is not None:
-            cache.state, cache.length = last[-1].state, cache.length + T
-            cache.oscillators = o.num_oscillators
+            cache.state, cache.length = last[-1].state, cache.length + x_BTD.shape[1]
+            cache.oscillators = self.options.num_oscillators
         return theta, drift_T1N
+
+    def _start(
+        self, x_BTD: Tensor, cache: LayerCache | None = None, *, coupling_only: bool = False
+    ) -> tuple[Tensor, Tensor | float]:
+        """Phases before the first step, [B,T,H,N], and the rotary drift that they contain."""
+        theta = self.oscillators.initial_phases(x_BTD, coupling_only)
+        if not self.rope:
+            return theta, 0.0
+        start = cache.length if cache is not None else 0
+        N = self.options.num_oscillators
+        angles = rotary_angles(start, x_BTD.shape[1], N, x_BTD.device)
+        drift_T1N = angles.unsqueeze(1).to(theta.dtype)
+        return theta + drift_T1N, drift_T1N
+
+    def _scan(
+        self,
+        theta_BTHN: Tensor,
+        omega_HN: Tensor,
+        steps: int,
+        state: ops.ScanState | None = None,
+        *,
+        return_order: bool = False,
+    ) -> ops.Scan:
+        return ops.kuramoto_scan(
+            theta_BTHN.flatten(2),
+            omega_HN.flatten(),
+            self.oscillators.coupling.repeat_interleave(self.options.num_oscillators),
+            steps=steps,
+            dt=self.options.dt,
+            forget=None if self.forget_logit is None else self.forget_logit.sigmoid(),
+            state=state,
+            return_order=return_order,
+        )
 
     def _read_out(self, features_BTC: Tensor, dtype: torch.dtype) -> Tensor:
         return self.resid_dropout(self.c_proj(features_BTC.to(dtype)))
@@ -204,20 +218,8 @@ class PhaseSync(Attention):
         if self.options.as_coded:
             return None
         o, oscillators = self.options, self.oscillators
-        theta0 = oscillators.initial_phases(x_BTD)
-        if self.rope:
-            angles = rotary_angles(0, x_BTD.shape[1], o.num_oscillators, x_BTD.device)
-            theta0 = theta0 + angles.unsqueeze(1).to(theta0.dtype)
-        omega, coupling = oscillators.frequencies(), oscillators.coupling
-        scan = ops.kuramoto_scan(
-            theta0.flatten(2),
-            omega.flatten(),
-            coupling.repeat_interleave(o.num_oscillators),
-            steps=o.steps,
-            dt=o.dt,
-            forget=None if self.forget_logit is None else self.forget_logit.sigmoid(),
-            return_order=True,
-        )
+        (theta0, _), omega = self._start(x_BTD), oscillators.frequencies()
+        scan = self._scan(theta0, omega, o.steps, return_order=True)
         assert scan.R is not None
-        R = scan.R.unflatten(2, omega.shape)
-        return Trajectory(theta0, scan.theta.view_as(theta0), R, omega, coupling, o.dt)
+        R, theta = scan.R.unflatten(2, omega.shape), scan.theta.view_as(theta0)
+        return Trajectory(theta0, theta, R, omega, oscillators.coupling, o.dt)

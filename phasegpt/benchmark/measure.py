@@ -25,9 +25,9 @@ from phasegpt.analysis import texts as count
 from phasegpt.analysis.judge import NGramJudge
 from phasegpt.benchmark.arms import ARMS, Arm, make
 from phasegpt.benchmark.subject import Subject
-from phasegpt.checkpoint import write_atomic
 from phasegpt.errors import ConfigError
 from phasegpt.evaluation import perplexity
+from phasegpt.files import write_atomic
 from phasegpt.randomness import keyed_seed
 from phasegpt.record import environment
 from phasegpt.samplers import KVShock, PhaseSlip, Vocabulary, decode

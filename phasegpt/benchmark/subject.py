@@ -18,6 +18,7 @@ from phasegpt.data import Corpus
 from phasegpt.errors import ConfigError, DataError
 from phasegpt.evaluation import token_nats
 from phasegpt.inference import inference
+from phasegpt.model import GPT
 from phasegpt.samplers import KEEP
 
 #: English openings for models of English. The Phase-Slip READMEs publish four; the last is ours.
@@ -95,7 +96,7 @@ class Subject:
     @property
     def phases(self) -> bool:
         """Whether the model has oscillators."""
-        return any(name.endswith(".oscillators") for name, _ in self.model.named_modules())
+        return isinstance(self.model, GPT) and bool(self.model.oscillators)
 
     def openings(self, count: int) -> tuple[str, ...]:
         """Prompts of 48 characters from human text: beginnings of lines, evenly spaced."""

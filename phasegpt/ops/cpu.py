@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 import os
 import platform
 import shlex
@@ -27,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.diskcache import build_once, cache_dir
+from phasegpt.diskcache import build_once, cache_dir, digest
 
 SOURCE = Path(__file__).with_name("kuramoto.cpp")
 LIBRARY, SECONDS = "kuramoto.so", "build_seconds"  # what a folder of the cache holds
@@ -126,8 +125,7 @@ def _attempt() -> _Kernels | str:
     try:
         compiler = _compiler()
         parts = (SOURCE.read_text(encoding="utf-8"), *FLAGS, *compiler.command, compiler.version)
-        key = hashlib.sha256("\0".join((*parts, _processor())).encode()).hexdigest()[:20]
-        folder = cache_dir() / "kernels" / key
+        folder = cache_dir() / "kernels" / digest(*parts, _processor())
         try:
             build_once(folder, functools.partial(_compile, compiler))
             return _open(compiler, folder, str(folder))
@@ -186,10 +184,7 @@ def _empty(*shape: int) -> Tensor:
 def rows_forward(
     theta: Tensor, omega: Tensor, coupling: Tensor, steps: int, dt: float, order: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """theta[B,T,H,N] after S steps; mean cosine and sine [B,T,H,S+1], or [0] without `order`.
-
-    omega[H,N] or [B,T,H,N]; coupling[H,2] or [B,T,H,2] is (K cos lag, K sin lag).
-    """
+    """See fused.rows."""
     N = theta.shape[-1]
     shape = (*theta.shape[:-1], steps + 1) if order else (0,)
     outputs = (torch.empty_like(theta), _empty(*shape), _empty(*shape))
@@ -210,7 +205,7 @@ def rows_backward(
     steps: int,
     dt: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of theta, omega and coupling in their shapes; grad_cos, grad_sin may be [0]."""
+    """See fused.rows_adjoint; grad_cos, grad_sin may be [0]."""
     N = theta.shape[-1]
     gradients = (torch.empty_like(theta), torch.empty_like(omega), torch.empty_like(coupling))
     counts = (theta.numel() // N, omega.numel() // N, coupling.numel() // 2)
@@ -232,11 +227,7 @@ def scan_forward(
     dt: float,
     order: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """theta[B,T,C] after S steps, the carried sums[P,B,C] and weight[C], mean fields [S+1,B,T,C].
-
-    omega, coupling[C]; forget[C], or [0] for uniform weights. The mean cosine and sine are [0]
-    without `order`. Token-by-token calls with the carried state give the same bits as one.
-    """
+    """See fused.scan. Token-by-token calls with the carried state give the same bits as one."""
     B, T, C = theta.shape
     shape = (steps + 1, B, T, C) if order else (0,)
     state = (torch.empty_like(cos_sums), torch.empty_like(sin_sums), torch.empty_like(weight))
@@ -265,11 +256,7 @@ def scan_backward(
     steps: int,
     dt: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of the first seven arguments in their shapes.
-
-    The state is the one before the first token. A uniform weight is a count: its gradient is [0],
-    as that of an absent forget. grad_cos, grad_sin[S+1,B,T,C] may be [0].
-    """
+    """See fused.scan_adjoint; the state is the initial one, grad_cos and grad_sin may be [0]."""
     B, T, C = theta.shape
     inputs = (theta, omega, coupling, forget, cos_sums, sin_sums, weight)
     cotangents = (grad_theta, grad_cos_sums, grad_sin_sums, grad_weight, grad_cos, grad_sin)

@@ -113,10 +113,7 @@ class Kernels:
     def rows_forward(
         self, theta: Tensor, omega: Tensor, coupling: Tensor, steps: int, dt: float, order: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """theta[B,T,H,N] after S steps; mean cosine and sine [B,T,H,S+1], or [0] without `order`.
-
-        omega[H,N] or [B,T,H,N]; coupling[H,2] or [B,T,H,2] is (K cos lag, K sin lag).
-        """
+        """See fused.rows."""
         B, T, H, N = theta.shape
         means = (B, T, H, steps + 1) if order else (0,)
         outputs = _like(theta), _empty(theta, *means), _empty(theta, *means)
@@ -137,7 +134,7 @@ class Kernels:
         steps: int,
         dt: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of theta, omega and coupling in their shapes; grad_cos, grad_sin may be [0]."""
+        """See fused.rows_adjoint; grad_cos, grad_sin may be [0]."""
         B, T, H, N = theta.shape
         plan = plan_rows_backward(B * T, H, N, steps, grad_cos.numel() > 0)
         partials = plan.grid[1] * plan.threads // WARP
@@ -168,11 +165,7 @@ class Kernels:
         dt: float,
         order: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """theta[B,T,C] after S steps, the carried sums[P,B,C] and weight[C], means [S+1,B,T,C].
-
-        omega, coupling[C]; forget[C], or [0] for uniform weights. The mean cosine and sine are [0]
-        without `order`. Token-by-token calls with the carried state give the same bits as one.
-        """
+        """See fused.scan. Token-by-token calls with the carried state give the same bits as one."""
         B, T, C = theta.shape
         inputs = (theta, omega, coupling, forget, cos_sums, sin_sums, weight)
         means = (steps + 1, B, T, C) if order else (0,)
@@ -200,11 +193,8 @@ class Kernels:
         steps: int,
         dt: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Gradients of the first seven arguments in their shapes.
-
-        The state is the one after the last token if weights are uniform (forget[0]) and the one
-        before the first token otherwise. A uniform weight is a count: its gradient is [0], as that
-        of an absent forget. grad_cos, grad_sin[S+1,B,T,C] may be [0].
+        """See fused.scan_adjoint; the state is the final one if weights are uniform (no forget),
+        the initial one otherwise. grad_cos, grad_sin[S+1,B,T,C] may be [0].
         """
         B, T, C = theta.shape
         chunk = CHUNK if forget.numel() else 0

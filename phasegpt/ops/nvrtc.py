@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.diskcache import build_once, cache_dir
+from phasegpt.diskcache import build_once, cache_dir, digest
 
 #: No option may assume finite numbers: a NaN has to come out as one.
 OPTIONS = ("-std=c++17",)
@@ -116,14 +115,9 @@ def compile_kernel(source: str, kernel: str, target: str, *options: str) -> Imag
         nvrtc.nvrtcDestroyProgram(program)
 
 
-def cache_key(*parts: str) -> str:
-    """Name of a folder of the cache for what depends on all of `parts`."""
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
-
-
 def kept_image(source: str, kernel: str, target: str, driver: str) -> Image:
     """compile_kernel, once for all processes: kept on disk by all that it depends on."""
-    key = cache_key(source, kernel, target, *OPTIONS, version(), driver)
+    key = digest(source, kernel, target, *OPTIONS, version(), driver)
     folder = cache_dir() / "kernels" / key
 
     def build(scratch: Path) -> None:

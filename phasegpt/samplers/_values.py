@@ -34,9 +34,11 @@ def between(
     """
     number = real(name, value)
     if not (low <= number if closed else low < number) or number > high or math.isinf(number):
-        bounds = f"in {'[' if closed else '('}{low:g}, {high:g}]"
+        top = "pi" if high == math.pi else f"{high:g}"
+        bounds = f"in {'[' if closed else '('}{low:g}, {top}]"
         if math.isinf(high):
-            bounds = f"{'>=' if closed else '>'} {low:g} and finite"
+            above = "" if math.isinf(low) else f"{'>=' if closed else '>'} {low:g} and "
+            bounds = f"{above}finite"
         raise ConfigError(f"{name}={value} is out of range; it must be {bounds}{otherwise}")
     return number
 

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from phasegpt.errors import ConfigError
+from phasegpt.inference import evaluating
 from phasegpt.model import GPT
 from phasegpt.randomness import keyed_generator
 from phasegpt.samplers.models import Decoder, decoder
@@ -105,14 +106,13 @@ def calibrate_heads(model: Any, ids_BT: Tensor, *, window: int = 12) -> HeadScor
         raise ConfigError(
             f"{ids_BT.shape[1]} tokens do not fit: the model attends to {decoding.context}"
         )
-    modes = [(module, module.training) for module in decoding.module.modules()]
-    try:
-        decoding.module.eval()
-        with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
-            calls = _observe(decoding, ids_BT.clone(), stack)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with (
+        evaluating(decoding.module),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        ExitStack() as stack,
+    ):
+        calls = _observe(decoding, ids_BT.clone(), stack)
     groups = _kv_heads(decoding)
     scores = torch.full((len(decoding.blocks), groups), torch.nan)
     for call in calls:

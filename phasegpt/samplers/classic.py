@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.errors import ConfigError
+from phasegpt.samplers import _values
 from phasegpt.samplers.calibrate import Head, HeadScores, calibrate_heads
 from phasegpt.samplers.chain import build_chain
 from phasegpt.samplers.intervene import EntropyGate, Intervention
@@ -62,6 +63,9 @@ class _TextSampler:
             return self.tokenizer.decode(ids, skip_special_tokens=True)
         return self.tokenizer.decode(ids)
 
+    def _at(self, temperature: float) -> None:
+        """The next text is drawn at this temperature."""
+
     def generate(
         self,
         prompt: str,
@@ -85,6 +89,7 @@ class _TextSampler:
         )
         if not hasattr(self.tokenizer, "all_special_ids"):
             chain.insert(0, Vocabulary(self.tokenizer.vocab_size))
+        self._at(temperature)
         ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         out = decode(
             self.model,
@@ -127,11 +132,10 @@ class PhaseSlipSampler(_TextSampler):
         protect_prompt: bool = True,
     ) -> None:
         super().__init__(model, tokenizer)
-        if not (noise_scale >= 0 and math.isfinite(noise_scale)):
-            raise ConfigError(f"noise_scale={noise_scale} is out of range; it must be >= 0")
-        if not 0 <= blend_beta <= 1:
-            raise ConfigError(f"blend_beta={blend_beta} is out of range; it must be in [0, 1]")
-        mapped = rotation_of(noise_scale, blend_beta)
+        mapped = rotation_of(
+            _values.between("noise_scale", noise_scale, 0),
+            _values.between("blend_beta", blend_beta, 0, 1),
+        )
         self.intervention = PhaseSlip(
             "auto" if heads is None else heads,
             angle=mapped if angle is None else angle,
@@ -153,8 +157,7 @@ class PhaseSlipSampler(_TextSampler):
         The scores are taken on the prompt and what the model writes after it at temperature 1,
         always the same text. The table goes to stderr, and as CSV to `save`. Raises ConfigError.
         """
-        if search_layers < 1:
-            raise ConfigError(f"search_layers={search_layers} must be >= 1")
+        _values.whole("search_layers", search_layers, 1)
         ids = self._encode(prompt)
         room = decoder(self.model).context
         more = CALIBRATION_TOKENS if room is None else min(CALIBRATION_TOKENS, room - ids.shape[1])
@@ -167,11 +170,9 @@ class PhaseSlipSampler(_TextSampler):
             scores.save(save)
         return scores
 
-    def generate(self, prompt: str, *args: Any, **options: Any) -> str:  # noqa: D102
-        temperature = args[1] if len(args) > 1 else options.get("temperature", 0.65)
+    def _at(self, temperature: float) -> None:
         if isinstance(self.intervention.gate, EntropyGate):
             self.intervention.gate = EntropyGate(temperature=temperature if temperature > 0 else 1)
-        return super().generate(prompt, *args, **options)
 
 
 class EntropyShockSampler(_TextSampler):

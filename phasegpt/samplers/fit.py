@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phasegpt.data import EvalWindows
 from phasegpt.errors import ConfigError
 from phasegpt.inference import inference
 from phasegpt.samplers.temperature import entropy, inverse
+from phasegpt.windows import IGNORED, EvalWindows
 
 #: The temperatures of TemperatureFit.curve.
 CURVE = tuple(sign * T for sign in (1, -1) for T in (0.1, 0.3, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3,
@@ -118,7 +118,7 @@ def fit_temperature(
             row = windows[i]
             end = len(ids) if i == len(windows) - 1 else context + i * stride + 1
             first = end - len(row["targets"])  # the place of its first target in the text
-            row["targets"][: max(0, prompt - first)] = -100
+            row["targets"][: max(0, prompt - first)] = IGNORED
             rows.append(row)
     device = next(model.parameters()).device
     logits, targets = [], []
@@ -128,11 +128,11 @@ def fit_temperature(
             # Shorter rows are filled up behind their end, where a causal model looks last.
             idx_BT = nn.utils.rnn.pad_sequence([row["idx"] for row in batch], batch_first=True)
             targets_BT = nn.utils.rnn.pad_sequence(
-                [row["targets"] for row in batch], batch_first=True, padding_value=-100
+                [row["targets"] for row in batch], batch_first=True, padding_value=IGNORED
             )
             z_BTV = model(idx_BT.to(device)).logits
-            logits.append(z_BTV[(targets_BT != -100).to(device)].float().cpu())
-            targets.append(targets_BT[targets_BT != -100])
+            logits.append(z_BTV[(targets_BT != IGNORED).to(device)].float().cpu())
+            targets.append(targets_BT[targets_BT != IGNORED])
     return fit_logits(torch.cat(logits), torch.cat(targets))
 
 

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from phasegpt.cache import Cache, LayerCache
 from phasegpt.errors import ConfigError
+from phasegpt.phase import resultant_length
 from phasegpt.polar import modulus
+from phasegpt.samplers import _values
+from phasegpt.samplers.temperature import entropy
 
 if TYPE_CHECKING:
     from phasegpt.samplers.models import Decoder
@@ -82,11 +85,10 @@ class EntropyGate:
     """
 
     def __init__(self, center: float = 2.5, temperature: float = 1.0) -> None:
-        if not math.isfinite(center):
-            raise ConfigError(f"center={center} must be a finite number of nats")
         if not temperature > 0:
             raise ConfigError(f"temperature={temperature} of the gate must be > 0")
-        self.center, self.temperature = center, temperature
+        self.center = _values.between("center", center, -math.inf, otherwise=" (nats)")
+        self.temperature = temperature
 
     def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
         """See Gate."""
@@ -101,9 +103,7 @@ class RGate:
     """
 
     def __init__(self, threshold: float) -> None:
-        if not 0 <= threshold <= 1:
-            raise ConfigError(f"threshold={threshold} is out of range; R is in [0, 1]")
-        self.threshold = threshold
+        self.threshold = _values.between("threshold", threshold, 0, 1, otherwise=", as R is")
 
     def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
         """See Gate."""
@@ -118,12 +118,6 @@ class RGate:
         return (torch.cat(found, dim=1) > self.threshold).any(dim=1).to(logits_BV.dtype)
 
 
-def entropy(logits_BV: Tensor) -> Tensor:
-    """Shannon entropy of softmax(logits) in nats, [B]; removed tokens count 0."""
-    log_p = logits_BV.log_softmax(dim=-1)
-    return -(log_p.exp() * log_p).nan_to_num(0.0).sum(dim=-1)
-
-
 def divergence(clean_BV: Tensor, other_BV: Tensor) -> Tensor:
     """KL(clean || other) of the softmaxes in nats, [B]."""
     log_p, log_q = clean_BV.log_softmax(dim=-1), other_BV.log_softmax(dim=-1)
@@ -134,7 +128,7 @@ def order(part: LayerCache) -> Tensor | None:
     """The order parameter of each head at the newest token, [R,H]; None without phases."""
     if part.phases is not None:
         cos, sin = part.phases[:, :, -1].chunk(2, dim=-1)
-        return modulus(cos.mean(dim=-1), sin.mean(dim=-1))
+        return resultant_length(cos, sin)
     if part.state is not None:
         cos, sin = part.state.cos_SBC[-1], part.state.sin_SBC[-1]
         R_RC = modulus(cos, sin) / part.state.weight_C

@@ -25,11 +25,13 @@ from torch import Tensor
 
 from phasegpt.cache import LayerCache
 from phasegpt.errors import ConfigError
+from phasegpt.samplers import _values
 from phasegpt.samplers.calibrate import Head, calibrate_heads
-from phasegpt.samplers.intervene import EntropyGate, Gate, Memory, divergence, entropy
+from phasegpt.samplers.intervene import EntropyGate, Gate, Memory, divergence
 from phasegpt.samplers.models import Decoder
 from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features
 from phasegpt.samplers.target_kl import angle_for, own_text, phase_heads
+from phasegpt.samplers.temperature import entropy
 from phasegpt.validate import unknown
 
 #: Heads that heads="auto" chooses, of the upper half of the layers.
@@ -80,7 +82,6 @@ class PhaseSlip:
         candidates: int | None = None,
         force: bool = False,
     ) -> None:
-        _check(angle, target_kl, window, anchor, candidates)
         if rotation not in ROTATIONS:
             raise ConfigError(unknown(f"rotation={rotation}", [f"rotation={r}" for r in ROTATIONS]))
         if target not in ("values", "phases"):
@@ -94,8 +95,17 @@ class PhaseSlip:
             raise ConfigError(f'heads={heads!r} must be "auto" or a list of (layer, head)')
         if not isinstance(heads, str) and not heads:
             raise ConfigError("heads=[] slips nothing; set angle=0 for plain sampling")
-        self.heads, self.angle, self.target_kl = heads, angle, target_kl
-        self.window, self.anchor = window, anchor
+        if angle is not None:
+            otherwise = " radians, or None to take the angle that target_kl asks for"
+            angle = _values.between("angle", angle, 0, math.pi, otherwise=otherwise)
+        if candidates is not None:
+            _values.whole("candidates", candidates, 1, ", or None for all")
+        self.heads, self.angle = heads, angle
+        self.target_kl = _values.between(
+            "target_kl", target_kl, 0, closed=False, otherwise=" (nats)"
+        )
+        self.window = _values.whole("window", window, 1, " of positions")
+        self.anchor = _values.between("anchor", anchor, 0, 1)
         self.gate: Gate | None = EntropyGate() if gate == "entropy" else gate  # type: ignore[assignment]
         self.rotation, self.protect_prompt, self.target = rotation, protect_prompt, target
         self.candidates, self.force = candidates, force
@@ -307,21 +317,3 @@ def _target(part: LayerCache, target: str) -> int | None:
     if part.phases is not None:
         return part.phases.shape[1]
     return None if part.state is None else part.state.cos_SBC.shape[-1] // part.oscillators
-
-
-def _check(
-    angle: float | None, target_kl: float, window: int, anchor: float, candidates: int | None
-) -> None:
-    if angle is not None and not 0 <= angle <= math.pi:
-        raise ConfigError(
-            f"angle={angle} is out of range; it must be in [0, pi] radians, or None to take the "
-            f"angle that target_kl asks for"
-        )
-    if not (target_kl > 0 and math.isfinite(target_kl)):
-        raise ConfigError(f"target_kl={target_kl} is out of range; it must be > 0 (nats)")
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-        raise ConfigError(f"window={window} must be a whole number >= 1 of positions")
-    if not 0 <= anchor <= 1:
-        raise ConfigError(f"anchor={anchor} is out of range; it must be in [0, 1]")
-    if candidates is not None and (isinstance(candidates, bool) or candidates < 1):
-        raise ConfigError(f"candidates={candidates} must be a whole number >= 1, or None for all")

@@ -10,7 +10,6 @@ Shapes: B batch, T time, V vocabulary, H heads, W window, E head width.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, Protocol
 
@@ -19,8 +18,10 @@ from torch import Tensor
 
 from phasegpt.cache import LayerCache
 from phasegpt.errors import ConfigError
-from phasegpt.samplers.intervene import Memory, entropy
+from phasegpt.samplers import _values
+from phasegpt.samplers.intervene import Memory
 from phasegpt.samplers.models import Decoder
+from phasegpt.samplers.temperature import entropy
 from phasegpt.validate import unknown
 
 
@@ -41,9 +42,10 @@ class LowEntropy:
     """
 
     def __init__(self, threshold: float = 0.6, patience: int = 3) -> None:
-        if not threshold > 0:
-            raise ConfigError(f"stagnation_threshold={threshold} must be > 0 (nats)")
-        self.threshold, self.patience = threshold, _whole("patience", patience)
+        self.threshold = _values.between(
+            "stagnation_threshold", threshold, 0, closed=False, otherwise=" (nats)"
+        )
+        self.patience = _values.whole("patience", patience, 1)
 
     def __call__(self, ids_T: Tensor, entropy: float) -> bool:
         """See Detector."""
@@ -58,7 +60,8 @@ class LoopDetector:
     """
 
     def __init__(self, match: int = 16, patience: int = 4) -> None:
-        self.match, self.patience = _whole("match", match), _whole("patience", patience)
+        self.match = _values.whole("match", match, 1)
+        self.patience = _values.whole("patience", patience, 1)
 
     def __call__(self, ids_T: Tensor, entropy: float = 0.0) -> bool:
         """See Detector."""
@@ -115,16 +118,15 @@ class KVShock:
         target: Literal["keys", "values", "both"] = "both",
         heat: float = 2.0,
     ) -> None:
-        if not (scale >= 0 and math.isfinite(scale)):
-            raise ConfigError(f"scale={scale} is out of range; it must be >= 0 and finite")
-        if not (heat > 0 and math.isfinite(heat)):
-            raise ConfigError(f"heat={heat} is out of range; it must be > 0 and finite")
         targets = ("keys", "values", "both")
         if target not in targets:
             raise ConfigError(unknown(f"target={target}", [f"target={t}" for t in targets]))
-        self.scale, self.heat, self.target = scale, heat, target
+        self.scale = _values.between("scale", scale, 0)
+        self.heat = _values.between("heat", heat, 0, closed=False)
+        self.target = target
         self.detector = LoopDetector() if detector is None else detector
-        self.window, self.cooldown = _whole("window", window), _whole("cooldown", cooldown, 0)
+        self.window = _values.whole("window", window, 1)
+        self.cooldown = _values.whole("cooldown", cooldown, 0)
         self.events: list[Shock] = []
 
     def start(self, decoder: Decoder) -> None:
@@ -195,9 +197,3 @@ def _memories(part: LayerCache, target: str, row: int) -> list[Tensor]:
     width = part.keys.shape[-1] - 2 * part.oscillators
     chosen = {"keys": part.keys[row, ..., :width], "values": part.values[row]}
     return [x for name, x in chosen.items() if target in (name, "both")]
-
-
-def _whole(name: str, value: int, least: int = 1) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"{name}={value} must be a whole number >= {least}")
-    return value

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.errors import ConfigError
+from phasegpt.model import GPT
 from phasegpt.randomness import keyed_seed
 from phasegpt.samplers.calibrate import Head
 from phasegpt.samplers.loop import decode
@@ -63,12 +64,8 @@ def measured_kl(model: Any, ids_BT: Tensor, slip: Any) -> float:
 
 def phase_heads(model: Any) -> list[Head]:
     """All heads with oscillators of a GPT of ours."""
-    heads = [
-        (int(name.split(".")[2]), head)
-        for name, module in model.named_modules()
-        if name.endswith(".oscillators")
-        for head in range(len(module.omega))
-    ]
+    found = model.oscillators if isinstance(model, GPT) else {}
+    heads = [(layer, head) for layer, those in found.items() for head in range(len(those.omega))]
     if not heads:
         raise ConfigError("target=phases needs a model with oscillators; this one has none")
     return heads

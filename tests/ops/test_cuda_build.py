@@ -7,6 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from phasegpt.diskcache import digest
 from phasegpt.ops import cuda, nvrtc
 
 SOURCE = cuda.SOURCE.read_text(encoding="utf-8")
@@ -167,7 +168,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(compiled, monkeypatch, t
 
 
 def test_keys_of_the_cache_do_not_run_their_parts_together():
-    assert nvrtc.cache_key("ab", "c") != nvrtc.cache_key("a", "bc")
+    assert digest("ab", "c") != digest("a", "bc")
 
 
 # --- launches --------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ def _order(t: Trace) -> Any:
             axes.plot(x, b, ":", color=_OFF, lw=1, label="K = 0" if h == 0 else None)
             axes.plot(x, a, color=_COUPLED, lw=1.2, alpha=0.8, label="heads" if h == 0 else None)
         axes.plot(x, nothing, "--", color=_NULL, lw=1, label="random phases")
-        if t.layer.mechanism == "kuramoto":
+        if not t.layer.over_prefix:
             axes.axhspan(*BAND, color=_BAND, alpha=0.08, lw=0)
         highest = max(float(coupled.max()), float(uncoupled.max()))
         axes.set(ylim=(0, min(1, max(0.65, 1.15 * highest))), ylabel="R")
@@ -87,7 +87,7 @@ def _portraits(t: Trace) -> Any:
             theta = path_STHN[s, middle, h]
             axes.plot(np.cos(circle), np.sin(circle), color="#c7cedb", lw=0.8)
             axes.plot(np.cos(theta), np.sin(theta), "o", color=_COUPLED, ms=4, mew=0, alpha=0.7)
-            if t.layer.mechanism == "kuramoto":
+            if not t.layer.over_prefix:
                 mean = (float(np.cos(theta).mean()), float(np.sin(theta).mean()))
                 axes.annotate("", mean, (0, 0), arrowprops={"arrowstyle": "->", "lw": 1.4})
             else:

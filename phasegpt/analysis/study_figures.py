@@ -1,4 +1,4 @@
-"""The figures of a study as PNG, drawn from phasegpt.analysis.arms: same records, same bytes.
+"""The figures of a study as PNG, drawn from phasegpt.analysis.study_view: same records, same bytes.
 
 Arms that see the future are in leaky.png and in no other.
 """
