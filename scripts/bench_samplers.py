@@ -6,8 +6,8 @@ python scripts/bench_samplers.py --list                              the arms
 python scripts/bench_samplers.py --regenerate results/samplers       tables and pictures, anew
 
 MODEL is a run folder, checkpoint or exported folder of ours, or a Hugging Face folder or name; that
-one needs --text, a file of human text of its kind. The protocol is the seed's, 5 prompts x 40
-rounds x 200 tokens. Arms that have a record are skipped, so a run that was cut goes on.
+one needs --text, a file of human text of its kind. The protocol is the published one, 5 prompts x
+40 rounds x 200 tokens. Arms that have a record are skipped, so a run that was cut goes on.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from phasegpt import hf
 from phasegpt.analysis.sampling import regenerate
-from phasegpt.benchmark import ARMS, SEED_PROMPTS, Bench, Protocol, Subject, arms_for, run
+from phasegpt.benchmark import ARMS, PUBLISHED_PROMPTS, Bench, Protocol, Subject, arms_for, run
 from phasegpt.checkpoint import is_ours, load_run
 from phasegpt.errors import ConfigError
 from phasegpt.shell import guarded, training_corpus
@@ -36,7 +36,7 @@ def bench(args: argparse.Namespace) -> None:
         text = args.text.read_text(encoding="utf-8")
         subject = Subject.from_hugging_face(*hf.load(args.model), text, label)
     kind = args.prompts or ("text" if is_ours(args.model) else "seed")
-    prompts = SEED_PROMPTS if kind == "seed" else subject.openings(len(SEED_PROMPTS))
+    prompts = PUBLISHED_PROMPTS if kind == "seed" else subject.openings(len(PUBLISHED_PROMPTS))
     protocol = Protocol(
         prompts=prompts[: args.limit_prompts],
         rounds=args.rounds,
@@ -66,7 +66,7 @@ def main() -> None:
     add("--arms", nargs="+", metavar="ARM", help="only these (see --list)")
     add("--rounds", type=int, default=Protocol.rounds)
     add("--tokens", type=int, default=Protocol.tokens)
-    add("--limit-prompts", type=int, default=len(SEED_PROMPTS), help="fewer prompts, to try")
+    add("--limit-prompts", type=int, default=len(PUBLISHED_PROMPTS), help="fewer prompts, to try")
     add("--seed", type=int, default=Protocol.seed)
     add("--force", action="store_true", help="measure anew what has a record")
     add("--regenerate", type=Path, metavar="FOLDER", help="only tables and pictures, from records")

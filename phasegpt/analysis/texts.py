@@ -27,7 +27,7 @@ def words(text: str) -> list[str]:
 
 
 def unique_words(text: str) -> float:
-    """Different words / words, the seed's "diversity"; 0 for a text without words."""
+    """Different words / words, the published "diversity"; 0 for a text without words."""
     found = words(text)
     return len(set(found)) / len(found) if found else 0.0
 

@@ -2,6 +2,6 @@
 
 from phasegpt.benchmark.arms import ARMS, Arm, arms_for
 from phasegpt.benchmark.measure import Bench, Protocol, run
-from phasegpt.benchmark.subject import SEED_PROMPTS, Subject
+from phasegpt.benchmark.subject import PUBLISHED_PROMPTS, Subject
 
-__all__ = ["ARMS", "SEED_PROMPTS", "Arm", "Bench", "Protocol", "Subject", "arms_for", "run"]
+__all__ = ["ARMS", "PUBLISHED_PROMPTS", "Arm", "Bench", "Protocol", "Subject", "arms_for", "run"]

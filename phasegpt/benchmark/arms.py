@@ -1,7 +1,7 @@
 """The arms of the benchmark: one table.
 
 Processors, interventions and gates are written as (class of phasegpt.samplers, its arguments). A
-chain acts in its order; the seed's arms have Hugging Face's, temperature first.
+chain acts in its order; the published arms have Hugging Face's, temperature first.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ def _is_link(value: Any) -> bool:
 _CONTROL: tuple[Link, ...] = (("Temperature", 0.65), ("TopK", 40))
 _COLD: tuple[Link, ...] = (("Temperature", 0.2),)
 _SWEEP = (0.2, 0.35, 0.5, 0.58, 0.65, 0.72, 0.8, 0.9, 1.0, 1.15, 1.3)
-_SEED_ANGLE = rotation_of(0.03, 0.15)  # rad; the seed's noise_scale and its dilution
-_GATE: Link = ("EntropyGate", {"center": 2.5, "temperature": 0.65})  # the seed's
-_STAGNATION: Link = ("LowEntropy", {"threshold": 0.6, "patience": 3})  # the seed's v0
+_PUBLISHED_ANGLE = rotation_of(0.03, 0.15)  # rad; the published noise_scale and its dilution
+_GATE: Link = ("EntropyGate", {"center": 2.5, "temperature": 0.65})  # as published
+_STAGNATION: Link = ("LowEntropy", {"threshold": 0.6, "patience": 3})  # published v0
 
 
 def _sweep(temperature: float) -> Arm:
@@ -102,7 +102,7 @@ ARMS = (
         chain=(("Temperature", 0.8), ("TopK", 40), ("TopP", 0.92)),
         against="control",
     ),
-    _slip("phase_slip", "seed", angle=_SEED_ANGLE, protect_prompt=True),
+    _slip("phase_slip", "seed", angle=_PUBLISHED_ANGLE, protect_prompt=True),
     Arm(name="control", role="control", chain=_CONTROL),
     # Plain sampling between two points of the sweep: its frontier gap is 0, if the method is right.
     Arm(name="null", role="control", chain=(("Temperature", 0.61),), against="control"),

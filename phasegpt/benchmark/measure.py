@@ -35,7 +35,7 @@ from phasegpt.samplers import KVShock, PhaseSlip, Vocabulary, decode
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What is the same for all arms: the seed's protocol by default."""
+    """What is the same for all arms: the published protocol by default."""
 
     prompts: tuple[str, ...]
     rounds: int = 40

@@ -22,7 +22,7 @@ from phasegpt.model import GPT
 from phasegpt.samplers import KEEP
 
 #: English openings for models of English. The Phase-Slip READMEs publish four; the last is ours.
-SEED_PROMPTS = (
+PUBLISHED_PROMPTS = (
     "The ancient door creaked open",
     "Once upon a time",
     "The research paper described the finding that the",
