@@ -11,6 +11,7 @@ READY := $(VENV)/.installed
 
 # The sweeps of a study in their order; each scale has records of its own.
 STUDY_phase_a := phase_a phase_a_controls phase_a_phase_sync phase_a_as_coded phase_a_more
+STUDY_phase_a_long := phase_a_long
 STUDY_phase_b := phase_b phase_b_controls phase_b_secondary
 RECORDS = results/$(NAME)$(if $(filter full,$(SCALE)),_full)
 PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[ab]_full/runs))
@@ -35,8 +36,8 @@ lint: $(READY) ## Check style, formatting and types
 bench: $(READY) ## Measure training speed (more options: ARGS="...")
 	$(PY) scripts/bench_train.py $(ARGS)
 
-study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_b SCALE=small|full ARGS="...")
-	@test -n "$(STUDY_$(NAME))" || { echo "NAME=$(NAME); choose from: phase_a, phase_b"; exit 2; }
+study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_a_long|phase_b SCALE=small|full ARGS="...")
+	@test -n "$(STUDY_$(NAME))" || { echo "NAME=$(NAME); choose from: phase_a, phase_a_long, phase_b"; exit 2; }
 	@failed=0; for sweep in $(STUDY_$(NAME)); do \
 		$(PY) -m phasegpt.train -m +sweep=$$sweep scale=$(SCALE) $(ARGS) || failed=1; \
 		$(PY) scripts/analyze_results.py runs/$$sweep-$(SCALE) --into $(RECORDS) --test || failed=1; \

@@ -3,6 +3,7 @@
 import copy
 import functools
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -244,6 +245,31 @@ def test_a_tampered_record_is_excluded_with_its_reason() -> None:
     assert words(records)["H2"] == "B3 lacks every seed"
 
 
+def test_a_record_of_another_schema_or_of_unknown_code_is_excluded_with_its_reason() -> None:
+    records = make_ledger(HOLDS)
+    del records["B3-seed1"]["config"], records["B3-seed2"]["data"], records["B3-seed3"]["seed"]
+    records["B3-seed4"]["git"] = None
+    del records["B3-seed5"]["preregistration"]["amendments"]  # there were none
+    reasons = excluded(records)
+    for seed, key in ((1, "config"), (2, "data"), (3, "seed")):
+        assert reasons[f"B3-seed{seed}"] == f"is of another schema: it has no {key}"
+    assert "uncommitted" in reasons["B3-seed4"] and "B3-seed5" not in reasons
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_number_that_is_none_supports_nothing(value: float) -> None:
+    records = make_ledger(HOLDS)
+    records["B4-seed2"]["best"]["val/ppl"] = value
+    found = words(records)
+    for name in ("H1", "H3", "H4"):
+        assert found[name] == f"phase_b-diverse with seed 2 has {value} as " + (
+            "log_ppl" if name == "H4" else "ppl"
+        )
+    records = make_ledger(HOLDS)
+    records["B4-seed2"]["final"]["val/ppl"] = value
+    assert words(records)["H5"] == "not supported"
+
+
 def test_of_two_runs_of_a_seed_the_first_counts_whatever_it_found() -> None:
     records = make_ledger(HOLDS)
     again = copy.deepcopy(records["B4-seed1"])
@@ -325,6 +351,13 @@ def test_an_amendment_covers_the_runs_it_names_and_only_those_that_ran_under_it(
     [
         ({"fields": {"attention.coupling": 0.6}}, "attention.coupling, which is frozen"),
         ({"fields": {"regularizer.weight": 0.1}}, "regularizer.weight, which is frozen"),
+        ({"fields": {"attention.steps": 1}}, "attention.steps, which is frozen"),
+        ({"fields": {"no.such.field": 1}}, "must name registered fields"),
+        ({"fields": None}, "must name registered fields"),
+        ({"covers": None}, "covers must be lists of conditions, seeds, scales"),
+        ({"covers": {"conditions": "B4", "seeds": [5], "scales": ["full"]}}, "conditions B4"),
+        ({"covers": {"conditions": ["B9"], "seeds": [5], "scales": ["full"]}}, "'B9'"),
+        ({"date": "never"}, "has the date never"),
         ({"alpha": 0.1}, "has the keys"),
         ({"reason": ""}, "must give a reason"),
         ({"original": "0" * 64}, "it must be 1 of"),

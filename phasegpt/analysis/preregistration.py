@@ -26,6 +26,8 @@ from phasegpt.validate import flat
 DOCUMENT = CONF_DIR.parent / "PREREGISTRATION.md"
 _BLOCK = re.compile(r"^```yaml\n(.*?)^```\n(?:\s*sha256: `(\w*)`)?", re.MULTILINE | re.DOTALL)
 _AMENDMENT = {"amendment", "date", "reason", "original", "covers", "fields"}
+#: With K, what decides how strongly oscillators are coupled; no amendment may change these either.
+_COUPLING = ["attention.learn_coupling", "attention.steps", "attention.dt"]
 
 
 class Cell(NamedTuple):
@@ -208,11 +210,29 @@ def _check(amendment: dict[str, Any], number: int, registration: Registration) -
             f"{where} calls itself {amendment['amendment']} of {amendment['original']}; it must "
             f"be {number} of {registration.hash}"
         )
-    covers = {"conditions", "seeds", "scales"}
-    if not amendment["reason"] or set(amendment["covers"]) != covers:
-        raise RegistrationError(f"{where} must give a reason, and covers must be {sorted(covers)}")
-    for field in amendment["fields"]:
-        if any(fnmatch(field, pattern) for pattern in registration.block["frozen"]):
+    try:
+        datetime.date.fromisoformat(str(amendment["date"]))
+    except ValueError as error:
+        raise RegistrationError(f"{where} has the date {amendment['date']}: {error}") from error
+    if not amendment["reason"]:
+        raise RegistrationError(f"{where} must give a reason")
+    allowed = {
+        "conditions": list(registration.block["conditions"]),
+        "seeds": registration.block["seeds"],
+        "scales": registration.scales,
+    }
+    covers, fields = amendment["covers"], amendment["fields"]
+    if not isinstance(covers, dict) or covers.keys() != allowed.keys():
+        raise RegistrationError(f"{where}: covers must be lists of {', '.join(allowed)}")
+    for name, values in covers.items():
+        if not isinstance(values, list) or not values or not set(values) <= set(allowed[name]):
+            raise RegistrationError(
+                f"{where} covers {name} {values}; it must be a list of some of {allowed[name]}"
+            )
+    if not isinstance(fields, dict) or not fields.keys() <= registration.registered():
+        raise RegistrationError(f"{where} changes {fields}; it must name registered fields")
+    for field in fields:
+        if any(fnmatch(field, p) for p in (*registration.block["frozen"], *_COUPLING)):
             raise RegistrationError(f"{where} changes {field}, which is frozen; leave it")
 
 

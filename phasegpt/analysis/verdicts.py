@@ -85,12 +85,15 @@ def _place(registration: Registration, record: Record) -> tuple[list[Cell], str 
         told = stamp.get("original") or stamp.get("reason") or "none"
         return [], f"ran under another registration ({told[:64]}), not {registration.hash[:16]}..."
     known = {digest(a) for a in registration.amendments}
-    if strange := sorted(set(stamp["amendments"]) - known):
+    if lacking := [key for key in ("seed", "config", "data") if record.get(key) is None]:
+        return [], f"is of another schema: it has no {lacking[0]}"
+    amended = set(stamp.get("amendments") or ())
+    if strange := sorted(amended - known):
         return [], f"ran under an amendment that the page does not have: {strange[0][:16]}..."
     if record.get("status") not in FINISHED:
         return [], f"is not finished: its status is {record.get('status')}"
-    if (record.get("git") or {}).get("dirty"):
-        return [], "ran from a checkout with uncommitted changes"
+    if (record.get("git") or {}).get("dirty") is not False:
+        return [], "did not run from a checkout without uncommitted changes"
     if record["seed"] not in registration.block["seeds"]:
         return [], f"has seed {record['seed']}, which is not registered"
     found = config_fields(record["config"])
@@ -106,7 +109,7 @@ def _place(registration: Registration, record: Record) -> tuple[list[Cell], str 
         return [], f"is no condition; nearest is {'/'.join(nearest)}: {'; '.join(wrong[nearest])}"
     for cell in cells:
         for amendment in registration.covering(cell, record["seed"]):
-            if digest(amendment) not in stamp["amendments"]:
+            if digest(amendment) not in amended:
                 return [], f"is covered by amendment {amendment['amendment']} and began before it"
     return cells, None
 
@@ -235,21 +238,24 @@ def _value(
     if metric == "settling":
         runs = [r for r in (record, partner) if r is not None]
         found = _settling(
-            record, min(r.get("step", math.inf) for r in runs), block["settling_tolerance"]
+            record, min(r.get("step") or math.inf for r in runs), block["settling_tolerance"]
         )
     elif metric in ("ppl", "log_ppl"):
-        found = best if best is None or metric == "ppl" else math.log(best)
+        found = best if not best or metric == "ppl" else math.log(best)
     else:
         found = phase_value(record, *PHASES[metric])
-    if found is None:
-        raise Refusal(f"{record['config']['name']} with seed {record['seed']} has no {metric}")
+    if found is None or not math.isfinite(found):
+        told = "no" if found is None else f"{found} as"
+        raise Refusal(f"{record['config']['name']} with seed {record['seed']} has {told} {metric}")
     return found
 
 
 def _rise(record: Record) -> float:
     """Last over best validation perplexity; infinite for a run whose loss was not finite."""
     best, last = best_validation(record), record.get("final", {}).get("val/ppl")
-    return math.inf if record["status"] == "collapsed" or not best or not last else last / best
+    if record["status"] == "collapsed" or not best or not last:
+        return math.inf
+    return last / best if math.isfinite(last / best) else math.inf
 
 
 def _settling(record: Record, until: float, tolerance: float) -> float | None:
@@ -289,9 +295,14 @@ def _mixed(registration: Registration, ledger: Ledger, scale: str, analysis: str
 
 
 def _largest(verdict: Verdict) -> float:
-    return max((part.p or 0.0 for _, part in verdict.parts), default=1.0)
+    return max((_p(part.p) for _, part in verdict.parts), default=1.0)
 
 
 def _opposite(verdict: Verdict) -> float:
-    smallest = min((part.against or 0.0 for _, part in verdict.parts), default=1.0)
+    smallest = min((_p(part.against) for _, part in verdict.parts), default=1.0)
     return min(1.0, len(verdict.parts) * smallest) if verdict.parts else 1.0
+
+
+def _p(value: float | None) -> float:
+    """A p that a test did not give speaks for nothing."""
+    return 1.0 if value is None or math.isnan(value) else value
