@@ -274,6 +274,14 @@ def test_a_text_is_scored_once_whatever_the_windows_and_after_its_prompt(
             fit_temperature(model, text, **words)
 
 
+def test_rows_of_ids_are_texts_and_what_is_no_text_is_refused(make_model: Any) -> None:
+    model, rows = make_model("softmax"), torch.arange(60).reshape(3, 20)
+    assert fit_temperature(model, rows) == fit_temperature(model, list(rows))
+    for text in ([], [[1, 2]], ["a", "b"], torch.zeros(1, 2, 3)):
+        with pytest.raises(ConfigError, match="list of texts as tensors of ids"):
+            fit_temperature(model, text)
+
+
 def test_hugging_faces_models_are_fitted_too() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -61,7 +61,14 @@ class HeadScores:
         return chosen
 
     def total(self, heads: Sequence[Head]) -> float:
-        """Sum of the scores of `heads`: KL / angle^2 when they are turned together."""
+        """Sum of the scores of `heads`: KL / angle^2 when they are turned together. ConfigError."""
+        L, G = self.scores.shape
+        for layer, head in heads:
+            if not (0 <= layer < L and 0 <= head < G):
+                raise ConfigError(
+                    f"head ({layer}, {head}) is not there: the model has {L} layers of {G} heads "
+                    f"of Values, counted from 0"
+                )
         return float(sum(self.scores[layer, head] for layer, head in heads))
 
     def __str__(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from phasegpt.errors import ConfigError
 from phasegpt.inference import inference
+from phasegpt.samplers.models import decoder
 from phasegpt.samplers.temperature import entropy, inverse
 from phasegpt.windows import IGNORED, EvalWindows
 
@@ -97,13 +98,13 @@ def fit_temperature(
     """The temperature that minimises the perplexity of `text` under `model` (see fit_logits).
 
     model: ours or Hugging Face's causal language model. text: a string for `tokenizer` (None:
-    model.tokenizer), ids [T], or texts as ids. The first `prompt` tokens of each text are read and
-    not scored. Windows of `context` tokens (None: all that the model attends to, at most 1024)
-    advance by half of it, so that every token but those of the first has at least half a context
-    before it. The logits stay in memory: 4 V bytes per token. Raises ConfigError.
+    model.tokenizer), ids [T] or [B,T], or a list of texts as ids. The first `prompt` tokens of each
+    text are read and not scored. Windows of `context` tokens (None: all that the model attends to,
+    at most 1024) advance by half of it, so that every token but those of the first has at least
+    half a context before it. The logits stay in memory: 4 V bytes per token. Raises ConfigError.
     """
-    limit = getattr(model.config, "block_size", None) or model.config.max_position_embeddings
-    context = min(int(limit), 1024) if context is None else context
+    limit = decoder(model).context or math.inf
+    context = int(min(limit, 1024)) if context is None else context
     if not 1 <= context <= limit:
         raise ConfigError(f"context={context} is out of range; the model attends to 1..{limit}")
     if prompt < 1:
@@ -173,7 +174,12 @@ def _ids(model: Any, text: str | Tensor | Sequence[Tensor], tokenizer: Any) -> l
                 "the text is a string and the model has no tokenizer; give tokenizer="
             )
         return [np.asarray(tokenizer.encode(text))]
-    texts = [text] if isinstance(text, Tensor) else text
+    texts = [text] if isinstance(text, Tensor) and text.ndim < 2 else list(text)
+    if not texts or not all(isinstance(ids, Tensor) and ids.ndim == 1 for ids in texts):
+        raise ConfigError(
+            "text must be a string, ids [T], ids [B,T] (a text per row), or a list of texts as "
+            "tensors of ids"
+        )
     return [ids.cpu().numpy() for ids in texts]
 
 

@@ -17,10 +17,13 @@ from phasegpt.errors import ConfigError
 from phasegpt.phase import resultant_length
 from phasegpt.polar import modulus
 from phasegpt.samplers import _values
-from phasegpt.samplers.temperature import entropy
+from phasegpt.samplers.temperature import entropy, sharpened
 
 if TYPE_CHECKING:
     from phasegpt.samplers.models import Decoder
+
+#: Of an intervention that was called, as Hugging Face calls a custom_generate.
+WRAP = "an intervention decodes nothing by itself; give custom_generate=Sampler(intervention)"
 
 
 class Memory(NamedTuple):
@@ -92,7 +95,8 @@ class EntropyGate:
 
     def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
         """See Gate."""
-        return torch.sigmoid(entropy(logits_BV / self.temperature) - self.center)
+        beta = torch.tensor(1 / self.temperature)
+        return torch.sigmoid(entropy(sharpened(logits_BV, beta)) - self.center)
 
 
 class RGate:

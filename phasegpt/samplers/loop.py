@@ -82,7 +82,10 @@ def decode(
     """
     decoding = decoder(model, past_key_values)
     pads = _checked(decoding, ids_BT, max_new_tokens, seeds, attention_mask)
-    if stop_strings and tokenizer is None:
+    strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+    if "" in strings:
+        raise ConfigError("stop_strings hold an empty string, which every text contains; leave it")
+    if strings and tokenizer is None:
         raise ConfigError("stop_strings need a tokenizer to read the new tokens; pass tokenizer=")
     acting = intervention if intervention is not None and intervention.active else None
     if acting is not None and not use_cache:
@@ -92,7 +95,7 @@ def decode(
         )
     job = _Job(
         decoding, max_new_tokens, chain, greedy, acting,
-        _Stop(frozenset(stop_ids), tuple(stop_strings), tokenizer, tuple(stopping)),
+        _Stop(frozenset(stop_ids), strings, tokenizer, tuple(stopping)),
         pad_id, streamer, on_tokens, use_cache,
     )  # fmt: skip
     with ExitStack() as stack:
@@ -101,8 +104,8 @@ def decode(
             acting.start(decoding)
         stack.enter_context(inference(decoding.module))
         if streamer is not None:
-            streamer.put(ids_BT.cpu())
             stack.callback(streamer.end)
+            streamer.put(ids_BT.cpu())
         if isinstance(model, GPT) and any(pads):
             out_BT = _by_length(job, ids_BT, pads, seeds)
         else:
@@ -275,8 +278,12 @@ def _checked(
             f"ids have shape {list(ids_BT.shape)}; they must be [B,T] with at least one row and "
             f"one token to continue"
         )
-    if seeds is not None and len(seeds) != len(ids_BT):
-        raise ConfigError(f"{len(seeds)} seeds for {len(ids_BT)} rows; give one seed per row")
+    if seeds is not None:
+        listed = isinstance(seeds, Sequence)
+        if not listed or any(not isinstance(s, int) or not 0 <= s < 2**64 for s in seeds):
+            raise ConfigError(f"seeds={seeds!r} must be a list of whole numbers in 0..2^64 - 1")
+        if len(seeds) != len(ids_BT):
+            raise ConfigError(f"{len(seeds)} seeds for {len(ids_BT)} rows; give one seed per row")
     if max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens={max_new_tokens} is out of range; it must be >= 0")
     low, high = int(ids_BT.min()), int(ids_BT.max())

@@ -15,6 +15,7 @@ Shapes: B batch, V vocabulary, H heads, W window, E head width, N oscillators, C
 from __future__ import annotations
 
 import math
+import operator
 import weakref
 from collections.abc import Sequence
 from functools import partial
@@ -27,7 +28,7 @@ from phasegpt.cache import LayerCache
 from phasegpt.errors import ConfigError
 from phasegpt.samplers import _values
 from phasegpt.samplers.calibrate import Head, calibrate_heads
-from phasegpt.samplers.intervene import EntropyGate, Gate, Memory, divergence
+from phasegpt.samplers.intervene import WRAP, EntropyGate, Gate, Memory, divergence
 from phasegpt.samplers.models import Decoder
 from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features
 from phasegpt.samplers.target_kl import angle_for, own_text, phase_heads
@@ -100,7 +101,10 @@ class PhaseSlip:
             angle = _values.between("angle", angle, 0, math.pi, otherwise=otherwise)
         if candidates is not None:
             _values.whole("candidates", candidates, 1, ", or None for all")
-        self.heads, self.angle = heads, angle
+        if isinstance(gate, str) and gate != "entropy":
+            raise ConfigError(f'gate={gate!r} must be "entropy", EntropyGate, RGate or None')
+        self.heads = heads if isinstance(heads, str) else _pairs(heads)
+        self.angle = angle
         self.target_kl = _values.between(
             "target_kl", target_kl, 0, closed=False, otherwise=" (nats)"
         )
@@ -131,7 +135,7 @@ class PhaseSlip:
             scores = calibrate_heads(model, ids_BT, window=self.window)
         if isinstance(heads, str):
             heads = phase_heads(model) if scores is None else scores.top(AUTO_HEADS)
-        chosen = [(int(layer), int(head)) for layer, head in heads]
+        chosen = list(heads)
         if angle is None:
             assert ids_BT is not None
             quadratic = None if scores is None else scores.total(chosen)
@@ -144,13 +148,18 @@ class PhaseSlip:
     def _question(self, model: Any) -> tuple:
         """What the fitted heads and angle depend on."""
         heads = self.heads if isinstance(self.heads, str) else tuple(self.heads)
-        return (weakref.ref(model), heads, self.angle, self.target_kl, self.window, self.target)
+        numbers = (self.angle, self.target_kl, self.window, self.protect_prompt)
+        return (weakref.ref(model), heads, *numbers, self.target, self.rotation)
 
     def _copy(self, heads: Sequence[Head], angle: float) -> PhaseSlip:
         return PhaseSlip(
             heads, angle=angle, window=self.window, rotation=self.rotation, target=self.target,
             gate=None, protect_prompt=self.protect_prompt,
         )  # fmt: skip
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        """Hugging Face would call it as custom_generate; ConfigError says how that goes."""
+        raise ConfigError(WRAP)
 
     # ---- Intervention
 
@@ -308,6 +317,16 @@ class PhaseSlip:
             )
         slipped = at(self._hidden)
         return clean_BV.scatter(1, ids, top + weight[:, None] * (slipped - top))
+
+
+def _pairs(heads: Any) -> list[Head]:
+    """Heads as pairs of whole numbers; ConfigError for anything else."""
+    try:
+        return [(operator.index(layer), operator.index(head)) for layer, head in heads]
+    except TypeError as error:
+        raise ConfigError(
+            f"heads={heads!r} must be a list of (layer, head), as in [(7, 0), (7, 3)]"
+        ) from error
 
 
 def _target(part: LayerCache, target: str) -> int | None:

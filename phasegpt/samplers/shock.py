@@ -19,7 +19,7 @@ from torch import Tensor
 from phasegpt.cache import LayerCache
 from phasegpt.errors import ConfigError
 from phasegpt.samplers import _values
-from phasegpt.samplers.intervene import Memory
+from phasegpt.samplers.intervene import WRAP, Memory
 from phasegpt.samplers.models import Decoder
 from phasegpt.samplers.temperature import entropy
 from phasegpt.validate import unknown
@@ -121,6 +121,8 @@ class KVShock:
         targets = ("keys", "values", "both")
         if target not in targets:
             raise ConfigError(unknown(f"target={target}", [f"target={t}" for t in targets]))
+        if isinstance(detector, str):
+            raise ConfigError(f"detector={detector!r} must be LoopDetector() or LowEntropy()")
         self.scale = _values.between("scale", scale, 0)
         self.heat = _values.between("heat", heat, 0, closed=False)
         self.target = target
@@ -128,6 +130,10 @@ class KVShock:
         self.window = _values.whole("window", window, 1)
         self.cooldown = _values.whole("cooldown", cooldown, 0)
         self.events: list[Shock] = []
+
+    def __call__(self, *args: object, **kwargs: object) -> None:
+        """Hugging Face would call it as custom_generate; ConfigError says how that goes."""
+        raise ConfigError(WRAP)
 
     def start(self, decoder: Decoder) -> None:
         """See Intervention."""

@@ -20,6 +20,8 @@ from phasegpt.samplers.calibrate import Head
 from phasegpt.samplers.loop import decode
 from phasegpt.samplers.models import decoder
 
+_MEASUREMENTS = 8
+
 
 def angle_for(
     model: Any,
@@ -28,22 +30,37 @@ def angle_for(
     slip: Callable[[float], Any],
     quadratic: float | None,
 ) -> float:
-    """The angle in [0, pi] whose KL(clean || slipped) on ids is `target_kl` nats.
+    """The angle in [0, pi] whose KL(clean || slipped) on ids is `target_kl` nats, within 10%.
 
-    Begins with KL = quadratic angle^2 (None: not known) and corrects it twice by the KL measured
-    with `slip(angle)`, since KL grows more slowly than angle^2 at large angles. Warns when no
-    angle is large enough.
+    Begins with KL = quadratic angle^2 (None: not known), measures the KL with `slip(angle)`, and
+    goes on along a power law: of exponent 2 until the target lies between two measurements, then of
+    the one that these have. (Values leave exponent 2 at large angles; phases near synchrony have
+    about 4, since slips to both sides cancel at first.) Warns when pi is not enough.
     """
     angle = 0.3 if not quadratic else min(math.sqrt(target_kl / quadratic), math.pi / 2)
-    for _ in range(2):
-        kl = measured_kl(model, ids_BT, slip(angle))
-        angle = min(angle * math.sqrt(target_kl / max(kl, 1e-30)), math.pi)
-    if angle == math.pi:
-        warnings.warn(
-            f"target_kl={target_kl} may be out of reach: these heads are rotated by pi; choose "
-            f"others, a wider window or a smaller target_kl",
-            stacklevel=2,
-        )
+    below: tuple[float, float] | None = None
+    above: tuple[float, float] | None = None
+    for _ in range(_MEASUREMENTS):
+        kl = max(measured_kl(model, ids_BT, slip(angle)), 1e-30)
+        if abs(math.log(kl / target_kl)) < math.log(1.1):
+            break
+        if kl < target_kl:
+            below = (angle, kl)
+        else:
+            above = (angle, kl)
+        if below is not None and above is not None:
+            span = math.log(above[0] / below[0])
+            part = math.log(target_kl / below[1]) / math.log(above[1] / below[1])
+            angle = below[0] * math.exp(span * min(0.9, max(0.1, part)))  # off the ends
+        elif angle < math.pi or kl > target_kl:
+            angle = min(angle * math.sqrt(target_kl / kl), math.pi)
+        else:
+            warnings.warn(
+                f"target_kl={target_kl} is out of reach: these heads give {kl:.3g} rotated by pi; "
+                f"choose others, a wider window or a smaller target_kl",
+                stacklevel=2,
+            )
+            break
     return angle
 
 
@@ -71,7 +88,7 @@ def phase_heads(model: Any) -> list[Head]:
     return heads
 
 
-def own_text(model: Any, *, rows: int = 4, tokens: int = 64) -> Tensor:
+def own_text(model: Any, *, rows: int = 16, tokens: int = 64) -> Tensor:
     """Text that the model writes by itself at temperature 1, [rows, tokens]; always the same.
 
     It begins with the model's first token of a text, where its configuration names one.

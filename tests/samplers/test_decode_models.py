@@ -179,8 +179,21 @@ def test_a_stop_string_ends_a_row_where_its_new_text_has_it(
         end = 4 + text.index(stop) + 3 if stop in text else 34
         assert torch.equal(out[row, :end], free[row, : min(end, out.shape[1])])
         assert (out[row, end:] == 0).all()
+    one = decode(model, prompt, max_new_tokens=30, seeds=[1, 2, 3], stop_strings=stop,
+                 tokenizer=words, pad_id=0)  # fmt: skip
+    assert torch.equal(one, out)
     with pytest.raises(ConfigError, match="tokenizer"):
         decode(model, prompt, max_new_tokens=3, seeds=[1, 2, 3], stop_strings=["x"])
+    with pytest.raises(ConfigError, match="empty string"):
+        decode(model, prompt, max_new_tokens=3, seeds=None, stop_strings=[""], tokenizer=words)
+
+
+@pytest.mark.parametrize("seeds", [7, [-1], [0.5], torch.tensor([1])])
+def test_seeds_that_are_no_list_of_whole_numbers_are_refused(
+    seeds: Any, hf: Callable, ids: Callable
+) -> None:
+    with pytest.raises(ConfigError, match="must be a list of whole numbers"):
+        decode(hf("gpt2"), ids(1, 4), max_new_tokens=3, seeds=seeds)
 
 
 def test_several_sequences_of_one_prompt_have_a_seed_each(hf: Callable, ids: Callable) -> None:

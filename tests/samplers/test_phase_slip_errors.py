@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from phasegpt.errors import ConfigError
-from phasegpt.samplers import PhaseSlip, PhaseSlipSampler, RGate, decode
+from phasegpt.samplers import KVShock, PhaseSlip, PhaseSlipSampler, RGate, decode
 
 
 @pytest.mark.parametrize(
@@ -23,6 +23,9 @@ from phasegpt.samplers import PhaseSlip, PhaseSlipSampler, RGate, decode
         ({"candidates": 0}, "candidates=0"),
         ({"heads": []}, "slips nothing"),
         ({"heads": "best"}, "'best'"),
+        ({"heads": [1, 2]}, r"list of \(layer, head\)"),
+        ({"heads": [(7, 0.5)]}, r"list of \(layer, head\)"),
+        ({"gate": "R"}, "gate='R' must be"),
         ({"target": "phases", "rotation": "plane"}, "one circle"),
     ],
 )
@@ -50,6 +53,19 @@ def test_a_head_that_is_not_there_is_named(
     with pytest.raises(ConfigError, match=says):
         decode(hf("llama"), ids(1, 4), max_new_tokens=3, seeds=[1],
                intervention=PhaseSlip(heads, angle=0.2))  # fmt: skip
+
+
+def test_a_head_that_is_not_there_is_named_where_the_angle_is_to_be_found(hf: Callable) -> None:
+    with pytest.raises(ConfigError, match=r"\(0, 99\) is not there"):
+        PhaseSlip([(0, 99)]).fit(hf("llama"))
+
+
+@pytest.mark.parametrize("unwrapped", [PhaseSlip(angle=0.3), KVShock()])
+def test_an_intervention_that_is_not_wrapped_for_hugging_face_says_so(
+    unwrapped: Any, hf: Callable, ids: Callable
+) -> None:
+    with pytest.raises(ConfigError, match="custom_generate=Sampler"):
+        hf("gpt2").generate(ids(1, 4), max_new_tokens=2, custom_generate=unwrapped)
 
 
 def test_layers_without_what_is_to_be_rotated_are_named(make_model: Any, text_ids: Any) -> None:
