@@ -12,9 +12,9 @@ from pathlib import Path
 
 from phasegpt.analysis import collect, summarise, write_study
 from phasegpt.analysis.jobs import counted, jobs
-from phasegpt.analysis.study import TEST_FILE
+from phasegpt.analysis.study import TEST_FILE, test_score
 from phasegpt.analysis.tables import baseline_of, cells
-from phasegpt.errors import UserError
+from phasegpt.errors import ConfigError, UserError
 from phasegpt.evaluate import EvaluateConfig, evaluate
 from phasegpt.record import FINISHED, read_record
 from phasegpt.shell import guarded, write_json
@@ -23,9 +23,11 @@ from phasegpt.shell import guarded, write_json
 def show_runs(folder: Path) -> None:
     """The jobs of every sweep in the folder, or else every folder of runs."""
     sweeps = sorted({path.parent for path in folder.rglob("sweep.json")})
-    for sweep in sweeps or sorted({path.parent.parent for path in folder.rglob("run.json")}):
-        if "wandb" in sweep.parts:  # a copy
-            continue
+    sweeps = sweeps or sorted({path.parent.parent for path in folder.rglob("run.json")})
+    sweeps = [sweep for sweep in sweeps if "wandb" not in sweep.parts]  # a copy
+    if not sweeps:
+        raise ConfigError(f"{folder} holds no runs; give a folder of run folders or of studies")
+    for sweep in sweeps:
         found = jobs(sweep)
         for job in found:
             ppl = "-" if job.best is None else f"{job.best:.3f}"
@@ -38,15 +40,18 @@ def evaluate_tests(folder: Path) -> None:
     """Score the best checkpoint of every finished run on the test split, once."""
     for run in sorted(path.parent for path in folder.glob("*/run.json")):
         record = read_record(run)
-        if record.get("status") not in FINISHED or (run / TEST_FILE).is_file():
+        if record.get("status") not in FINISHED or test_score(run, record):
             continue
         if "test" not in record["data"]["splits"]:
             print(f"{run.name}: {record['data']['corpus']} has no test split; validation stands")
             continue
+        if not (run / "checkpoints" / "best.ckpt").exists():
+            print(f"{run.name}: not scored: it has no best checkpoint")
+            continue
         try:
             score = evaluate(EvaluateConfig(checkpoint=str(run), split="test"))
             write_json(run / TEST_FILE, score)
-        except UserError as error:  # a run that collapsed before its first checkpoint
+        except UserError as error:
             print(f"{run.name}: not scored: {error}")
 
 
@@ -73,20 +78,21 @@ def main() -> None:
     for folder in args.folders:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder")
-    if args.into is None:
-        studies = sorted({p.parent.parent for f in args.folders for p in f.rglob("runs/*.json")})
-    else:
-        for folder in args.folders:
+    studies = set() if args.into is None else {args.into}
+    for folder in args.folders:
+        if args.into is not None:
+            if not any(folder.glob("*/run.json")):
+                raise ConfigError(f"{folder} holds no runs; give a folder of run folders")
             if args.test:
                 evaluate_tests(folder)
             print(f"{len(collect(folder, args.into))} records of {folder} in {args.into / 'runs'}")
-        studies = [args.into]
-    for study in studies:
+        elif found := {path.parent.parent for path in folder.rglob("runs/*.json")}:
+            studies |= found
+        else:
+            show_runs(folder)
+    for study in sorted(studies):
         write_study(study)
         show_study(study, args.against)
-    if not studies:
-        for folder in args.folders:
-            show_runs(folder)
 
 
 if __name__ == "__main__":

@@ -8,12 +8,12 @@ digit; elsewhere float32 rounding grows with the steps. Stopped, the same comman
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from phasegpt.analysis.study import read_json
 from phasegpt.build import run_config
 from phasegpt.record import read_metrics, read_record
 from phasegpt.shell import guarded
@@ -41,7 +41,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.record.is_file():
         parser.error(f"{args.record} is not a file; give a record such as results/*/runs/*.json")
-    record = json.loads(args.record.read_text(encoding="utf-8"))
+    record = read_json(args.record, "config", "curves")
     worst = reproduce(record, args.into / args.record.parents[1].name / args.record.stem)
     print(f"{args.record}: {'identical' if worst == 0 else f'differs by up to {worst:.3g}'}")
     sys.exit(0 if worst <= args.tolerance else 1)

@@ -17,7 +17,7 @@ from phasegpt.analysis.study_view import band, study_view
 from phasegpt.analysis.tables import baseline_of, cells, off_control
 from phasegpt.build import run_config
 from phasegpt.config import CONF_DIR, compose
-from phasegpt.errors import ConfigError
+from phasegpt.errors import ConfigError, DataError
 
 STUDIES = sorted(p.parent for p in (ROOT / "results").glob("*/runs"))
 KURAMOTO = {"name": "kuramoto", "readout": "bias", "coupling": 1.0, "steps": 10, "dt": 0.1}
@@ -182,9 +182,43 @@ def test_phase_a_has_its_own_target_band_and_phase_b_the_registered(tmp_path, na
     assert study_view(tmp_path)["band"] == [low, 0.55]
 
 
-def finished(folder: Path, **more: Any) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(record(1, 3.0, **more)))
+def test_two_records_of_one_seed_in_an_arm_are_refused(tmp_path):
+    ledger(tmp_path, "a", [4.0, 5.0])
+    (tmp_path / "runs" / "a-seed2.json").write_text(json.dumps(record(1, 5.0)))
+    with pytest.raises(ConfigError, match=r"seed 1: a-seed1\.json and a-seed2\.json"):
+        summarise(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("{", "is not JSON"), ("\xff", "is not JSON"), ("[]", "has no seed"), ("{}", "has no seed")],
+)
+def test_a_record_that_is_none_is_named(tmp_path, text, said):
+    ledger(tmp_path, "a", [4.0])
+    (tmp_path / "runs" / "b-seed1.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=rf"b-seed1\.json {said}"):
+        summarise(tmp_path)
+
+
+def test_a_study_without_records_says_so(tmp_path):
+    with pytest.raises(ConfigError, match="holds no records"):
+        write_study(tmp_path)
+
+
+SHA = "5" * 64
+SCORE = {"sha256": SHA, "split": "test", "context": 8, "stride": 8, "data_fingerprint": "f"}
+SCORE |= {"loss": 1.0, "perplexity": 2.75}
+
+
+def finished(folder: Path, *, attention: Any = None, **more: Any) -> Path:
+    """A finished run with a best checkpoint that has the sum SHA."""
+    (folder / "checkpoints").mkdir(parents=True)
+    for name, text in (("step-10.ckpt", ""), ("step-10.ckpt.sha256", f"{SHA}  step-10.ckpt\n")):
+        (folder / "checkpoints" / name).write_text(text)
+    (folder / "checkpoints" / "best.ckpt").symlink_to("step-10.ckpt")
+    config = {"model": {"block_size": 8}, "attention": attention or {"name": "softmax"}}
+    known = {"config": config, "data": {"fingerprint": "f"}} | more
+    (folder / "run.json").write_text(json.dumps(record(1, 3.0, **known)))
     return folder
 
 
@@ -197,8 +231,8 @@ def test_unfinished_runs_are_not_collected(tmp_path):
 
 def test_a_record_gets_the_test_perplexity_and_the_histogram_of_the_last_phases(tmp_path):
     attention = {"name": "phase_sync", "coupling": 1.0, "steps": 10, "dt": 0.1}
-    run = finished(tmp_path / "runs" / "a-seed1", config={"attention": attention})
-    (run / TEST_FILE).write_text(json.dumps({"loss": 1.0, "perplexity": 2.75}))
+    run = finished(tmp_path / "runs" / "a-seed1", attention=attention)
+    (run / TEST_FILE).write_text(json.dumps(SCORE))
     (run / "phase").mkdir()
     for step, R in ((5, 0.1), (10, 0.513)):
         R_HT = np.full((2, 40), R)
@@ -221,6 +255,32 @@ def test_runs_of_two_sizes_do_not_get_into_one_study(tmp_path):
     collect(tmp_path / "small", tmp_path / "study")
     with pytest.raises(ConfigError, match="different sizes"):
         collect(tmp_path / "full", tmp_path / "study")
+
+
+OTHER_SCORES = [{"sha256": "6" * 64}, {"context": 4}, {"stride": 1}, {"split": "val"}]
+OTHER_SCORES += [{"data_fingerprint": "g"}]
+
+
+@pytest.mark.parametrize("other", OTHER_SCORES, ids=lambda other: next(iter(other)))
+def test_a_score_of_other_weights_windows_or_text_is_not_the_runs(tmp_path, other):
+    run = finished(tmp_path / "runs" / "a-seed1")
+    for text in (json.dumps(SCORE | other), '{"loss": 1.0, "perplexity": 2.75}', "{"):
+        (run / TEST_FILE).write_text(text)
+        collect(tmp_path / "runs", tmp_path / "study")
+        ((found,),) = load_records(tmp_path / "study").values()
+        assert "test/ppl" not in found["best"]
+
+
+def test_a_record_is_not_replaced_by_one_of_another_configuration(tmp_path):
+    for sweep, value, names in (("a", "1", "x"), ("b", "2", "wx"), ("c", "1", "x")):
+        for name in names:
+            finished(tmp_path / sweep / f"{name}-seed1", config_hash=value)
+    study = tmp_path / "study"
+    collect(tmp_path / "a", study)
+    with pytest.raises(ConfigError, match=r"x-seed1\.json is of configuration 1, .* of 2"):
+        collect(tmp_path / "b", study)
+    assert [path.name for path in (study / "runs").iterdir()] == ["x-seed1.json"]
+    assert len(collect(tmp_path / "c", study)) == 1
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.name)
@@ -249,15 +309,37 @@ def test_the_command_writes_every_study_and_prints_both_tables(tmp_path, monkeyp
         assert (tmp_path / "results" / study / "report.html").stat().st_size > 1_000_000
 
 
+@pytest.mark.parametrize("words", [[], ["--into", "new"], ["--into", "new", "--test"]])
+def test_the_command_says_where_there_are_no_runs(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        script(monkeypatch, "analyze_results.py", "empty", *words)
+    assert stop.value.code == 2 and "empty holds no runs" in capsys.readouterr().err
+    assert not Path("new").exists()
+
+
+def test_the_command_names_the_arms_where_against_is_none_of_them(tmp_path, monkeypatch, capsys):
+    ledger(tmp_path, "softmax", [4.0, 5.0])
+    ledger(tmp_path, "k1", [4.0, 5.0])
+    with pytest.raises(SystemExit) as stop:
+        script(monkeypatch, "analyze_results.py", tmp_path, "--against", "sotfmax")
+    assert stop.value.code == 2
+    assert "no arm 'sotfmax'; choose from: k1, softmax" in capsys.readouterr().err
+
+
 def test_the_test_split_is_scored_once_and_only_where_there_is_one(tmp_path, monkeypatch, capsys):
     for name, splits in (("a-seed1", ["train", "test"]), ("b-seed1", ["train", "val"])):
-        data = {"corpus": name, "splits": dict.fromkeys(splits)}
+        data = {"corpus": name, "splits": dict.fromkeys(splits), "fingerprint": "f"}
         finished(tmp_path / "runs" / name, data=data)
+    lost = finished(tmp_path / "runs" / "c-seed1", data=data | {"splits": ["test"]})
+    (lost / "checkpoints" / "best.ckpt").unlink()  # the last one is no substitute
+    (tmp_path / "runs" / "a-seed1" / TEST_FILE).write_text(json.dumps(SCORE | {"stride": 1}))
     scored = []
 
     def evaluate(settings):
         scored.append((Path(settings.checkpoint).name, settings.split, settings.which))
-        return {"loss": 1.0, "perplexity": 2.75}
+        return SCORE
 
     monkeypatch.setattr("phasegpt.evaluate.evaluate", evaluate)
     study, words = tmp_path / "study", ("--into", tmp_path / "study", "--test")
@@ -265,9 +347,11 @@ def test_the_test_split_is_scored_once_and_only_where_there_is_one(tmp_path, mon
         script(monkeypatch, "analyze_results.py", tmp_path / "runs", *words)
     assert scored == [("a-seed1", "test", "best")]
     assert {arm: r[0]["best"].get("test/ppl") for arm, r in load_records(study).items()} == {
-        **{"a": 2.75, "b": None}
+        **{"a": 2.75, "b": None, "c": None}
     }
-    assert "b-seed1: b-seed1 has no test split; validation stands" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "b-seed1: b-seed1 has no test split; validation stands" in printed
+    assert "c-seed1: not scored: it has no best checkpoint" in printed
 
 
 def test_a_leftover_figure_goes_when_its_records_are_gone(tmp_path):
@@ -283,19 +367,25 @@ def test_a_leftover_figure_goes_when_its_records_are_gone(tmp_path):
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.name)
 def test_arms_of_a_committed_study_differ_only_in_the_treatment(study):
-    """Same data, steps, seeds and code; the attention and the positions are the treatment."""
+    """Pairs have the same data, steps and seed; attention and positions are the treatment.
+
+    A study may grow: arms and seeds that came later are of a later commit.
+    """
     arms = load_records(study)
-    paired = {r["seed"] for r in arms[baseline_of(arms)]}
-    assert all(paired <= {r["seed"] for r in records} for records in arms.values())
-    kept = set()
-    for found in (r for records in arms.values() for r in records):
+    baseline = {r["seed"]: r for r in arms[baseline_of(arms)]}
+
+    def same(found: dict[str, Any]) -> list[Any]:
         config = found["config"]
         model = {k: v for k, v in config["model"].items() if k != "positions"}
-        same = [model, config["data"], config["optimizer"], config["trainer"]]
-        same += [found["data"]["fingerprint"], found["git"]["sha"]]
-        kept.add(json.dumps(same, sort_keys=True))
-        assert found["git"]["dirty"] is False
-    assert len(kept) == 1
+        parts = [config[name] for name in ("data", "optimizer", "trainer")]
+        return [model, *parts, found["data"]["fingerprint"]]
+
+    for arm, records in arms.items():
+        paired = [r for r in records if r["seed"] in baseline]
+        assert len(paired) >= 3, arm
+        for found in paired:
+            assert same(found) == same(baseline[found["seed"]]), (arm, found["seed"])
+        assert all(r["git"]["dirty"] is False for r in records), arm
 
 
 def test_the_studies_of_the_makefile_name_sweeps_that_exist():

@@ -4,7 +4,8 @@ import json
 import runpy
 from pathlib import Path
 
-from helpers import SIX_STEPS, play
+import pytest
+from helpers import SIX_STEPS, play, script
 
 import phasegpt
 from phasegpt.analysis import collect
@@ -20,3 +21,13 @@ def test_a_record_is_reproduced_to_the_last_digit_and_a_wrong_number_is_found(tm
     assert SCRIPT["reproduce"](record, tmp_path / "again") == 0
     record["curves"]["val/ppl"][0][1] *= 1 + 1e-9
     assert 0 < SCRIPT["reproduce"](record, tmp_path / "again") < 2e-9
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("{", "is not JSON"), ('{"seed": 1, "curves": {}}', "has no config")]
+)
+def test_a_record_that_cannot_be_trained_again_is_named(tmp_path, monkeypatch, capsys, text, said):
+    (tmp_path / "a-seed1.json").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        script(monkeypatch, "reproduce.py", tmp_path / "a-seed1.json")
+    assert stop.value.code == 2 and f"a-seed1.json {said}" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phasegpt.attention import coupled_axis
-from phasegpt.errors import ConfigError
+from phasegpt.errors import ConfigError, DataError
 from phasegpt.files import write_atomic
 from phasegpt.phase import first_prefix
 from phasegpt.record import FINISHED, curves, read_record
@@ -42,24 +42,33 @@ def collect(runs: Path, study: Path) -> list[Path]:
     """Copy the record of every finished run ARM-seedN under `runs` into study/runs.
 
     A record is run.json with the curves of perplexity, loss and R per layer from metrics.csv, the
-    histograms of R from the folder phase, and under best the perplexity of TEST_FILE.
-    Raises ConfigError where the study has runs of another size: scales are not mixed.
+    histograms of R from the folder phase, and under best the perplexity of `test_score`.
+    Raises ConfigError where the study has runs of another size, as scales are not mixed, or a
+    record of the same name with another configuration; then nothing is written.
     """
     records = {path.parent: read_record(path.parent) for path in sorted(runs.glob("*/run.json"))}
     records = {path: r for path, r in records.items() if r.get("status") in FINISHED}
-    sizes = {_size(r) for r in (*records.values(), *read_records(study).values())}
+    there = read_records(study)
+    sizes = {_size(r) for r in (*records.values(), *there.values())}
     if len(sizes) > 1:
         raise ConfigError(
             f"{runs} and {study} hold runs of different sizes {sorted(sizes)}; give each scale a "
             f"study of its own, such as results/phase_a and results/phase_a_full"
         )
+    for folder, record in records.items():
+        old, new = there.get(folder.name, record).get("config_hash"), record.get("config_hash")
+        if old != new:
+            raise ConfigError(
+                f"{study / 'runs' / folder.name}.json is of configuration {old}, the run in "
+                f"{folder} of {new}; give the run's study another folder, or delete the record to "
+                f"replace it"
+            )
     written = []
     for folder, record in records.items():
         record["curves"] = curves(folder / "metrics.csv", _CURVES, _POINTS)
         if histograms := _histograms(folder, record):
             record["R_histogram"] = histograms
-        if (folder / TEST_FILE).is_file():
-            score = json.loads((folder / TEST_FILE).read_text(encoding="utf-8"))
+        if score := test_score(folder, record):
             record["best"] |= {"test/loss": score["loss"], "test/ppl": score["perplexity"]}
         target = study / "runs" / f"{folder.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +76,26 @@ def collect(runs: Path, study: Path) -> list[Path]:
         write_atomic(target, (text + "\n").encode())
         written.append(target)
     return written
+
+
+def test_score(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+    """TEST_FILE, if it is of the run's best weights and text in windows of the model's context.
+
+    `python -m phasegpt.evaluate` leaves scores of other weights and windows there too.
+    """
+    best = (folder / "checkpoints" / "best.ckpt").resolve()
+    sums = best.with_name(f"{best.name}.sha256")
+    if not ((folder / TEST_FILE).is_file() and best.is_file() and sums.is_file()):
+        return None
+    try:
+        score = read_json(folder / TEST_FILE, "sha256", "loss", "perplexity")
+    except DataError:  # it can be scored again
+        return None
+    context = record["config"]["model"]["block_size"]
+    wanted = {"split": "test", "context": context, "stride": context}
+    wanted["data_fingerprint"] = record["data"]["fingerprint"]
+    same = all(score.get(name) == value for name, value in wanted.items())
+    return score if same and score["sha256"] in sums.read_text().split() else None
 
 
 def _size(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -94,18 +123,44 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     return found
 
 
+def read_json(file: Path, *keys: str) -> dict[str, Any]:
+    """The object in a JSON file; DataError where there is none or it lacks one of `keys`."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON or of UTF-8
+        raise DataError(f"{file} is not JSON ({error}); restore it, or make it again") from None
+    lacking = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if lacking:
+        raise DataError(f"{file} has no {', '.join(lacking)}; restore it, or make it again")
+    return found
+
+
 def read_records(study: Path) -> dict[str, dict[str, Any]]:
-    """Every record of a study by the name of its file, ARM-seedN."""
+    """Every record of a study by the name of its file, ARM-seedN. Raises DataError."""
     files = sorted((study / "runs").glob("*.json"))
-    return {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    return {file.stem: read_json(file, "seed") for file in files}
 
 
 def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
-    """Records by arm (the file name before -seedN), sorted by seed."""
-    arms: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for name, record in read_records(study).items():
-        arms[re.sub(r"-seed\d+$", "", name)].append(record)
-    return {arm: sorted(found, key=lambda r: r["seed"]) for arm, found in sorted(arms.items())}
+    """Records by arm (the file name before -seedN), sorted by seed.
+
+    Raises DataError, and ConfigError where there is none or an arm has two of one seed.
+    """
+    arms: dict[str, dict[int, str]] = defaultdict(dict)  # names by arm and seed
+    records = read_records(study)
+    for name, record in records.items():
+        arm, seed = re.sub(r"-seed\d+$", "", name), record["seed"]
+        if (other := arms[arm].setdefault(seed, name)) != name:
+            raise ConfigError(
+                f"{study / 'runs'} has two records of {arm} with seed {seed}: {other}.json and "
+                f"{name}.json; keep one of them"
+            )
+    if not arms:
+        raise ConfigError(
+            f"{study} holds no records, runs/*.json; copy those of finished runs with "
+            f"scripts/analyze_results.py RUNS --into {study}"
+        )
+    return {arm: [records[of[seed]] for seed in sorted(of)] for arm, of in sorted(arms.items())}
 
 
 def runs(study: Path) -> list[dict[str, Any]]:

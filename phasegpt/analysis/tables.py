@@ -26,6 +26,7 @@ from phasegpt.analysis.study import (
     phase_value,
     runs,
 )
+from phasegpt.errors import ConfigError
 from phasegpt.files import write_atomic
 from phasegpt.record import FINISHED
 
@@ -85,9 +86,11 @@ def summarise(study: Path, baseline: str | None = None) -> list[Row]:
     lower; `off` the same against its off control. R is of the last training batch; dR with its
     interval over seeds, ppc, participation and offsets are of the last validation
     (phasegpt.diagnosis), averaged over phase layers; budget is K S dt. `test` is the test
-    perplexity of the best validation's weights.
+    perplexity of the best validation's weights. Raises ConfigError for a baseline that is no arm.
     """
     arms = load_records(study)
+    if baseline and baseline not in arms:
+        raise ConfigError(f"{study} has no arm {baseline!r}; choose from: {', '.join(arms)}")
     baseline = baseline or baseline_of(arms)
     rows = []
     for arm, records in arms.items():
