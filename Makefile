@@ -38,6 +38,7 @@ bench: $(READY) ## Measure training speed (more options: ARGS="...")
 
 study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_a_long|phase_b SCALE=small|full ARGS="...")
 	@test -n "$(STUDY_$(NAME))" || { echo "NAME=$(NAME); choose from: phase_a, phase_a_long, phase_b"; exit 2; }
+	@case "$(SCALE)" in small|full) ;; *) echo "SCALE=$(SCALE); choose from: small, full"; exit 2;; esac
 	@failed=0; for sweep in $(STUDY_$(NAME)); do \
 		$(PY) -m phasegpt.train -m +sweep=$$sweep scale=$(SCALE) $(ARGS) || failed=1; \
 		$(PY) scripts/analyze_results.py runs/$$sweep-$(SCALE) --into $(RECORDS) --test || failed=1; \

@@ -65,9 +65,20 @@ def held(path: Path) -> bool:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """run.json of a folder, or an empty dict."""
+    """run.json of a folder, or an empty dict. Raises CheckpointError where it is damaged."""
     file = path / "run.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not file.is_file():
+        return {}
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(record, dict):
+            raise ValueError(f"it holds a {type(record).__name__}, not an object")
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"unreadable {file}: {error}. Put the file back, or move the folder {path} away to "
+            f"start that run anew"
+        ) from error
+    return record
 
 
 def newest_unfinished(root: Path, config_hash: str) -> Path | None:

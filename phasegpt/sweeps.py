@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from typing import Any, ClassVar
 from hydra.experimental.callback import Callback
 
 from phasegpt.config import RunConfig
-from phasegpt.errors import ConfigError
+from phasegpt.errors import CheckpointError, ConfigError, UserError
 from phasegpt.files import write_atomic
 
 
@@ -78,30 +79,42 @@ def _job(loader: Any, config: Any, number: int, words: Sequence[str]) -> dict[st
         OmegaConf.resolve(job.hydra.sweep)
         del job["hydra"]
     try:
-        return {**found, "config_hash": run_config(job).hash}
+        return {**found, "config_hash": _one_process(run_config(job)).hash}
     except ConfigError as error:
         return {**found, "config_hash": None, "error": f"ConfigError: {error}"}
 
 
-def train_job(run: RunConfig, folder: Path, sweep: Path, number: int) -> dict[str, Any]:
-    """Train one job of the multirun in `sweep`, or go on with the run that has its configuration.
-
-    `folder` is the job's own, where no run has begun. Whatever goes wrong stands in run.json.
-    """
-    from phasegpt.record import RunFolder, provenance, read_record
-    from phasegpt.train import train
-
+def _one_process(run: RunConfig) -> RunConfig:
     if run.trainer.devices > 1:
         raise ConfigError(
             f"trainer.devices={run.trainer.devices} in a multirun: every further process would run "
             f"the whole sweep again. One job is one process here: use trainer.devices=1 and run "
             f"several jobs at once (+launcher=joblib), or start the run without -m"
         )
+    return run
+
+
+def train_job(run: RunConfig, folder: Path, sweep: Path, number: int) -> dict[str, Any]:
+    """Train one job of the multirun in `sweep`, or go on with the run that has its configuration.
+
+    `folder` is the job's own, where no run has begun; if a run of another configuration has, as in
+    a sweep that was widened, the job gets a folder named after its hash too. Whatever goes wrong
+    stands in run.json.
+    """
+    from phasegpt.record import RunFolder, provenance, read_record
+    from phasegpt.train import train
+
+    run = _one_process(run)
     if run.logger.group is None:
         run = replace(run, logger=replace(run.logger, group=group(sweep)))
     for file in sorted(sweep.glob("*/run.json")):
-        if read_record(file.parent).get("config_hash") == run.hash:
-            folder = file.parent
+        with suppress(CheckpointError):  # what is damaged there is not this job's to mend
+            if read_record(file.parent).get("config_hash") == run.hash:
+                folder = file.parent
+    earlier = read_record(folder)
+    numbered = folder.name.startswith(f"{number}-")  # where a name says less than a configuration
+    if numbered and earlier and earlier.get("config_hash") != run.hash:
+        folder = folder.with_name(f"{folder.name}-{run.hash[:6]}")
     if read_record(folder):
         run = replace(run, resume=True)
     try:
@@ -125,14 +138,22 @@ def group(sweep: Path) -> str:
 
 
 def report(sweep: Path) -> int:
-    """Say how a multirun ended and name every job that is not done; 0 if all are, else 1."""
-    from phasegpt.analysis.jobs import counted, jobs
+    """Say how a multirun ended and name every job that is not done.
 
-    found = jobs(sweep)
+    Returns 0 if every job is finished, and a collapse is a result too; else 1.
+    """
+    from phasegpt.analysis.jobs import counted, jobs
+    from phasegpt.record import FINISHED
+
+    try:
+        found = jobs(sweep)
+    except UserError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return error.exit_code
     undone = [job for job in found if job.status != "ok"]
     lines = [f"{sweep}: {counted(found)}"]
     lines += [f"  {job.name}  {job.status}  {job.error or ''}".rstrip() for job in undone]
-    if undone:
-        lines.append("the same command again runs what is missing")
+    if again := sum(job.again for job in found):
+        lines.append(f"the same command again runs {again} of these")
     sys.stderr.write("\n".join(lines) + "\n")
-    return 1 if undone else 0
+    return 1 if any(job.status not in FINISHED for job in found) else 0

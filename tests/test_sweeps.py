@@ -11,7 +11,9 @@ from helpers import ROOT, play
 
 from phasegpt.analysis.jobs import Job, counted, jobs
 from phasegpt.config import CONF_DIR
+from phasegpt.errors import UserError
 from phasegpt.record import RunFolder, read_record
+from phasegpt.sweeps import report
 from phasegpt.train import main
 
 TINY = [
@@ -138,6 +140,8 @@ def test_several_processes_per_job_are_refused_with_an_explanation(
     assert multirun(monkeypatch, "seed=1", "trainer.devices=2", sweep, *TINY, *text) == 1
     told = capfd.readouterr().err
     assert "trainer.devices=2 in a multirun" in told and "+launcher=joblib" in told
+    listed = told[told.index("1 jobs: 1 failed") :]
+    assert "trainer.devices=2 in a multirun" in listed and "the same command" not in listed
 
 
 def test_no_job_stops_another_and_the_sweep_goes_on_with_what_is_missing(
@@ -194,6 +198,101 @@ def test_a_wider_sweep_finds_its_runs_under_any_job_number(tmp_path, monkeypatch
     assert "2 jobs: 2 done" in capfd.readouterr().err
 
 
+def test_a_wider_sweep_trains_beside_a_run_that_has_the_folder_of_a_new_job(
+    tmp_path, monkeypatch, text, capfd
+):
+    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path}", "seed=1,2"]
+    assert multirun(monkeypatch, *words, "attention.coupling=0.5") == 0
+    files = tmp_path.glob("*/run.json")
+    before = {file: file.read_bytes() for file in files}
+    for _ in range(2):  # the second time all of it is done
+        assert multirun(monkeypatch, *words, "attention.coupling=0.5,1.0") == 0
+        assert all(file.read_bytes() == then for file, then in before.items())
+        found = jobs(tmp_path)
+        assert [job.status for job in found] == ["ok"] * 4
+        first, second, third, fourth = [job.name for job in found]
+        assert (first, third) == ("0-kuramoto-text", "1-kuramoto-text")
+        fresh = read_record(tmp_path / second)
+        assert second == f"1-kuramoto-text-{fresh['config_hash'][:6]}"
+        assert (fresh["seed"], fresh["config"]["attention"]["coupling"]) == (1, 1.0)
+        assert fourth == "3-kuramoto-text"
+    assert len(list(tmp_path.glob("*/run.json"))) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"status": "o', b"[]", b"\xff"])
+def test_a_damaged_record_is_named(tmp_path, damage):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "run.json").write_bytes(damage)
+    with pytest.raises(UserError, match=r"unreadable .*a/run\.json: .*move the folder"):
+        read_record(tmp_path / "a")
+    (job,) = jobs(tmp_path)
+    assert job.status == "failed" and str(job.error).startswith("unreadable ")
+
+
+def test_a_damaged_record_stops_no_other_job(tmp_path, monkeypatch, text, capfd):
+    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path}"]
+    record = tmp_path / "0-kuramoto-text" / "run.json"
+    record.parent.mkdir()
+    record.write_text("")
+    assert multirun(monkeypatch, *words, "seed=1,2") == 1
+    assert record.read_text() == ""
+    told = capfd.readouterr().err
+    assert "Traceback" not in told and "2 jobs: 1 done, 1 failed" in told
+    listed = told[told.index("2 jobs") :]
+    assert f"0-kuramoto-text  failed  unreadable {record}" in listed
+    assert "the same command" not in listed  # someone has to see to the file first
+    assert f"0-kuramoto-text  failed  step 0  best val/ppl -  unreadable {record}" in show(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["", "[]", "{}", '{"jobs": [{}]}', '{"jobs": null}'])
+def test_a_damaged_plan_is_an_error_that_names_it(tmp_path, capfd, damage):
+    (tmp_path / "sweep.json").write_text(damage)
+    with pytest.raises(UserError, match=r"unreadable .*sweep\.json: .*Start the sweep again"):
+        jobs(tmp_path)
+    assert report(tmp_path) == 2
+    assert "unreadable" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "again"),
+    [
+        *[("ok", 0, False), ("collapsed", 0, False), ("running", 1, False)],
+        *[("interrupted", 1, True), ("failed", 1, True), ("missing", 1, True)],
+        ("invalid", 1, False),
+    ],
+)
+def test_the_report_gives_advice_only_where_it_helps(tmp_path, capfd, status, code, again):
+    invalid = "ConfigError: no good" if status == "invalid" else None
+    planned = [{"name": "a", "config_hash": None if invalid else "aa", "error": invalid}]
+    (tmp_path / "sweep.json").write_text(json.dumps({"jobs": planned}))
+    folder = RunFolder(tmp_path / "a")
+    if status not in ("missing", "invalid"):
+        folder.update(status=status, config_hash="aa")
+    if status != "running":
+        folder.close()
+    assert report(tmp_path) == code
+    folder.close()
+    told = capfd.readouterr().err
+    assert ("the same command again runs 1 of these" in told) is again
+    assert ("  a  " in told) is (status != "ok")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["NAME=phase_c"], "NAME=phase_c; choose from: phase_a, phase_b"),
+        (["NAME=phase_a", "SCALE=medium"], "SCALE=medium; choose from: small, full"),
+        (["NAME=phase_a", "SCALE=small full"], "SCALE=small full; choose from: small, full"),
+    ],
+)
+def test_a_study_that_there_is_not_is_refused_before_any_sweep(tmp_path, words, told):
+    (tmp_path / ".installed").touch()
+    done = subprocess.run(
+        ["make", "study", f"VENV={tmp_path}", *words], cwd=ROOT, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, f"{told}\n")
+
+
 def test_data_that_cannot_be_read_fails_the_job_and_not_the_next_start(tmp_path, monkeypatch, text):
     path = text[0].removeprefix("data.path=")
     later = tmp_path / "later.txt"
@@ -224,6 +323,7 @@ def test_the_state_of_every_job_can_be_read_at_any_time(tmp_path):
         *("ok", "running", "stopped", "stopped", "missing", "failed")
     ]
     assert found[0] == Job("a", "ok", 3, 2.5, None)
+    assert [job.name for job in found if job.again] == ["c", "d", "e"]
     assert counted(found) == "6 jobs: 1 done, 1 running, 2 stopped, 1 failed, 1 missing"
     assert "e  missing" in show(tmp_path)
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from phasegpt.errors import CheckpointError
 from phasegpt.record import held, read_record
 
 
@@ -19,22 +20,26 @@ class Job(NamedTuple):
     step: int
     best: float | None  # val/ppl
     error: str | None
+    again: bool = False  # whether the same command, given again, would run it
 
 
 def jobs(sweep: Path) -> list[Job]:
-    """The jobs of sweep.json in its order, then runs in the folder that it does not list."""
-    file = sweep / "sweep.json"
-    planned = json.loads(file.read_text(encoding="utf-8"))["jobs"] if file.is_file() else []
+    """The jobs of sweep.json in its order, then runs in the folder that it does not list.
+
+    A run with a damaged run.json has failed; it is known by its name alone. Raises CheckpointError
+    where sweep.json is damaged.
+    """
+    planned = _planned(sweep / "sweep.json")
     folders = sorted(path.parent for path in sweep.glob("*/run.json"))
-    records = {folder: read_record(folder) for folder in folders}
-    by_hash = {record["config_hash"]: folder for folder, record in records.items()}
+    records = {folder: _record(folder) for folder in folders}
+    known = {record.get("config_hash", folder.name): folder for folder, record in records.items()}
     found = []
-    for job in planned:
-        folder = by_hash.get(job["config_hash"])
-        if folder is None:
-            found.append(
-                Job(job["name"], "failed" if job["error"] else "missing", 0, None, job["error"])
-            )
+    for name, config_hash, error in planned:
+        folder = known.get(config_hash) or known.get(name)
+        if error:
+            found.append(Job(name, "failed", 0, None, error))
+        elif folder is None:
+            found.append(Job(name, "missing", 0, None, None, again=True))
         elif folder in records:  # two jobs can be one run
             found.append(_job(folder, records.pop(folder)))
     return found + [_job(folder, record) for folder, record in records.items()]
@@ -48,9 +53,31 @@ def counted(found: Sequence[Job]) -> str:
     return f"{len(found)} jobs: " + ", ".join(f"{states[s]} {s}" for s in order if states[s])
 
 
+def _planned(file: Path) -> list[tuple[str, str | None, str | None]]:
+    """Name, config hash and error of every job in sweep.json; none where there is no such file."""
+    if not file.is_file():
+        return []
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8"))["jobs"]
+        return [(job["name"], job["config_hash"], job["error"]) for job in listed]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(
+            f"unreadable {file}: {type(error).__name__}: {error}. Start the sweep again, which "
+            f"writes it anew and leaves finished runs as they are, or remove it"
+        ) from error
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    try:
+        return read_record(folder)
+    except CheckpointError as error:
+        return {"status": "failed", "error": str(error)}
+
+
 def _job(folder: Path, record: dict[str, Any]) -> Job:
     status = record.get("status", "stopped")
     if status == "interrupted" or (status == "running" and not held(folder)):
         status = "stopped"
     best = (record.get("best") or {}).get("val/ppl")
-    return Job(folder.name, status, record.get("step", 0), best, record.get("error"))
+    again = status in ("stopped", "failed") and "config_hash" in record
+    return Job(folder.name, status, record.get("step", 0), best, record.get("error"), again)
