@@ -280,7 +280,7 @@ def test_the_report_gives_advice_only_where_it_helps(tmp_path, capfd, status, co
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["NAME=phase_c"], "NAME=phase_c; choose from: phase_a, phase_b"),
+        (["NAME=phase_c"], "NAME=phase_c; choose from: phase_a, phase_a_long, phase_b"),
         (["NAME=phase_a", "SCALE=medium"], "SCALE=medium; choose from: small, full"),
         (["NAME=phase_a", "SCALE=small full"], "SCALE=small full; choose from: small, full"),
     ],
