@@ -80,31 +80,36 @@ def decode(
 
     Raises ConfigError, and UserError when there is no finite probability to draw from.
     """
-    decoding = decoder(model, past_key_values)
-    pads = _checked(decoding, ids_BT, max_new_tokens, seeds, attention_mask)
-    strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-    if "" in strings:
-        raise ConfigError("stop_strings hold an empty string, which every text contains; leave it")
-    if strings and tokenizer is None:
-        raise ConfigError("stop_strings need a tokenizer to read the new tokens; pass tokenizer=")
-    acting = intervention if intervention is not None and intervention.active else None
-    if acting is not None and not use_cache:
-        raise ConfigError(
-            "an intervention edits the decode cache, so it cannot act with use_cache=False "
-            "(nor on a model that sees the future)"
-        )
-    job = _Job(
-        decoding, max_new_tokens, chain, greedy, acting,
-        _Stop(frozenset(stop_ids), strings, tokenizer, tuple(stopping)),
-        pad_id, streamer, on_tokens, use_cache,
-    )  # fmt: skip
     with ExitStack() as stack:
+        if streamer is not None:
+            stack.callback(streamer.end)  # whoever waits for it is released by an error too
+        decoding = decoder(model, past_key_values)
+        pads = _checked(decoding, ids_BT, max_new_tokens, seeds, attention_mask)
+        strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
+        if "" in strings:
+            raise ConfigError(
+                "stop_strings hold an empty string, which every text contains; leave it"
+            )
+        if strings and tokenizer is None:
+            raise ConfigError(
+                "stop_strings need a tokenizer to read the new tokens; pass tokenizer="
+            )
+        acting = intervention if intervention is not None and intervention.active else None
+        if acting is not None and not use_cache:
+            raise ConfigError(
+                "an intervention edits the decode cache, so it cannot act with use_cache=False "
+                "(nor on a model that sees the future)"
+            )
+        job = _Job(
+            decoding, max_new_tokens, chain, greedy, acting,
+            _Stop(frozenset(stop_ids), strings, tokenizer, tuple(stopping)),
+            pad_id, streamer, on_tokens, use_cache,
+        )  # fmt: skip
         if acting is not None:
             stack.callback(acting.stop)
             acting.start(decoding)
         stack.enter_context(inference(decoding.module))
         if streamer is not None:
-            stack.callback(streamer.end)
             streamer.put(ids_BT.cpu())
         if isinstance(model, GPT) and any(pads):
             out_BT = _by_length(job, ids_BT, pads, seeds)

@@ -144,6 +144,10 @@ def test_a_streamer_is_ended_by_an_error_too(hf: Callable, ids: Callable) -> Non
     with pytest.raises(ZeroDivisionError):
         decode(hf("gpt2"), ids(1, 3), max_new_tokens=3, seeds=[1], chain=[fail], streamer=streamer)
     assert streamer.ended == 1
+    refused = Recorder()
+    with pytest.raises(ConfigError):
+        decode(hf("gpt2"), ids(1, 4), max_new_tokens=-1, seeds=[1], streamer=refused)
+    assert refused.ended == 1 and not refused.given
 
 
 @every_kind
