@@ -51,6 +51,12 @@ class Sampler:
             value = getattr(config, name, None)
             if value not in (None, plain):
                 raise ConfigError(f"{name}={value} is not for this sampler; set {name}={plain}")
+        guidance = getattr(config, "guidance_scale", None)
+        if self.intervention is not None and guidance not in (None, 1):
+            raise ConfigError(
+                f"guidance_scale={guidance} runs the model a second time, which would be edited "
+                f"too; leave it at 1 with an intervention"
+            )
         mask = model_kwargs.pop("attention_mask", None)
         past = model_kwargs.pop("past_key_values", None)
         use_cache = model_kwargs.get("use_cache", True) is not False
