@@ -253,7 +253,7 @@ def test_beams_dictionaries_and_foreign_inputs_are_refused(hf: Callable, ids: Ca
     ):
         with pytest.raises(ConfigError, match=says):
             model.generate(prompt, max_new_tokens=2, custom_generate=Sampler(), **options)
-    with pytest.raises(ConfigError, match="guidance_scale=1.5"):
+    with pytest.raises(ConfigError, match=r"guidance_scale=1\.5"):
         slip = PhaseSlip([(2, 0)], angle=0.3)
         model.generate(prompt, max_new_tokens=2, custom_generate=Sampler(slip), guidance_scale=1.5)
 
