@@ -4,6 +4,7 @@ LAYERS is the map of the package. A new module gets its number there.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -233,16 +234,16 @@ def test_import_phasegpt_loads_neither_torch_nor_hydra() -> None:
 
 
 @pytest.mark.parametrize(
-    ("command", "usage", "width"),
+    ("command", "usage"),
     [
-        ("train", "+experiment=quickstart", 170),  # lists every option of a group in one line
-        ("evaluate", "checkpoint=RUN", 100),
-        ("generate", "checkpoint=RUN", 100),
-        ("interpret", "checkpoint=RUN", 100),
+        ("train", "+experiment=quickstart"),
+        ("evaluate", "checkpoint=RUN"),
+        ("generate", "checkpoint=RUN"),
+        ("interpret", "checkpoint=RUN"),
     ],
 )
 def test_a_command_answers_help_with_a_page_before_torch_is_loaded(
-    command: str, usage: str, width: int
+    command: str, usage: str
 ) -> None:
     run = f"runpy.run_module('phasegpt.{command}', run_name='__main__')"
     loaded, page = after(
@@ -254,7 +255,8 @@ def test_a_command_answers_help_with_a_page_before_torch_is_loaded(
     assert f"python -m phasegpt.{command} {usage}" in page
     assert "== Configuration groups ==" not in page
     assert len(page.splitlines()) < 50
-    assert all(len(line) <= width for line in page.splitlines())
+    groups = [line for line in page.splitlines() if re.match(r"[\w/]+: ", line)]  # of any length
+    assert all(len(line) <= 110 for line in page.splitlines() if line not in groups)
 
 
 def test_composing_a_configuration_loads_no_torch() -> None:
