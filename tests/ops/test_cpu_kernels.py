@@ -5,19 +5,10 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import kernel_checks as checks
 import oracle
 import pytest
 import torch
-from kernel_checks import (
-    Problem,
-    assert_decoding_is_one_pass,
-    rows_errors,
-    rows_problem,
-    run_rows,
-    run_scan,
-    scan_errors,
-    scan_problem,
-)
 from torch import Tensor
 
 from phasegpt.ops import cpu
@@ -74,19 +65,19 @@ def test_rows_and_their_gradients_equal_the_oracle(
     own: str,
     order: bool,
 ) -> None:
-    problem = rows_problem(B, T, H, N, steps, order, own)
-    assert_small(rows_errors(cpu, problem), ROWS, steps)
+    problem = checks.rows_problem(B, T, H, N, steps, order, own)
+    assert_small(checks.rows_errors(cpu, problem), ROWS, steps)
 
 
 def test_a_nan_stays_in_its_row(kernels: None) -> None:
-    clean = rows_problem(1, 10, 4, 20, 5, True, "omega coupling")
+    clean = checks.rows_problem(1, 10, 4, 20, 5, True, "omega coupling")
     theta, *parameters = clean.inputs
     spoilt = theta.clone()
     spoilt[0, 3, 1, 7] = float("nan")
     dirty = clean._replace(inputs=(spoilt, *parameters))
     others = torch.ones(10, 4, dtype=torch.bool)
     others[3, 1] = False
-    for one, other in zip(run_rows(cpu, clean), run_rows(cpu, dirty), strict=True):
+    for one, other in zip(checks.run_rows(cpu, clean), checks.run_rows(cpu, dirty), strict=True):
         assert torch.equal(one[0, others], other[0, others])
         assert other[0, 3, 1].isnan().all()
 
@@ -123,31 +114,31 @@ def test_scan_and_its_gradients_equal_the_oracle(
     forgets: bool,
     carried: bool,
 ) -> None:
-    problem = scan_problem(B, T, C, steps, order, forgets, carried)
+    problem = checks.scan_problem(B, T, C, steps, order, forgets, carried)
     before = [x.clone() for x in problem.inputs]
-    assert_small(scan_errors(cpu, problem), SCAN, steps)
+    assert_small(checks.scan_errors(cpu, problem), SCAN, steps)
     assert same(problem.inputs, before)
 
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["uniform", "forgetting"])
 @pytest.mark.parametrize("C", [5, 64, 300])
 def test_tokens_one_by_one_equal_one_pass_bit_for_bit(kernels: None, C: int, forgets: bool) -> None:
-    assert_decoding_is_one_pass(cpu, scan_problem(2, 70, C, 5, True, forgets))
+    checks.assert_decoding_is_one_pass(cpu, checks.scan_problem(2, 70, C, 5, True, forgets))
 
 
 def test_the_first_tokens_of_a_synchronized_prefix_have_gradients_as_good_as_the_last(
     kernels: None,
 ) -> None:
     # Their sums are near 1 while the final ones are near T: nothing may be taken off from those.
-    inputs, cotangents, options = scan_problem(1, 2000, 4, 5, carried=False)
+    inputs, cotangents, options = checks.scan_problem(1, 2000, 4, 5, carried=False)
     inputs = (0.05 * torch.randn(1, 2000, 4), *inputs[1:])
-    mine = run_scan(cpu, Problem(inputs, cotangents, options))[6]
+    mine = checks.run_scan(cpu, checks.Problem(inputs, cotangents, options))[6]
     truth = oracle.gradients(oracle.scan, inputs, cotangents, *options)[0]
     assert oracle.error(mine[:, :8], truth[:, :8]) <= GRADIENT
 
 
 def test_a_nan_stays_in_its_channel_from_its_token_on(kernels: None) -> None:
-    (theta, *rest), _, options = scan_problem(2, 40, 70, 5, forget=True, carried=False)
+    (theta, *rest), _, options = checks.scan_problem(2, 40, 70, 5, forget=True, carried=False)
     spoilt = theta.clone()
     spoilt[0, 20, 3] = float("nan")
     clean, dirty = (cpu.scan_forward(x, *rest, *options)[0] for x in (theta, spoilt))
@@ -162,11 +153,14 @@ def test_a_nan_stays_in_its_channel_from_its_token_on(kernels: None) -> None:
 def test_results_are_the_same_bits_for_any_number_of_threads(
     kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = rows_problem(2, 700, 3, 16, 4, True)
-    scans = [scan_problem(3, 40, 300, 4, True, forget) for forget in (False, True)]
+    rows = checks.rows_problem(2, 700, 3, 16, 4, True)
+    scans = [checks.scan_problem(3, 40, 300, 4, True, forget) for forget in (False, True)]
 
     def everything() -> list[Tensor]:
-        return [*run_rows(cpu, rows), *(x for scan in scans for x in run_scan(cpu, scan))]
+        return [
+            *checks.run_rows(cpu, rows),
+            *(x for scan in scans for x in checks.run_scan(cpu, scan)),
+        ]
 
     results = []
     for threads in (1, 2, 3):

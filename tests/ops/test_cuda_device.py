@@ -9,18 +9,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import kernel_checks as checks
 import pytest
 import torch
-from kernel_checks import (
-    Problem,
-    assert_decoding_is_one_pass,
-    rows_errors,
-    rows_problem,
-    run_rows,
-    run_scan,
-    scan_errors,
-    scan_problem,
-)
 from torch import Tensor
 
 from phasegpt.ops import cuda
@@ -45,12 +36,12 @@ def _kernels_are_here(poisoned: None) -> None:
 
 
 @pytest.fixture(params=["rows", "scan", "forgetting scan"])
-def case(request: pytest.FixtureRequest) -> tuple[Callable[..., list[Tensor]], Problem]:
+def case(request: pytest.FixtureRequest) -> tuple[Callable[..., list[Tensor]], checks.Problem]:
     """One of the functions with its gradients, and a problem for it on the device."""
     if request.param == "rows":
-        return run_rows, rows_problem(4, 100, 3, 32, 10, True).to("cuda")
+        return checks.run_rows, checks.rows_problem(4, 100, 3, 32, 10, True).to("cuda")
     forget = request.param == "forgetting scan"
-    return run_scan, scan_problem(4, 100, 96, 10, True, forget).to("cuda")
+    return checks.run_scan, checks.scan_problem(4, 100, 96, 10, True, forget).to("cuda")
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> bool:
@@ -61,7 +52,7 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 @pytest.mark.parametrize(("N", "steps", "T"), ROWS)
 def test_rows_and_their_gradients_equal_the_oracle(N, steps, T, order):
     own = OWN[(N + steps) % len(OWN)] if T < 200 else ""
-    errors = rows_errors(cuda, rows_problem(2, T, 3, N, steps, order, own), "cuda")
+    errors = checks.rows_errors(cuda, checks.rows_problem(2, T, 3, N, steps, order, own), "cuda")
     assert max(errors) <= TOLERANCE, errors
 
 
@@ -70,7 +61,9 @@ def test_rows_and_their_gradients_equal_the_oracle(N, steps, T, order):
 @pytest.mark.parametrize(("steps", "T"), SCANS)
 def test_the_scan_and_its_gradients_equal_the_oracle(steps, T, order, forget):
     carried = T % 2 == 1
-    errors = scan_errors(cuda, scan_problem(2, T, 97, steps, order, forget, carried), "cuda")
+    errors = checks.scan_errors(
+        cuda, checks.scan_problem(2, T, 97, steps, order, forget, carried), "cuda"
+    )
     assert max(errors) <= TOLERANCE, errors
 
 
@@ -78,15 +71,15 @@ def test_the_scan_and_its_gradients_equal_the_oracle(steps, T, order, forget):
 @pytest.mark.parametrize("order", BOTH)
 @pytest.mark.parametrize("steps", [1, 5, 10, 33])
 def test_decoding_token_by_token_gives_the_bits_of_one_pass(steps, order, forget):
-    problem = scan_problem(2, 50, 97, steps, order, forget)
-    assert_decoding_is_one_pass(cuda, problem.to("cuda"))
+    problem = checks.scan_problem(2, 50, 97, steps, order, forget)
+    checks.assert_decoding_is_one_pass(cuda, problem.to("cuda"))
 
 
 def test_large_phases_lose_no_more_than_their_own_rounding():
-    problem = rows_problem(1, 64, 2, 32, 1, True)
+    problem = checks.rows_problem(1, 64, 2, 32, 1, True)
     theta = 2e4 * torch.rand(1, 64, 2, 32) - 1e4
     problem = problem._replace(inputs=(theta, *problem.inputs[1:]))
-    mean_errors = rows_errors(cuda, problem, "cuda")[1:3]
+    mean_errors = checks.rows_errors(cuda, problem, "cuda")[1:3]
     assert max(mean_errors) <= 4e-3  # four units in the last place of 1e4
 
 
@@ -96,14 +89,14 @@ def test_two_runs_agree_bit_for_bit(case):
 
 
 def test_a_nan_spoils_its_row_alone():
-    clean = rows_problem(1, 9, 3, 32, 10, True, "omega coupling").to("cuda")
+    clean = checks.rows_problem(1, 9, 3, 32, 10, True, "omega coupling").to("cuda")
     theta, *parameters = clean.inputs
     theta = theta.clone()
     theta[0, 4, 1, 5] = torch.nan
     others = torch.ones(1, 9, 3, dtype=torch.bool)
     others[0, 4, 1] = False
     dirty = clean._replace(inputs=(theta, *parameters))
-    for one, other in zip(run_rows(cuda, clean), run_rows(cuda, dirty), strict=True):
+    for one, other in zip(checks.run_rows(cuda, clean), checks.run_rows(cuda, dirty), strict=True):
         assert torch.equal(one[others], other[others])
         assert other[~others].isnan().all()
 
@@ -159,14 +152,14 @@ def test_the_tensors_device_runs_the_kernels_not_the_current_one(case):
 SANITIZED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from kernel_checks import rows_problem, run_rows, run_scan, scan_problem
+from kernel_checks import checks.rows_problem, checks.run_rows, checks.run_scan, checks.scan_problem
 from phasegpt.ops import cuda
 for N, steps in ((5, 5), (32, 10), (33, 3), (256, 12)):
     for own in ("", "omega coupling"):
-        run_rows(cuda, rows_problem(1, 9, 3, N, steps, True, own).to("cuda"))
+        checks.run_rows(cuda, checks.rows_problem(1, 9, 3, N, steps, True, own).to("cuda"))
 for steps in (0, 10, 17):
     for forget in (False, True):
-        run_scan(cuda, scan_problem(2, 35, 97, steps, True, forget).to("cuda"))
+        checks.run_scan(cuda, checks.scan_problem(2, 35, 97, steps, True, forget).to("cuda"))
 """
 
 
@@ -189,6 +182,6 @@ def test_compute_sanitizer_finds_nothing(tool):
 
 def test_every_template_argument_that_a_plan_can_hold_is_loadable():
     for order, forget in itertools.product(BOTH, BOTH):
-        run_rows(cuda, rows_problem(1, 2, 1, 3, 64, order).to("cuda"))
-        run_scan(cuda, scan_problem(1, 3, 2, 64, order, forget).to("cuda"))
+        checks.run_rows(cuda, checks.rows_problem(1, 2, 1, 3, 64, order).to("cuda"))
+        checks.run_scan(cuda, checks.scan_problem(1, 3, 2, 64, order, forget).to("cuda"))
     torch.cuda.synchronize()
