@@ -19,7 +19,7 @@ import torch
 from phasegpt.build import gpt_config
 from phasegpt.config import GPTConfig, RunConfig
 from phasegpt.errors import CheckpointError
-from phasegpt.files import write_atomic
+from phasegpt.files import read_json, write_atomic
 from phasegpt.model import GPT
 from phasegpt.tokenizers import Tokenizer, from_state
 
@@ -183,13 +183,13 @@ def _load_exported(folder: Path) -> Loaded:
     from safetensors.torch import load_file
 
     sums = _verify_exported(folder)
-    values = _read_json(folder / "config.json")
+    values = read_json(folder / "config.json")
     if values.pop("model_type", None) != "phasegpt":
         raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
-    tokenizer = from_state(_read_json(folder / "tokenizer.json"))
+    tokenizer = from_state(read_json(folder / "tokenizer.json"))
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    record = _read_json(folder / "run.json") if "run.json" in sums else {}
+    record = read_json(folder / "run.json") if "run.json" in sums else {}
     run = RunConfig.parse(record["config"]) if "config" in record else None
     model = _assemble(GPTConfig.parse(values), weights, tokenizer)
     return Loaded(model, tokenizer, run, folder, sums["model.safetensors"])
@@ -231,10 +231,6 @@ def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: To
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _hash(path: Path) -> str:

@@ -1,9 +1,13 @@
-"""Files that are whole at any time, whatever happens while they are written."""
+"""Files that are whole at any time, whatever happens while they are written; reading JSON."""
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from phasegpt.errors import DataError
 
 
 def write_atomic(path: Path, content: bytes) -> None:
@@ -17,3 +21,17 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(file: Path, *keys: str) -> dict[str, Any]:
+    """The object in a JSON file; DataError where there is none or it lacks one of `keys`."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # of JSON or of UTF-8
+        raise DataError(f"{file} is not JSON ({error}); restore it, or make it again") from None
+    fields = found if isinstance(found, dict) else {}
+    if not keys and fields is not found:
+        raise DataError(f"{file} holds a {type(found).__name__}, not an object; restore it")
+    if lacking := [key for key in keys if key not in fields]:
+        raise DataError(f"{file} has no {', '.join(lacking)}; restore it, or make it again")
+    return found

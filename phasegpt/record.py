@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from phasegpt.config import RunConfig
-from phasegpt.errors import CheckpointError
-from phasegpt.files import write_atomic
+from phasegpt.errors import CheckpointError, DataError
+from phasegpt.files import read_json, write_atomic
 
 FINISHED = ("ok", "collapsed")
 
@@ -70,15 +70,11 @@ def read_record(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError(f"it holds a {type(record).__name__}, not an object")
-    except (OSError, ValueError) as error:
+        return read_json(file)
+    except DataError as error:
         raise CheckpointError(
-            f"unreadable {file}: {error}. Put the file back, or move the folder {path} away to "
-            f"start that run anew"
+            f"unreadable {file}: {error}, or move the folder {path} away to start that run anew"
         ) from error
-    return record
 
 
 def newest_unfinished(root: Path, config_hash: str) -> Path | None:

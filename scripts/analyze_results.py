@@ -12,7 +12,7 @@ from pathlib import Path
 
 from phasegpt.analysis import collect, summarise, write_study
 from phasegpt.analysis.jobs import counted, jobs
-from phasegpt.analysis.study import TEST_FILE, test_score
+from phasegpt.analysis.study import TEST_FILE, best_test_score
 from phasegpt.analysis.tables import baseline_of, cells
 from phasegpt.errors import ConfigError, UserError
 from phasegpt.evaluate import EvaluateConfig, evaluate
@@ -40,7 +40,7 @@ def evaluate_tests(folder: Path) -> None:
     """Score the best checkpoint of every finished run on the test split, once."""
     for run in sorted(path.parent for path in folder.glob("*/run.json")):
         record = read_record(run)
-        if record.get("status") not in FINISHED or test_score(run, record):
+        if record.get("status") not in FINISHED or best_test_score(run, record):
             continue
         if "test" not in record["data"]["splits"]:
             print(f"{run.name}: {record['data']['corpus']} has no test split; validation stands")

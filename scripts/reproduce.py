@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phasegpt.analysis.study import read_json
 from phasegpt.build import run_config
+from phasegpt.files import read_json
 from phasegpt.record import read_metrics, read_record
 from phasegpt.shell import guarded
 from phasegpt.train import train

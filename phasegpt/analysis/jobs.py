@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from phasegpt.errors import CheckpointError
+from phasegpt.errors import CheckpointError, DataError
+from phasegpt.files import read_json
 from phasegpt.record import held, read_record
 
 
@@ -58,9 +58,9 @@ def _planned(file: Path) -> list[tuple[str, str | None, str | None]]:
     if not file.is_file():
         return []
     try:
-        listed = json.loads(file.read_text(encoding="utf-8"))["jobs"]
+        listed = read_json(file, "jobs")["jobs"]
         return [(job["name"], job["config_hash"], job["error"]) for job in listed]
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (DataError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"unreadable {file}: {type(error).__name__}: {error}. Start the sweep again, which "
             f"writes it anew and leaves finished runs as they are, or remove it"

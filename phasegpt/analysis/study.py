@@ -17,7 +17,7 @@ import numpy as np
 
 from phasegpt.attention import coupled_axis
 from phasegpt.errors import ConfigError, DataError
-from phasegpt.files import write_atomic
+from phasegpt.files import read_json, write_atomic
 from phasegpt.phase import first_prefix
 from phasegpt.record import FINISHED, curves, read_record
 
@@ -42,7 +42,7 @@ def collect(runs: Path, study: Path) -> list[Path]:
     """Copy the record of every finished run ARM-seedN under `runs` into study/runs.
 
     A record is run.json with the curves of perplexity, loss and R per layer from metrics.csv, the
-    histograms of R from the folder phase, and under best the perplexity of `test_score`.
+    histograms of R from the folder phase, and under best the perplexity of `best_test_score`.
     Raises ConfigError where the study has runs of another size, as scales are not mixed, or a
     record of the same name with another configuration; then nothing is written.
     """
@@ -68,7 +68,7 @@ def collect(runs: Path, study: Path) -> list[Path]:
         record["curves"] = curves(folder / "metrics.csv", _CURVES, _POINTS)
         if histograms := _histograms(folder, record):
             record["R_histogram"] = histograms
-        if score := test_score(folder, record):
+        if score := best_test_score(folder, record):
             record["best"] |= {"test/loss": score["loss"], "test/ppl": score["perplexity"]}
         target = study / "runs" / f"{folder.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def collect(runs: Path, study: Path) -> list[Path]:
     return written
 
 
-def test_score(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
+def best_test_score(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
     """TEST_FILE, if it is of the run's best weights and text in windows of the model's context.
 
     `python -m phasegpt.evaluate` leaves scores of other weights and windows there too.
@@ -120,18 +120,6 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
             counted = R_HT[:, first_prefix(R_HT.shape[1]) if over_prefix else 0 :]
             layer = name.removesuffix("/R_HT")
             found[layer] = np.histogram(counted, _BINS, (0.0, 1.0))[0].tolist()
-    return found
-
-
-def read_json(file: Path, *keys: str) -> dict[str, Any]:
-    """The object in a JSON file; DataError where there is none or it lacks one of `keys`."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON or of UTF-8
-        raise DataError(f"{file} is not JSON ({error}); restore it, or make it again") from None
-    lacking = [key for key in keys if not isinstance(found, dict) or key not in found]
-    if lacking:
-        raise DataError(f"{file} has no {', '.join(lacking)}; restore it, or make it again")
     return found
 
 

@@ -50,7 +50,7 @@ function drawLayers() {
     const card = element("button", null, { class: "card layer", type: "button", "aria-pressed": i === state.layer });
     const title = element("div", null, { class: "title" });
     title.append(element("strong", "Layer " + s.layer), badge(s.status));
-    const size = element("div", (!l.over_prefix ? "R " : "prefix R ") + fixed(s.R.mean), { class: "big" });
+    const size = element("div", (l.over_prefix ? "prefix R " : "R ") + fixed(s.R.mean), { class: "big" });
     const against = "K = 0: " + fixed(s.R_uncoupled) + " \u00b7 random phases: " + fixed(s.null.R);
     card.append(title, size, element("div", against, { class: "note" }), element("div", s.reason));
     card.addEventListener("click", () => { state.layer = i; changedLayer(); });
@@ -156,7 +156,7 @@ function drawToken() {
   });
   const facts = [
     ["token " + (t + 1), quoted(SHOWN.tokens[t])],
-    [!l.over_prefix ? "R at this step" : "mean prefix R", fixed(R)],
+    [l.over_prefix ? "mean prefix R" : "R at this step", fixed(R)],
     ["after the last step, K = 0", fixed(l.R_uncoupled.at(t, h))],
     ["random phases", fixed(l.null_T[t])],
     ["next token", quoted(SHOWN.tokens[t + 1])],
@@ -185,9 +185,9 @@ function drawTokenSteps() {
 }
 
 function bandShape() {
-  return !layer().over_prefix
-    ? [{ type: "rect", xref: "paper", x0: 0, x1: 1, y0: BAND[0], y1: BAND[1], fillcolor: COLOUR.band, line: { width: 0 }, layer: "below" }]
-    : [];
+  return layer().over_prefix
+    ? []
+    : [{ type: "rect", xref: "paper", x0: 0, x1: 1, y0: BAND[0], y1: BAND[1], fillcolor: COLOUR.band, line: { width: 0 }, layer: "below" }];
 }
 
 /* Every head's line, the chosen one on top, beside K = 0 and random phases. */
@@ -221,9 +221,9 @@ function drawOrder() {
   plot("over-steps", [...lines(every, (h) => l.over_steps[h], (h) => l.over_steps_uncoupled[h], every.map(() => s.null.R)), marker], {
     hovermode: "x", shapes: bandShape(), yaxis: y, xaxis: { title: { text: "integration step" } },
   });
-  $("steps-note").textContent = !l.over_prefix
-    ? "R is the agreement of the oscillators of a head in one token, mean over all tokens. Shaded: the working band " + BAND.join(" to ") + "."
-    : "R is the agreement of a channel over its prefix, mean over channels and tokens from " + s.from_token + " on.";
+  $("steps-note").textContent = l.over_prefix
+    ? "R is the agreement of a channel over its prefix, mean over channels and tokens from " + s.from_token + " on."
+    : "R is the agreement of the oscillators of a head in one token, mean over all tokens. Shaded: the working band " + BAND.join(" to ") + ".";
 }
 
 function drawPositions() {
@@ -236,7 +236,7 @@ function drawPositions() {
     yaxis: { title: { text: "R" }, range: [0, upperEnd(l.over_tokens.values())] },
   });
   $("positions-note").textContent = "Mean over " + RUN.sequences + (RUN.sequences > 1 ? " sequences." : " sequence.") +
-    (!l.over_prefix ? "" : " Short prefixes agree by chance, as random phases do.");
+    (l.over_prefix ? " Short prefixes agree by chance, as random phases do." : "");
 }
 
 function drawDaido() {
@@ -249,7 +249,7 @@ function drawDaido() {
     line(x, x.map(() => l.daido_null), "random phases", COLOUR.null, { dash: "dash" }),
   ], { barmode: "group", bargap: 0.35, yaxis: { rangemode: "tozero" } });
   $("daido-note").textContent = "R of m times the phases" +
-    (!l.over_prefix ? "" : ", over the tokens of a sequence") +
+    (l.over_prefix ? ", over the tokens of a sequence" : "") +
     ". A second harmonic above the first means two groups in antiphase.";
 }
 
@@ -325,7 +325,7 @@ function drawScatter() {
     marker: { size: 6, color: COLOUR.coupled, opacity: 0.45 },
     hovertemplate: "coherence %{x:.2f}, loss %{y:.2f}<extra></extra>",
   }], {
-    xaxis: { title: { text: !l.over_prefix ? "coherence with attended tokens" : "prefix R" } },
+    xaxis: { title: { text: l.over_prefix ? "prefix R" : "coherence with attended tokens" } },
     yaxis: { title: { text: "loss, nats" }, rangemode: "tozero" },
   });
   const found = statistics().loss_correlation;
@@ -414,9 +414,9 @@ function changedHead() {
 function changedLayer() {
   state.head = Math.min(state.head, layer().statistics.heads.length - 1);
   state.step = layer().steps.length - 1;
-  $("portrait-note").textContent = !layer().over_prefix
-    ? "Each dot is an oscillator of the head. The arrow is their mean, of length R; dotted, what random phases would give."
-    : "Each dot is a channel of the head, tied to the mean of its prefix, which pulls it. Dotted: what random phases would give.";
+  $("portrait-note").textContent = layer().over_prefix
+    ? "Each dot is a channel of the head, tied to the mean of its prefix, which pulls it. Dotted: what random phases would give."
+    : "Each dot is an oscillator of the head. The arrow is their mean, of length R; dotted, what random phases would give.";
   drawLayers(); drawControls(); changedHead();
 }
 
