@@ -126,6 +126,26 @@ def test_an_attention_that_draws_its_own_noise_is_asked_for_it(tmp_path, text, m
     assert losses(tmp_path / "own") == losses(tmp_path / "optioned")
 
 
+def test_training_noise_is_keyed_by_the_runs_seed_the_step_and_the_samples(
+    tmp_path, text, monkeypatch
+):
+    asked, real = [], phasegpt.GPT.draw_perturbations
+
+    def keeps(self, key, time):
+        asked.append(key)
+        return real(self, key, time)
+
+    monkeypatch.setattr(phasegpt.GPT, "draw_perturbations", keeps)
+    for seed in (1, 2):
+        run(tmp_path / str(seed), text, "attention.noise_sigma=0.3", f"seed={seed}")
+    assert [(key.seed, key.step) for key in asked] == [
+        (s, step) for s in (1, 2) for step in range(4)
+    ]
+    for first in (0, 4):
+        samples = [sample for key in asked[first : first + 4] for sample in key.sample_B]
+        assert len(set(samples)) == len(samples) == 4 * 6
+
+
 def test_what_keys_noise_stays_on_the_cpu(text):
     from phasegpt.lit import LitGPT
 
