@@ -250,6 +250,9 @@ def test_the_page_of_a_study_names_no_other_file_and_has_fixed_ids(study: Path) 
     data = json.loads(found.data)
     assert [arm["arm"] for arm in data["arms"]] == ["softmax", "k0", "k1", "leak"]
     assert [len(table) for table in data["tables"]] == [4, 2]  # with their headers
+    assert set(data["sources"]) == {"table.csv", "table.md", "table.tex"}
+    for name, text in data["sources"].items():
+        assert text == (study / name).read_text()
 
 
 @needs_browser
@@ -260,6 +263,10 @@ def test_a_study_shows_its_tables_figures_and_attention(
     from selenium.webdriver.common.by import By
 
     look(browser, study / "report.html", width)
+    shown = browser.find_element(By.ID, "sources")
+    assert [x.text for x in shown.find_elements(By.TAG_NAME, "summary")] == [
+        *("table.csv", "table.md", "table.tex")
+    ]
     plots = browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot")
     drawn = {plot.get_attribute("id") for plot in plots if plot.is_displayed()}
     boxes = {"difference", "off", "ppl-curve", "R-curve", "spread", "noise", "histogram", "scatter"}

@@ -13,7 +13,7 @@ from phasegpt.files import write_atomic
 
 def write_study(study: Path) -> list[Path]:
     """Tables, PNGs and report.html, from runs/*.json and attention.json alone: same bytes again."""
-    view = study_view(study)
-    page = study / "report.html"
-    write_atomic(page, study_page(view).encode())
-    return [*write_tables(study), *study_figures.draw(view, study), page]
+    tables, view, page = write_tables(study), study_view(study), study / "report.html"
+    sources = {path.name: path.read_text() for path in tables if path.stem == "table"}
+    write_atomic(page, study_page({**view, "sources": sources}).encode())
+    return [*tables, *study_figures.draw(view, study), page]

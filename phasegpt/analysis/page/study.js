@@ -139,6 +139,11 @@ $("footer").textContent = "PhaseGPT " + DATA.version;
 document.querySelectorAll(".tall").forEach((box) => { box.style.height = Math.max(220, 90 + 24 * DATA.arms.length) + "px"; });
 document.querySelectorAll(".curves").forEach((box) => { box.style.height = 320 + 9 * DATA.arms.length + "px"; });
 if (CAUSAL.length) table("table", DATA.tables[0]);
+for (const [name, text] of Object.entries(DATA.sources)) {
+  const source = element("details");
+  source.append(element("summary", name), element("pre", text));
+  $("sources").append(source);
+}
 drawIntervals("difference", CAUSAL, "difference");
 drawIntervals("off", CAUSAL, "off");
 drawCurves("ppl-curve", curves(CAUSAL, (a) => ({ "": a.curve })), { yaxis: { type: "log" } });
