@@ -18,6 +18,7 @@ from typing import Any
 from phasegpt import synthetic
 from phasegpt.config import DataConfig
 from phasegpt.errors import ConfigError, DataError
+from phasegpt.files import read_text
 from phasegpt.sources import build_once, download, local_file, online, verify, where_to_put
 from phasegpt.tokenizers import GPT2_VOCAB_SIZE
 
@@ -184,7 +185,7 @@ def _user_text(config: DataConfig) -> RawCorpus:
             f"data.path={config.path}: no such file (from {os.getcwd()}); correct the path, and "
             f"quote a pattern so that the shell leaves it alone"
         )
-    texts = [_decode(path) for path in paths]
+    texts = [read_text(path) for path in paths]
     joined = "".join(t if t.endswith("\n") else t + "\n" for t in texts[:-1]) + texts[-1]
     if not joined:
         raise DataError(f"data.path={config.path} is empty; name a file with text")
@@ -193,24 +194,6 @@ def _user_text(config: DataConfig) -> RawCorpus:
         _hash("text", str(config.val_fraction), hashlib.sha256(joined.encode()).hexdigest()),
         lambda: _cut(joined, config.val_fraction),
     )
-
-
-def _decode(path: str) -> str:
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error}") from error
-    if (zero := content.find(b"\0")) >= 0:
-        raise DataError(
-            f"{path} is not text: there is a NUL byte at offset {zero}; save it as UTF-8 text"
-        )
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}; "
-            f"convert it, for instance: iconv -f latin1 -t utf-8"
-        ) from error
 
 
 def _hub(config: DataConfig, cache: Path) -> RawCorpus:

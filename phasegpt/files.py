@@ -1,4 +1,4 @@
-"""Files that are whole at any time, whatever happens while they are written; reading JSON."""
+"""Writing files that are whole at any time, whatever happens; reading text and JSON."""
 
 from __future__ import annotations
 
@@ -21,6 +21,25 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8; DataError says why there is none."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error}") from error
+    if (zero := content.find(b"\0")) >= 0:
+        raise DataError(
+            f"{path} is not text: there is a NUL byte at offset {zero}; save it as UTF-8 text"
+        )
+    try:
+        return content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}; "
+            f"convert it, for instance: iconv -f latin1 -t utf-8"
+        ) from error
 
 
 def read_json(file: Path, *keys: str) -> dict[str, Any]:

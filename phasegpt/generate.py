@@ -12,11 +12,22 @@ import hydra
 
 from phasegpt.config import CONF_DIR, plain
 from phasegpt.errors import ConfigError
+from phasegpt.files import read_text
 from phasegpt.validate import Section, number
 
 if TYPE_CHECKING:
     from phasegpt.checkpoint import Loaded
     from phasegpt.samplers import Processor
+
+
+# (an option that is off at null, an option that it reads)
+_PARTS = (
+    ("burst_every", "burst_temperature"),
+    ("burst_every", "burst_length"),
+    ("dry_multiplier", "dry_base"),
+    ("dry_multiplier", "dry_allowed_length"),
+    ("dry_multiplier", "dry_breakers"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +60,16 @@ class GenerateConfig(Section):
     use_cache: bool = True
     device: Literal["auto", "cpu", "cuda"] = "auto"
     debug: bool = False
+
+    def __post_init__(self) -> None:
+        """Also refuse an option that would do nothing, since the one that it belongs to is off."""
+        super().__post_init__()
+        for main_option, name in _PARTS:
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            if getattr(self, main_option) is None and value != default:
+                raise ConfigError(
+                    f"{name}={value!r} does nothing without {main_option}; set that too"
+                )
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="generate")
@@ -188,11 +209,7 @@ def _allowed(value: str, loaded: Loaded) -> Processor:
     if kind == "regex" and rest:
         return AllowedTokens.matching(texts, rest)
     if kind == "words" and rest:
-        try:
-            words = Path(rest).expanduser().read_text(encoding="utf-8").split()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"allowed={value}: cannot read {rest}: {error}") from error
-        return AllowedWords(words, texts)
+        return AllowedWords(read_text(Path(rest).expanduser()).split(), texts)
     raise ConfigError(
         f"allowed={value!r} is not known; choose from: ascii, seen, regex:PATTERN, words:FILE"
     )

@@ -19,6 +19,7 @@ from phasegpt.analysis.sampling import regenerate
 from phasegpt.benchmark import ARMS, PUBLISHED_PROMPTS, Bench, Protocol, Subject, arms_for, run
 from phasegpt.checkpoint import is_ours, load_run
 from phasegpt.errors import ConfigError
+from phasegpt.files import read_text
 from phasegpt.shell import guarded, training_corpus
 
 
@@ -33,7 +34,7 @@ def bench(args: argparse.Namespace) -> None:
                 f"{args.model} is no checkpoint of ours; for a Hugging Face model give --text FILE "
                 f"too, human text to compare with"
             )
-        text = args.text.read_text(encoding="utf-8")
+        text = read_text(args.text)
         subject = Subject.from_hugging_face(*hf.load(args.model), text, label)
     kind = args.prompts or ("text" if is_ours(args.model) else "seed")
     prompts = PUBLISHED_PROMPTS if kind == "seed" else subject.openings(len(PUBLISHED_PROMPTS))

@@ -10,14 +10,15 @@ this process, paired in every round; the JSON has all of them and their medians.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from phasegpt.record import environment
 from phasegpt.samplers import PhaseSlip, Sampler
 
 PROMPT = 10
@@ -82,8 +83,8 @@ def main() -> None:
         print(f"{name:<30} {speed:8.1f} tokens/CPU-s   ratio {table[name]['ratio']:.2f} "
               f"({min(ratios):.2f}-{max(ratios):.2f})")  # fmt: skip
     if options.output is not None:
-        record = {"tokens": options.tokens, "rounds": options.rounds, "threads": 1,
-                  "torch": torch.__version__, "machine": platform.machine(),
+        record = {"tokens": options.tokens, "rounds": options.rounds,
+                  "environment": environment(), "transformers": transformers.__version__,
                   "model": config.to_diff_dict(), "arms": table}  # fmt: skip
         options.output.write_text(json.dumps(record, indent=2, default=str) + "\n")
 

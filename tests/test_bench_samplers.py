@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import make_run, text_data
+from helpers import make_run, script, text_data
 from torch import Tensor
 
 from phasegpt import synthetic
@@ -201,3 +201,27 @@ def test_a_hugging_face_model_goes_through_the_same_bench(tmp_path: Path) -> Non
     rows = {row["arm"]: row for row in summarise(tmp_path)}
     assert rows["slip_1"]["kl"] > 0 and rows["control"]["kl"] is None
     assert not subject.phases
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--text", "nowhere.txt"], "cannot read nowhere.txt"),
+        ([], "give --text FILE"),
+        (["--regenerate", "nowhere"], "nowhere"),
+    ],
+)
+def test_the_command_says_what_it_lacks(
+    arguments: list[str], says: str, monkeypatch: Any, capsys: Any, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        script(monkeypatch, "bench_samplers.py", "some/model", *arguments)
+    assert end.value.code not in (0, None)
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"rounds": 0}, {"tokens": 0}, {"rounds": 1.5}])
+def test_a_protocol_needs_rounds_and_tokens(wrong: dict) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        Protocol(prompts=("a",), **wrong)

@@ -25,6 +25,7 @@ from phasegpt.samplers import (
     Vocabulary,
     build_chain,
     decode,
+    token_texts,
 )
 
 IDS = torch.tensor([[1, 2, 3, 1, 2], [4, 4, 4, 4, 4]])
@@ -271,6 +272,35 @@ def test_allowed_tokens_by_their_text(logits: Tensor) -> None:
     out = AllowedTokens([3, 1, 3, 700])(None, logits)
     assert kept(out).nonzero()[:, 1].tolist() == [1, 3] * 6
     assert torch.equal(out[:, [1, 3]], logits[:, [1, 3]])
+
+
+@pytest.mark.parametrize("spaces", ["metaspace", "bytes"])
+def test_the_texts_of_hugging_faces_tokens_keep_their_spaces(spaces: str) -> None:
+    # Metaspace (Llama's) drops the space before the first word that it decodes.
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE(unk_token="<unk>"))
+    split, join = {
+        "metaspace": (pre_tokenizers.Metaspace(), decoders.Metaspace()),
+        "bytes": (pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
+    }[spaces]
+    inner.pre_tokenizer, inner.decoder = split, join
+    trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"])
+    inner.train_from_iterator(["a king and a king in the sea"] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner)
+    texts = token_texts(tokenizer)
+    assert len(texts) == len(tokenizer)
+    assert {" king", " a", "k"} <= set(texts)
+    ids = tokenizer.encode("a king", add_special_tokens=False)
+    assert "".join(texts[i] for i in ids).lstrip() == "a king"
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32])
+def test_numpys_numbers_are_numbers(number: Any, logits: Tensor) -> None:
+    assert torch.equal(MinP(number(0.25))(None, logits), MinP(0.25)(None, logits))
+    assert torch.equal(Temperature(number(2))(None, logits), Temperature(2.0)(None, logits))
+    assert torch.equal(TopK(np.int64(3))(None, logits), TopK(3)(None, logits))
 
 
 def test_a_padded_vocabulary_has_no_other_tokens(logits: Tensor) -> None:

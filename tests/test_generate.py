@@ -233,6 +233,8 @@ def test_null_other_keys_and_sweeps_keep_hydras_meaning() -> None:
         (["burst_every=0"], "every=0"),
         (["burst_every=5", "burst_temperature=1"], "must be negative"),
         (["burst_every=5", "burst_length=6"], "at most every=5"),
+        (["burst_length=3"], "burst_length=3 does nothing without burst_every"),
+        (["dry_base=2"], "dry_base=2.0 does nothing without dry_multiplier"),
         (["typical_p=0"], "typical_p=0.0"),
         (["top_n_sigma=0"], "top_n_sigma=0.0"),
         (["repetition_penalty=0"], "repetition_penalty=0.0"),

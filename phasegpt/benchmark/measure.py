@@ -31,16 +31,17 @@ from phasegpt.files import write_atomic
 from phasegpt.randomness import keyed_seed
 from phasegpt.record import environment
 from phasegpt.samplers import KVShock, PhaseSlip, Vocabulary, decode
+from phasegpt.validate import Section, number
 
 
 @dataclass(frozen=True, kw_only=True)
-class Protocol:
+class Protocol(Section):
     """What is the same for all arms: the published protocol by default."""
 
     prompts: tuple[str, ...]
-    rounds: int = 40
-    tokens: int = 200
-    seed: int = 1
+    rounds: int = number(40, ge=1)
+    tokens: int = number(200, ge=1)
+    seed: int = number(1, ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)

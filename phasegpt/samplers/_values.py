@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 from phasegpt.errors import ConfigError
@@ -10,7 +11,7 @@ from phasegpt.errors import ConfigError
 
 def real(name: str, value: Any, allowed: str = "a number") -> float:
     """`value` as a float that is not NaN; ConfigError otherwise."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
         raise ConfigError(f"{name}={value!r} must be {allowed}")
     return float(value)
 
@@ -45,6 +46,6 @@ def between(
 
 def whole(name: str, value: Any, least: int, otherwise: str = "") -> int:
     """`value` as a whole number >= least; else ConfigError, whose message ends with `otherwise`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ConfigError(f"{name}={value} must be a whole number >= {least}{otherwise}")
-    return value
+    return int(value)

@@ -29,13 +29,19 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from phasegpt.errors import ConfigError
-from phasegpt.inference import evaluating
+from phasegpt.inference import evaluating, inference
 from phasegpt.model import GPT
 from phasegpt.randomness import keyed_generator
 from phasegpt.samplers.models import Decoder, decoder
 
 #: (layer, key/value head), both counted from 0.
 Head = tuple[int, int]
+
+
+_UNSEEN = (
+    "this model does not compute its attention by scaled_dot_product_attention, where calibration "
+    "reads it; give the heads and the angle"
+)
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,7 @@ def calibrate_heads(model: Any, ids_BT: Tensor, *, window: int = 12) -> HeadScor
         raise ConfigError(
             f"{ids_BT.shape[1]} tokens do not fit: the model attends to {decoding.context}"
         )
+    groups = value_heads(decoding, ids_BT)
     with (
         evaluating(decoding.module),
         torch.inference_mode(False),
@@ -120,15 +127,11 @@ def calibrate_heads(model: Any, ids_BT: Tensor, *, window: int = 12) -> HeadScor
         ExitStack() as stack,
     ):
         calls = _observe(decoding, ids_BT.clone(), stack)
-    groups = _kv_heads(decoding)
     scores = torch.full((len(decoding.blocks), groups), torch.nan)
     for call in calls:
         scores[call.layer] = scores[call.layer].nan_to_num(0.0) + call.score(groups, window).cpu()
     if not calls:
-        raise ConfigError(
-            "no layer of this model calls scaled_dot_product_attention, so there are no Values to "
-            "calibrate; give the heads, or take target=phases"
-        )
+        raise ConfigError(_UNSEEN)
     return HeadScores(scores, window, ids_BT.numel())
 
 
@@ -219,7 +222,10 @@ def _observe(decoding: Decoder, ids_BT: Tensor, stack: ExitStack) -> list[_Call]
     spy = _Spy(module.config.n_embd // module.config.n_head if own else None)
     implementation = getattr(config, "_attn_implementation", "sdpa")
     if implementation != "sdpa":
-        module.set_attn_implementation("sdpa")
+        try:
+            module.set_attn_implementation("sdpa")
+        except ValueError as error:
+            raise ConfigError(_UNSEEN) from error
         stack.callback(module.set_attn_implementation, implementation)
     for layer, block in enumerate(decoding.blocks):
         hook = block.register_forward_pre_hook(lambda *_, i=layer: setattr(spy, "layer", i))
@@ -240,9 +246,16 @@ def _observe(decoding: Decoder, ids_BT: Tensor, stack: ExitStack) -> list[_Call]
     return spy.calls
 
 
-def _kv_heads(decoding: Decoder) -> int:
-    config = decoding.module.config
-    if isinstance(decoding.module, GPT):
-        return config.n_head
-    config = config.get_text_config()
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+def value_heads(decoding: Decoder, ids_BT: Tensor) -> int:
+    """Heads of Values in the memory; ConfigError where there are none, or it cannot be edited."""
+    with inference(decoding.module):
+        device = next(decoding.module.parameters()).device
+        cache = decoding.editable(decoding.read(ids_BT[:1, :1].to(device), None, True)[1])
+    parts = [part for layer in range(len(cache)) for part in cache.parts(layer)]
+    heads = [part.values.shape[1] for part in parts if part.values is not None]
+    if not heads:
+        raise ConfigError(
+            "no layer of this model keeps Values, so there are none to calibrate; take "
+            "target=phases"
+        )
+    return max(heads)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Protocol
 
 import torch
@@ -85,6 +86,7 @@ def decode(
             stack.callback(streamer.end)  # whoever waits for it is released by an error too
         decoding = decoder(model, past_key_values)
         pads = _checked(decoding, ids_BT, max_new_tokens, seeds, attention_mask)
+        seeds = None if seeds is None else [int(seed) for seed in seeds]
         strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
         if "" in strings:
             raise ConfigError(
@@ -285,7 +287,7 @@ def _checked(
         )
     if seeds is not None:
         listed = isinstance(seeds, Sequence)
-        if not listed or any(not isinstance(s, int) or not 0 <= s < 2**64 for s in seeds):
+        if not listed or any(not isinstance(s, Integral) or not 0 <= s < 2**64 for s in seeds):
             raise ConfigError(f"seeds={seeds!r} must be a list of whole numbers in 0..2^64 - 1")
         if len(seeds) != len(ids_BT):
             raise ConfigError(f"{len(seeds)} seeds for {len(ids_BT)} rows; give one seed per row")

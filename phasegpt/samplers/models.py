@@ -26,7 +26,6 @@ class Decoder(Protocol):
     module: Any
     context: int | None  # tokens that it can attend to; None: not known
     vocab_size: int
-    blocks: list[nn.Module]
     head: nn.Module  # the linear map to logits; has `weight` [V,D]
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None, keep: bool) -> tuple[Tensor, Any]:
@@ -35,6 +34,11 @@ class Decoder(Protocol):
 
     def step(self, ids_B1: Tensor, mask_BT: Tensor | None, cache: Any) -> Tensor:
         """Logits[R,V] after one more token, float32; the cache is extended."""
+        ...
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The blocks in their order; ConfigError where they are not found."""
         ...
 
     def editable(self, cache: Any) -> Cache:
@@ -51,7 +55,7 @@ def decoder(model: Any, past_key_values: Any = None) -> Decoder:
     if isinstance(model, GPT):
         return _Own(model)
     head = getattr(model, "get_output_embeddings", None)
-    if head is not None and head() is not None:
+    if head is not None and head() is not None and not model.config.is_encoder_decoder:
         return _HuggingFace(model, past_key_values)
     raise ConfigError(
         f"{type(model).__name__} is no model to decode with; give a phasegpt GPT or a Hugging Face "
@@ -66,8 +70,11 @@ class _Own:
         self.module: Any = model
         self.context: int | None = model.config.block_size
         self.vocab_size = model.config.vocab_size
-        self.blocks: list[nn.Module] = list(model.blocks)
         self.head: nn.Module = model.lm_head
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        return list(self.module.blocks)
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None, keep: bool) -> tuple[Tensor, Any]:
         # forward, not __call__: a compiled model would compile again for every length.
@@ -90,19 +97,28 @@ class _HuggingFace:
 
     def __init__(self, model: Any, past_key_values: Any) -> None:
         self.module, self._past = model, past_key_values
-        config = model.config.get_text_config()
-        self.context = getattr(config, "max_position_embeddings", None)
+        self._config = model.config.get_text_config()
+        positions = getattr(self._config, "max_position_embeddings", None)
+        self.context = positions if positions and positions > 0 else None  # XLNet says -1
         self.head = model.get_output_embeddings()
-        self.vocab_size = config.vocab_size
-        layers = config.num_hidden_layers
-        found = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == layers]
-        self.blocks = list(found[0]) if found else []
+        self.vocab_size = self._config.vocab_size
         self._takes = set(inspect.signature(model.forward).parameters)
         if past_key_values is not None and past_key_values.get_seq_length():
             raise ConfigError(
                 f"the given past_key_values hold {past_key_values.get_seq_length()} tokens; "
                 f"decoding begins with an empty cache: pass the whole text as ids instead"
             )
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        layers = self._config.num_hidden_layers
+        for module in self.module.modules():
+            if isinstance(module, nn.ModuleList) and len(module) == layers:
+                return list(module)
+        raise ConfigError(
+            f"the {layers} blocks of {type(self.module).__name__} were not found, and an "
+            f"intervention acts in some of them; decode without it"
+        )
 
     def _inputs(self, ids_BT: Tensor, mask_BT: Tensor | None) -> dict[str, Any]:
         inputs: dict[str, Any] = {"input_ids": ids_BT}
@@ -129,7 +145,16 @@ class _HuggingFace:
 
     def step(self, ids_B1: Tensor, mask_BT: Tensor | None, cache: Any) -> Tensor:
         inputs = self._inputs(ids_B1, mask_BT)
-        out = self.module(**inputs, past_key_values=cache, use_cache=True)
+        try:
+            out = self.module(**inputs, past_key_values=cache, use_cache=True)
+        except RuntimeError as error:
+            doubled = getattr(cache, "split_at", None) is not None
+            if not doubled or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(
+                f"{type(self.module).__name__} cannot compute a second path beside the clean one: "
+                f"its own code fixes the number of rows ({error}); decode without the intervention"
+            ) from error
         return out.logits[:, -1].float()
 
     def editable(self, cache: Any) -> Cache:
@@ -143,8 +168,14 @@ class _HuggingFace:
             )
         if len(self.blocks) != len(cache.layers):
             raise ConfigError(
-                f"the {len(cache.layers)} blocks of {type(self.module).__name__} were not found, "
-                f"so its second path cannot begin at one of them"
+                f"{type(self.module).__name__} has {len(self.blocks)} blocks and its cache "
+                f"{len(cache.layers)} layers: whose memory is whose is not known, so it cannot be "
+                f"edited"
+            )
+        if getattr(self._config, "kv_lora_rank", None):
+            raise ConfigError(
+                f"the cache of {type(self.module).__name__} keeps one latent vector per token, "
+                f"from which it makes its keys and Values anew: there are none to edit"
             )
         return Cache.holding((layer.keys, layer.values) for layer in cache.layers)
 

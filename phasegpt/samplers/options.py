@@ -62,7 +62,7 @@ class EntropyShockOptions(Section):
     name: Literal["entropy_shock"] = "entropy_shock"
     detector: Literal["entropy", "loop"] = "entropy"
     stagnation_threshold: float = 0.6  # nats
-    match: int = 16  # tokens that detector=loop compares
+    match: int = number(16, ge=1)  # tokens that detector=loop compares
     patience: int = 3
     noise_scale: float = 0.1
     window: int = 32

@@ -9,23 +9,29 @@ import functools
 import math
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from phasegpt.errors import ConfigError
 
-if TYPE_CHECKING:
-    from phasegpt.tokenizers import Tokenizer
-
 _WORDS = re.compile(r"(?:[^\W\d_]|')+")  # letters of any script and the apostrophe
 _OPEN = re.compile(_WORDS.pattern + r"\Z")
 _MASKS = 1024  # of unfinished words, kept by AllowedWords
 
 
-def token_texts(tokenizer: Tokenizer) -> list[str]:
-    """The text of every token by id; bytes that are no whole character become U+FFFD."""
+def token_texts(tokenizer: Any) -> list[str]:
+    """The text of every token by id; bytes that are no whole character become U+FFFD.
+
+    `tokenizer` is ours or Hugging Face's. There a token's text is what it adds behind a letter,
+    since some drop the space before a word that begins a text.
+    """
+    if not hasattr(tokenizer, "token_bytes"):
+        before = tokenizer.encode("a", add_special_tokens=False)
+        pairs = [before, *([*before, i] for i in range(len(tokenizer)))]
+        first, *texts = tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False)
+        return [text[len(first) :] for text in texts]
     return [
         tokenizer.token_bytes(i).decode("utf-8", errors="replace")
         for i in range(tokenizer.vocab_size)

@@ -44,6 +44,18 @@ def test_angle_0_gives_hugging_faces_own_tokens(
     assert torch.equal(plain, theirs)
 
 
+def test_numpys_whole_numbers_are_seeds(hf: Callable, ids: Callable) -> None:
+    import numpy as np
+
+    slip = PhaseSlip([(1, 0)], angle=1.0, anchor=0.0)
+    given = [list(np.arange(1, 3)), [1, 2]]
+    one, other = (
+        decode(hf("gpt2"), ids(2, 4), max_new_tokens=9, seeds=seeds, intervention=slip)
+        for seeds in given
+    )
+    assert torch.equal(one, other)
+
+
 @every_kind
 def test_greedy_is_hugging_faces_greedy(kind: str, hf: Callable, ids: Callable) -> None:
     model, prompt = hf(kind), ids(2, 5)
