@@ -1,5 +1,6 @@
 """Tiny runs made by hand, in the exact form that training leaves behind; what a test needs."""
 
+import functools
 import os
 import runpy
 import shutil
@@ -10,9 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from phasegpt import checkpoint, synthetic
-from phasegpt.build import gpt_config
-from phasegpt.config import RunConfig, compose, plain
+from phasegpt import build, checkpoint, synthetic
+from phasegpt.config import GPTConfig, RunConfig, compose, plain
 from phasegpt.data import prepare
 from phasegpt.model import GPT
 
@@ -67,6 +67,22 @@ SIX_STEPS = [
 ]
 
 
+@functools.cache
+def composed(*overrides: str) -> RunConfig:
+    return build.run_config(compose(list(overrides)))
+
+
+def model_of(run: RunConfig, vocab_size: int = 65) -> GPTConfig:
+    return GPTConfig.from_sections(run.model, run.attention, vocab_size)
+
+
+def at(values: dict[str, Any], key: str) -> Any:
+    """values["a"]["b"] for key "a.b"."""
+    for part in key.split("."):
+        values = values[part]
+    return values
+
+
 def run_config(*overrides: str) -> RunConfig:
     return RunConfig.parse(plain(compose([*TINY, *overrides])))
 
@@ -74,7 +90,7 @@ def run_config(*overrides: str) -> RunConfig:
 def payload(run: RunConfig, *, scale: float = 0.2, seed: int = 0) -> dict[str, Any]:
     """A checkpoint's content; the weights are moved by N(0, scale^2), so that text varies."""
     tokenizer = prepare(run.data).tokenizer
-    model = GPT(gpt_config(run, tokenizer.vocab_size), seed=run.seed)
+    model = GPT(build.gpt_config(run, tokenizer.vocab_size), seed=run.seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
