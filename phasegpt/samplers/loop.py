@@ -21,6 +21,7 @@ from phasegpt.randomness import keyed_generator
 from phasegpt.samplers.intervene import Intervention, Memory
 from phasegpt.samplers.models import Decoder, decoder
 from phasegpt.samplers.processor import Processor
+from phasegpt.samplers.stopping import Stop
 
 #: Share of the context that is kept when it is full and its window moves on.
 KEEP = 0.75
@@ -88,14 +89,7 @@ def decode(
         pads = _checked(decoding, ids_BT, max_new_tokens, seeds, attention_mask)
         seeds = None if seeds is None else [int(seed) for seed in seeds]
         strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-        if "" in strings:
-            raise ConfigError(
-                "stop_strings hold an empty string, which every text contains; leave it"
-            )
-        if strings and tokenizer is None:
-            raise ConfigError(
-                "stop_strings need a tokenizer to read the new tokens; pass tokenizer="
-            )
+        stop = Stop(frozenset(stop_ids), strings, tokenizer, tuple(stopping))
         acting = intervention if intervention is not None and intervention.active else None
         if acting is not None and not use_cache:
             raise ConfigError(
@@ -103,9 +97,8 @@ def decode(
                 "(nor on a model that sees the future)"
             )
         job = _Job(
-            decoding, max_new_tokens, chain, greedy, acting,
-            _Stop(frozenset(stop_ids), strings, tokenizer, tuple(stopping)),
-            pad_id, streamer, on_tokens, use_cache,
+            decoding, max_new_tokens, chain, greedy, acting, stop, pad_id, streamer, on_tokens,
+            use_cache,
         )  # fmt: skip
         if acting is not None:
             stack.callback(acting.stop)
@@ -121,29 +114,6 @@ def decode(
 
 
 @dataclass(frozen=True)
-class _Stop:
-    """Which rows end with the token they have just got."""
-
-    ids: frozenset[int]
-    strings: tuple[str, ...]
-    tokenizer: Any
-    criteria: tuple[Callable[[Tensor, None], Tensor], ...]
-
-    def __call__(self, ids_BT: Tensor, prompt: int) -> list[bool]:
-        ends = [token in self.ids for token in ids_BT[:, -1].tolist()]
-        if self.strings:
-            # Enough tokens for the longest string, were every token one byte of UTF-8.
-            tail = max(prompt, ids_BT.shape[1] - 4 * max(map(len, self.strings)))
-            texts = [self.tokenizer.decode(row) for row in ids_BT[:, tail:].tolist()]
-            found = [any(s in text for s in self.strings) for text in texts]
-            ends = [a or b for a, b in zip(ends, found, strict=True)]
-        for criterion in self.criteria:
-            flags = torch.as_tensor(criterion(ids_BT, None)).expand(len(ends)).tolist()
-            ends = [a or bool(b) for a, b in zip(ends, flags, strict=True)]
-        return ends
-
-
-@dataclass(frozen=True)
 class _Job:
     """What is the same for every group of rows."""
 
@@ -152,7 +122,7 @@ class _Job:
     chain: Sequence[Processor]
     greedy: bool
     acting: Intervention | None
-    stop: _Stop
+    stop: Stop
     pad_id: int | None
     streamer: Streamer | None
     on_tokens: Callable[[list[int]], None] | None

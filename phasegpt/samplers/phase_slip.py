@@ -28,6 +28,7 @@ from phasegpt.cache import LayerCache
 from phasegpt.errors import ConfigError
 from phasegpt.samplers import _values
 from phasegpt.samplers.calibrate import Head, calibrate_heads
+from phasegpt.samplers.candidates import CandidateHead
 from phasegpt.samplers.intervene import WRAP, EntropyGate, Gate, Memory, divergence
 from phasegpt.samplers.models import Decoder
 from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features
@@ -116,9 +117,7 @@ class PhaseSlip:
         self.trace: list[SlipStep] = []
         self._fitted: tuple[tuple, list[Head], float] | None = None
         self._batch = 0  # rows of the memory that is watched
-        self._hidden: Tensor | None = None
-        self._head: Any = None
-        self._handle: Any = None
+        self._partial: CandidateHead | None = None
 
     @property
     def active(self) -> bool:
@@ -180,13 +179,14 @@ class PhaseSlip:
                 )
             self._by_layer.setdefault(layer, []).append(head)
         if self.candidates is not None:
-            self._head = decoder.head
-            self._handle = self._head.register_forward_pre_hook(self._keep_clean)
+            self._partial = CandidateHead(decoder.head, self.candidates)
 
     def watch(self, memory: Memory) -> None:
         """See Intervention; copies the rows and sets the edits of the chosen layers."""
         cache = memory.cache
         self._memory, self._batch = memory, len(memory.rows)
+        if self._partial is not None:
+            self._partial.rows = self._batch
         self._parts: list[tuple[LayerCache, Tensor]] = []
         for layer, heads in sorted(self._by_layer.items()):
             found = [p for p in cache.parts(layer) if _target(p, self.target) is not None]
@@ -224,22 +224,22 @@ class PhaseSlip:
             gate = self.gate(clean_BV, self._parts)
         weight = (1 - self.anchor) * gate
         kl = None
-        if self.candidates is None:
+        if self._partial is None:
             slipped_BV = logits_RV[self._batch :]
             kl = divergence(clean_BV, slipped_BV)
             logits_BV = clean_BV + weight[:, None] * (slipped_BV - clean_BV)
         else:
-            logits_BV = self._at_candidates(clean_BV, weight)
+            ids_BC, difference_BC = self._partial.difference(clean_BV)
+            logits_BV = clean_BV.scatter_add(1, ids_BC, weight[:, None] * difference_BC)
         self._memory.cache.commit(self.window)
         self.trace.append(SlipStep(tuple(self._memory.rows), entropy(clean_BV), weight, kl))
         return logits_BV
 
     def stop(self) -> None:
         """See Intervention."""
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
-        self._hidden = None
+        if self._partial is not None:
+            self._partial.remove()
+            self._partial = None
 
     def report(self) -> str:
         """The last decoding in one line: heads, angle, means over its steps."""
@@ -288,35 +288,6 @@ class PhaseSlip:
 
     def _noise(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
         return draw(shape, self._memory.generators, like)
-
-    # ---- candidates
-
-    def _keep_clean(self, head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Only the clean rows go through the head; the others wait for their candidates."""
-        (hidden,) = args
-        if len(hidden) != 2 * self._batch:
-            return None  # the prompt
-        self._hidden = hidden[self._batch :, -1]
-        self._clean_hidden = hidden[: self._batch, -1]
-        return (hidden[: self._batch],)
-
-    def _at_candidates(self, clean_BV: Tensor, weight: Tensor) -> Tensor:
-        assert self.candidates is not None and self._hidden is not None
-        top, ids = clean_BV.topk(min(self.candidates, clean_BV.shape[-1]), dim=-1)
-        rows, bias = self._head.weight[ids], getattr(self._head, "bias", None)
-
-        def at(hidden_BD: Tensor) -> Tensor:
-            logits = torch.einsum("bnd,bd->bn", rows, hidden_BD).float()
-            return logits if bias is None else logits + bias[ids]
-
-        # Rounding of bf16 aside: a cap, a scale or another map after the head would show here.
-        if not self.trace and (at(self._clean_hidden) - top).abs().max() > 0.03 * top.abs().max():
-            raise ConfigError(
-                "candidates need logits that are the output embeddings times the last hidden "
-                "state; this model does more to them: leave candidates at None"
-            )
-        slipped = at(self._hidden)
-        return clean_BV.scatter(1, ids, top + weight[:, None] * (slipped - top))
 
 
 def _pairs(heads: Any) -> list[Head]:
