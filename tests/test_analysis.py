@@ -69,6 +69,13 @@ def test_differences_to_the_baseline_are_paired_by_seed(tmp_path):
     assert told["more"] == "-1.000 [-1.000 to -1.000] (3 pairs)"
 
 
+def test_arms_of_other_seeds_are_ranked_by_their_pairs(tmp_path):
+    ledger(tmp_path, "softmax", [5.0, 5.0, 3.0, 3.0])
+    ledger(tmp_path, "worse", [5.1, 5.1, 3.1, 3.1])  # its mean, 4.1, is below that of `better`
+    ledger(tmp_path, "better", [4.9, 4.9])
+    assert [row["arm"] for row in summarise(tmp_path)] == ["better", "softmax", "worse"]
+
+
 def test_the_baseline_is_softmax_or_the_arm_called_so():
     assert baseline_of(["K0", "softmax", "softmax_rope"]) == "softmax"
     assert baseline_of(["phase_a-baseline", "phase_a-l7"]) == "phase_a-baseline"

@@ -80,6 +80,9 @@ def _off_fields(record: dict[str, Any]) -> dict[str, Any]:
 def summarise(study: Path, baseline: str | None = None) -> list[Row]:
     """A row per arm, best first, of leaky arms after the others; what is not defined is None.
 
+    Best is the lowest difference from the baseline over common seeds: means over other seeds do not
+    compare. (Without a baseline: the lowest mean.)
+
     Best validation perplexity over seeds: mean, sd, 95% t interval. `difference` is the arm minus
     the baseline (default: `baseline_of`) over the seeds of both, its pairs, with its interval,
     Hedges' g and, for at least statistics.MINIMUM pairs, the exact sign-flip p that the arm is
@@ -121,7 +124,14 @@ def summarise(study: Path, baseline: str | None = None) -> list[Row]:
                 "leaky": any(r.get("leaky") for r in records),
             }
         )
-    return sorted(rows, key=lambda r: (r["leaky"], math.inf if r["mean"] is None else r["mean"]))
+    mean = next((row["mean"] for row in rows if row["arm"] == baseline), None) or 0.0
+
+    def rank(row: Row) -> tuple[bool, float]:
+        if row["mean"] is None:
+            return row["leaky"], math.inf
+        return row["leaky"], row["mean"] - mean if row["difference"] is None else row["difference"]
+
+    return sorted(rows, key=rank)
 
 
 def _paired(prefix: str, records: Records, reference: Records | None) -> Row:
