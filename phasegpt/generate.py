@@ -20,16 +20,6 @@ if TYPE_CHECKING:
     from phasegpt.samplers import Processor
 
 
-# (an option that is off at null, an option that it reads)
-_PARTS = (
-    ("burst_every", "burst_temperature"),
-    ("burst_every", "burst_length"),
-    ("dry_multiplier", "dry_base"),
-    ("dry_multiplier", "dry_allowed_length"),
-    ("dry_multiplier", "dry_breakers"),
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(Section):
     """conf/generate.yaml. Processors and sampler check their own; temperatures may be infinite."""
@@ -62,14 +52,12 @@ class GenerateConfig(Section):
     debug: bool = False
 
     def __post_init__(self) -> None:
-        """Also refuse an option that would do nothing, since the one that it belongs to is off."""
+        """Also refuse what would do nothing."""
         super().__post_init__()
-        for main_option, name in _PARTS:
-            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
-            if getattr(self, main_option) is None and value != default:
-                raise ConfigError(
-                    f"{name}={value!r} does nothing without {main_option}; set that too"
-                )
+        for name in ("burst_temperature", "burst_length"):
+            self.refuse_idle(name, "burst_every", self.burst_every is not None)
+        for name in ("dry_base", "dry_allowed_length", "dry_breakers"):
+            self.refuse_idle(name, "dry_multiplier", self.dry_multiplier is not None)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="generate")

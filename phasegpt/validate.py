@@ -51,6 +51,16 @@ class Section:
                     raise ConfigError(f"{name}={value} is out of range; it must be {sign} {bound}")
             object.__setattr__(self, f.name, value)
 
+    def refuse_idle(self, name: str, owner: str, acts: bool) -> None:
+        """ConfigError if the field `name` was set, although as `owner` is it does nothing."""
+        value = getattr(self, name)
+        if not acts and value != type(self).__dataclass_fields__[name].default:
+            prefix = f"{self.section}." if self.section else ""
+            raise ConfigError(
+                f"{prefix}{name}={value!r} does nothing while {prefix}{owner}="
+                f"{getattr(self, owner)}; set that too, or leave {name} out"
+            )
+
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> typing.Self:
         """Build from a mapping; unknown and missing keys are errors with a suggestion."""

@@ -34,7 +34,7 @@ def bench(args: argparse.Namespace) -> None:
                 f"{args.model} is no checkpoint of ours; for a Hugging Face model give --text FILE "
                 f"too, human text to compare with"
             )
-        text = read_text(args.text)
+        text = read_text(args.text).replace("\r\n", "\n")
         subject = Subject.from_hugging_face(*hf.load(args.model), text, label)
     kind = args.prompts or ("text" if is_ours(args.model) else "seed")
     prompts = PUBLISHED_PROMPTS if kind == "seed" else subject.openings(len(PUBLISHED_PROMPTS))

@@ -296,6 +296,18 @@ def test_the_texts_of_hugging_faces_tokens_keep_their_spaces(spaces: str) -> Non
     assert "".join(texts[i] for i in ids).lstrip() == "a king"
 
 
+def test_a_vocabulary_with_holes_keeps_its_tokens() -> None:
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "d": 7, "e": 9}, unk_token="a"))
+    texts = token_texts(PreTrainedTokenizerFast(tokenizer_object=inner))
+    assert len(texts) == 10
+    assert AllowedTokens.matching([t.strip() for t in texts], "[a-e]").allowed.tolist() == [
+        0, 1, 2, 7, 9,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("number", [np.float64, np.float32])
 def test_numpys_numbers_are_numbers(number: Any, logits: Tensor) -> None:
     assert torch.equal(MinP(number(0.25))(None, logits), MinP(0.25)(None, logits))

@@ -20,6 +20,7 @@ from phasegpt.evaluation import token_nats
 from phasegpt.inference import inference
 from phasegpt.model import GPT
 from phasegpt.samplers import KEEP
+from phasegpt.samplers.vocabulary import token_count
 
 #: English openings for models of English. The Phase-Slip READMEs publish four; the last is ours.
 PUBLISHED_PROMPTS = (
@@ -87,7 +88,7 @@ class Subject:
             model=model.eval(),
             encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
             decode=lambda ids: tokenizer.decode(ids, clean_up_tokenization_spaces=False),
-            vocab_size=len(tokenizer),
+            vocab_size=token_count(tokenizer),
             context=model.config.max_position_embeddings,
             train_text=text[:cut],
             human_T=torch.tensor(ids),

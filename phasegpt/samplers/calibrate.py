@@ -53,16 +53,22 @@ class HeadScores:
     tokens: int
 
     def top(self, count: int, *, layers: int | None = None) -> list[Head]:
-        """The `count` heads of the last `layers` layers (None: half) with the largest scores."""
+        """The `count` heads of the last `layers` layers with the largest scores.
+
+        None: the upper half, or all layers if there are no Values in it.
+        """
         L, G = self.scores.shape
         first = L - min(L, max(1, (L + 1) // 2) if layers is None else layers)
+        if layers is None and self.scores[first:].isnan().all():
+            first = 0
         upper = self.scores[first:].nan_to_num(-1.0).flatten()
         best = upper.topk(min(count, len(upper)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         chosen = sorted((first + i // G, i % G) for i, score in pairs if score >= 0)
         if not chosen:
             raise ConfigError(
-                "no layer that was searched keeps Values; search more layers, or take target=phases"
+                f"none of the last {L - first} layers keeps Values; search more layers, or slip "
+                f'phases: PhaseSlip(target="phases")'
             )
         return chosen
 
@@ -75,6 +81,8 @@ class HeadScores:
                     f"head ({layer}, {head}) is not there: the model has {L} layers of {G} heads "
                     f"of Values, counted from 0"
                 )
+            if self.scores[layer, head].isnan():
+                raise ConfigError(f"layer {layer} keeps no values to rotate; choose another")
         return float(sum(self.scores[layer, head] for layer, head in heads))
 
     def __str__(self) -> str:
@@ -87,7 +95,9 @@ class HeadScores:
         ]
         for layer, row in enumerate(self.scores.tolist()):
             top = int(best[layer].argmax())
-            cells = [f"{x:>8.1e}" + ("*" if h == top else " ") for h, x in enumerate(row)]
+            cells = [
+                f"{x:>8.1e}" + ("*" if h == top and x == x else " ") for h, x in enumerate(row)
+            ]
             lines.append(f"{layer:>5} " + " ".join(cells))
         return "\n".join(lines)
 
@@ -255,7 +265,7 @@ def value_heads(decoding: Decoder, ids_BT: Tensor) -> int:
     heads = [part.values.shape[1] for part in parts if part.values is not None]
     if not heads:
         raise ConfigError(
-            "no layer of this model keeps Values, so there are none to calibrate; take "
-            "target=phases"
+            "no layer of this model keeps Values, so there are none to calibrate; slip phases: "
+            'PhaseSlip(target="phases")'
         )
     return max(heads)

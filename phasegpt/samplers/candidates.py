@@ -12,18 +12,25 @@ from torch import Tensor
 
 from phasegpt.errors import ConfigError
 
+_OTHER = (
+    "candidates need logits that are the output embeddings times the last hidden state; this model "
+    "does more to them: leave candidates at None"
+)
+
 
 class CandidateHead:
-    """Sends the clean rows alone through a model's head, until `remove`; keeps what the others had.
+    """Sends the clean rows alone through a model's head, and keeps what the others had.
 
-    head: a linear map with weight[V,D] and perhaps a bias. `rows` is B.
+    head: a linear map with weight[V,D] and perhaps a bias. `rows` is B between `step` and
+    `difference`, and 0 else, when all rows go through; `remove` ends it. Raises ConfigError.
     """
 
     def __init__(self, head: Any, count: int) -> None:
+        if not isinstance(getattr(head, "weight", None), Tensor):
+            raise ConfigError(_OTHER)
         self.rows = 0
         self._head, self._count = head, count
         self._hidden_RD: Tensor | None = None
-        self._checked = False
         self._handle = head.register_forward_pre_hook(self._keep)
 
     def remove(self) -> None:
@@ -31,9 +38,9 @@ class CandidateHead:
         self._handle.remove()
 
     def _keep(self, head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if not self.rows:
+            return None
         (hidden_RTD,) = args
-        if len(hidden_RTD) != 2 * self.rows:
-            return None  # the prompt
         self._hidden_RD = hidden_RTD[:, -1]
         return (hidden_RTD[: self.rows],)
 
@@ -47,13 +54,9 @@ class CandidateHead:
             found_BC = torch.einsum("bnd,bd->bn", weight_BCD, hidden_BD).float()
             return found_BC if bias is None else found_BC + bias[ids_BC]
 
-        clean_BD, slipped_BD = self._hidden_RD.split(self.rows)
-        if not self._checked:
-            # Rounding of bf16 aside: a cap, a scale or another map after the head would show here.
-            if (logits(clean_BD) - top_BC).abs().max() > 0.03 * top_BC.abs().max():
-                raise ConfigError(
-                    "candidates need logits that are the output embeddings times the last hidden "
-                    "state; this model does more to them: leave candidates at None"
-                )
-            self._checked = True
-        return ids_BC, logits(slipped_BD) - top_BC
+        clean_BC, slipped_BC = map(logits, self._hidden_RD.split(self.rows))
+        self.rows = 0
+        # Rounding of bf16 aside: a cap, a scale or another map after the head would show here.
+        if (clean_BC - top_BC).abs().max() > 0.01 * top_BC.abs().max():
+            raise ConfigError(_OTHER)
+        return ids_BC, slipped_BC - clean_BC

@@ -26,7 +26,7 @@ from phasegpt.samplers.models import decoder
 from phasegpt.samplers.phase_slip import AUTO_HEADS, PhaseSlip
 from phasegpt.samplers.processor import Processor
 from phasegpt.samplers.shock import KVShock, LoopDetector, LowEntropy
-from phasegpt.samplers.vocabulary import Vocabulary
+from phasegpt.samplers.vocabulary import Vocabulary, token_count
 
 #: Mean rotation per unit of noise_scale in the published sampler before it is diluted: 0.057 rad
 #: at 0.03, measured on a small character GPT-2. It divides by the norm of each Value, so single
@@ -87,8 +87,7 @@ class _TextSampler:
         chain: list[Processor] = build_chain(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
         )
-        if not hasattr(self.tokenizer, "all_special_ids"):
-            chain.insert(0, Vocabulary(self.tokenizer.vocab_size))
+        chain.insert(0, Vocabulary(token_count(self.tokenizer)))
         self._at(temperature)
         ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
         out = decode(
@@ -172,7 +171,8 @@ class PhaseSlipSampler(_TextSampler):
 
     def _at(self, temperature: float) -> None:
         if isinstance(self.intervention.gate, EntropyGate):
-            self.intervention.gate = EntropyGate(temperature=temperature if temperature > 0 else 1)
+            center = self.intervention.gate.center
+            self.intervention.gate = EntropyGate(center, temperature if temperature > 0 else 1)
 
 
 class EntropyShockSampler(_TextSampler):

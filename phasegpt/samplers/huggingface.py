@@ -60,6 +60,11 @@ class Sampler:
         mask = model_kwargs.pop("attention_mask", None)
         past = model_kwargs.pop("past_key_values", None)
         use_cache = model_kwargs.get("use_cache", True) is not False
+        if model_kwargs.pop("cache_params", None) is not None and use_cache:
+            raise ConfigError(
+                f"{type(model).__name__} keeps a state, no keys and Values, which this sampler "
+                f"does not carry on; pass use_cache=False"
+            )
         unknown = {k for k, v in model_kwargs.items() if v is not None and k not in _KNOWN}
         if unknown:
             raise ConfigError(

@@ -17,7 +17,7 @@ from torch import Tensor
 from phasegpt.errors import ConfigError, UserError
 from phasegpt.inference import inference
 from phasegpt.model import GPT
-from phasegpt.randomness import keyed_generator
+from phasegpt.randomness import global_state, keyed_generator
 from phasegpt.samplers.intervene import Intervention, Memory
 from phasegpt.samplers.models import Decoder, decoder
 from phasegpt.samplers.processor import Processor
@@ -146,11 +146,11 @@ class _Job:
             mask_BT = torch.cat((mask_BT.to(device), mask_BT.new_ones(
                 batch, self.max_new_tokens, device=device)), dim=1)  # fmt: skip
         tokens = None if seeds is None else [torch.Generator().manual_seed(s) for s in seeds]
-        slips = [
-            keyed_generator("slip", torch.initial_seed(), row) if seeds is None
-            else keyed_generator("slip", seeds[i])
-            for i, row in enumerate(rows)
-        ]  # fmt: skip
+        if seeds is None:
+            state = global_state(device)
+            slips = [keyed_generator("slip", state, row) for row in rows]
+        else:
+            slips = [keyed_generator("slip", seed) for seed in seeds]
         slides = isinstance(self.decoding.module, GPT)
         done, length, start, cache = [False] * batch, prompt, 0, None
         with ExitStack() as stack:

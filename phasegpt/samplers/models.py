@@ -102,6 +102,7 @@ class _HuggingFace:
         self.context = positions if positions and positions > 0 else None  # XLNet says -1
         self.head = model.get_output_embeddings()
         self.vocab_size = self._config.vocab_size
+        self._doubled = False  # whether a second path has been computed
         self._takes = set(inspect.signature(model.forward).parameters)
         if past_key_values is not None and past_key_values.get_seq_length():
             raise ConfigError(
@@ -147,14 +148,16 @@ class _HuggingFace:
         inputs = self._inputs(ids_B1, mask_BT)
         try:
             out = self.module(**inputs, past_key_values=cache, use_cache=True)
-        except RuntimeError as error:
-            doubled = getattr(cache, "split_at", None) is not None
-            if not doubled or isinstance(error, torch.OutOfMemoryError):
+        except (RuntimeError, ValueError) as error:
+            first = getattr(cache, "split_at", None) is not None and not self._doubled
+            if not first or isinstance(error, (torch.OutOfMemoryError, NotImplementedError)):
                 raise
             raise ConfigError(
                 f"{type(self.module).__name__} cannot compute a second path beside the clean one: "
-                f"its own code fixes the number of rows ({error}); decode without the intervention"
+                f"its own code seems to fix the number of rows ({error}); decode without the "
+                f"intervention"
             ) from error
+        self._doubled = getattr(cache, "split_at", None) is not None
         return out.logits[:, -1].float()
 
     def editable(self, cache: Any) -> Cache:

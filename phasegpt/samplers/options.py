@@ -41,6 +41,13 @@ class PhaseSlipOptions(Section):
     target: Literal["values", "phases"] = "values"
     candidates: int | None = None
 
+    def __post_init__(self) -> None:
+        """Also refuse what would do nothing."""
+        super().__post_init__()
+        self.refuse_idle("target_kl", "angle", self.angle is None)
+        self.refuse_idle("gate_entropy", "gate", self.gate == "entropy")
+        self.refuse_idle("gate_R", "gate", self.gate == "R")
+
     def build(self) -> Any:
         """The intervention; ConfigError."""
         from phasegpt.samplers.intervene import EntropyGate, RGate
@@ -69,6 +76,12 @@ class EntropyShockOptions(Section):
     cooldown: int = 16
     target: Literal["keys", "values", "both"] = "both"
     heat: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Also refuse what would do nothing."""
+        super().__post_init__()
+        self.refuse_idle("match", "detector", self.detector == "loop")
+        self.refuse_idle("stagnation_threshold", "detector", self.detector == "entropy")
 
     def build(self) -> Any:
         """The intervention; ConfigError."""

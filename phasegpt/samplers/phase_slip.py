@@ -185,8 +185,6 @@ class PhaseSlip:
         """See Intervention; copies the rows and sets the edits of the chosen layers."""
         cache = memory.cache
         self._memory, self._batch = memory, len(memory.rows)
-        if self._partial is not None:
-            self._partial.rows = self._batch
         self._parts: list[tuple[LayerCache, Tensor]] = []
         for layer, heads in sorted(self._by_layer.items()):
             found = [p for p in cache.parts(layer) if _target(p, self.target) is not None]
@@ -212,6 +210,8 @@ class PhaseSlip:
 
     def before(self) -> None:
         """See Intervention; slips the running sums of phase_sync, which have no positions."""
+        if self._partial is not None:
+            self._partial.rows = self._batch
         for part, heads in self._parts:
             if self.target == "phases" and part.state is not None and self._angle:
                 part.state = self._slip_state(part.state, heads, part.oscillators)
@@ -245,8 +245,10 @@ class PhaseSlip:
         """The last decoding in one line: heads, angle, means over its steps."""
         if not self.active:
             return "phase_slip: angle 0, plain sampling"
-        heads = ", ".join(str(head) for head in self._fitted[1]) if self._fitted else "-"
-        text = f"phase_slip: (layer, head) {heads}; angle {self._angle:.4f} rad"
+        if self._fitted is None:
+            return "phase_slip: nothing decoded yet"
+        _, heads, angle = self._fitted
+        text = f"phase_slip: (layer, head) {', '.join(map(str, heads))}; angle {angle:.4f} rad"
         for name in ("entropy", "weight", "kl"):
             found = [x for step in self.trace if (x := getattr(step, name)) is not None]
             if found:

@@ -25,17 +25,26 @@ def token_texts(tokenizer: Any) -> list[str]:
     """The text of every token by id; bytes that are no whole character become U+FFFD.
 
     `tokenizer` is ours or Hugging Face's. There a token's text is what it adds behind a letter,
-    since some drop the space before a word that begins a text.
+    since some drop the space before a word that begins a text; ids without a token have none, and
+    special tokens count by their text. (Not for byte pairs that mark the end of a word, as the
+    first GPT's: a part of a word would get a space.)
     """
     if not hasattr(tokenizer, "token_bytes"):
         before = tokenizer.encode("a", add_special_tokens=False)
-        pairs = [before, *([*before, i] for i in range(len(tokenizer)))]
+        pairs = [before, *([*before, i] for i in range(token_count(tokenizer)))]
         first, *texts = tokenizer.batch_decode(pairs, clean_up_tokenization_spaces=False)
         return [text[len(first) :] for text in texts]
     return [
         tokenizer.token_bytes(i).decode("utf-8", errors="replace")
         for i in range(tokenizer.vocab_size)
     ]
+
+
+def token_count(tokenizer: Any) -> int:
+    """One more than the largest id with a text; `tokenizer` is ours or Hugging Face's."""
+    if hasattr(tokenizer, "get_vocab"):
+        return 1 + max(tokenizer.get_vocab().values())
+    return tokenizer.vocab_size
 
 
 class Vocabulary:

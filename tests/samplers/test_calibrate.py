@@ -145,3 +145,12 @@ def test_the_table_is_printed_and_written(hf: Callable, tmp_path: Path) -> None:
 def test_a_text_that_cannot_be_used_is_named(ids: torch.Tensor, says: str, hf: Callable) -> None:
     with pytest.raises(ConfigError, match=says):
         calibrate_heads(hf("gpt2"), ids)
+
+
+def test_a_model_with_values_below_alone_is_searched_there(make_model: Any, roughen: Any) -> None:
+    model = roughen(make_model("phase_sync", layers=(2, 3), n_layer=4))
+    assert {layer for layer, _ in PhaseSlip(target_kl=1e-3).fit(model)[0]} <= {0, 1}
+    for heads in ([(3, 0)], [(0, 0), (3, 0)]):
+        with pytest.raises(ConfigError, match="layer 3 keeps no values"):
+            PhaseSlip(heads).fit(model)
+    assert "nan*" not in str(calibrate_heads(model, own_text(model)))

@@ -81,6 +81,9 @@ def test_phases_slip_from_the_command_line(run: Path) -> None:
         (["sampler=phase_slip", "sampler.angle=9"], "angle=9.0"),
         (["sampler=phase_slip", "sampler.angle=1", "sampler.heads=[[5,0]]"], "(5, 0)"),
         (["sampler=entropy_shock", "sampler.noise_scale=-1"], "scale=-1.0"),
+        (["sampler=entropy_shock", "sampler.match=4"], "sampler.match=4 does nothing while"),
+        (["sampler=phase_slip", "sampler.gate_R=0.9"], "nothing while sampler.gate=entropy"),
+        (["sampler=phase_slip", "sampler.angle=1", "sampler.target_kl=1"], "sampler.target_kl=1.0"),
     ],
 )
 def test_a_wrong_option_gives_a_short_message(

@@ -83,6 +83,36 @@ def test_a_model_that_fixes_the_number_of_rows_is_named(
         slipped(kind, ids, batch=batch)
 
 
+def test_an_error_of_the_users_own_is_not_taken_for_the_models(ids: Callable) -> None:
+    model, steps = build("Qwen2"), []
+
+    def fail(module: Any, args: tuple, output: Any) -> None:
+        steps.append(1)
+        if len(steps) == 4:
+            raise RuntimeError("my own hook is wrong")
+
+    model.model.layers[3].register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="my own hook is wrong"):
+        decode(
+            model, ids(1, 6), max_new_tokens=9, seeds=[1], intervention=PhaseSlip(HEADS, angle=1)
+        )
+
+
+def test_a_state_space_model_is_sampled_without_the_cache(ids: Callable) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(hidden_size=16, num_hidden_layers=2, vocab_size=VOCAB, state_size=4)
+    model, prompt = MambaForCausalLM(config).eval(), ids(1, 6)
+    options = {"max_new_tokens": 5, "do_sample": True, "eos_token_id": None}
+    with pytest.raises(ConfigError, match="pass use_cache=False"):
+        model.generate(prompt, **options, custom_generate=Sampler())
+    found = []
+    for sampler in (None, Sampler()):
+        torch.manual_seed(1)
+        found.append(model.generate(prompt, **options, custom_generate=sampler, use_cache=False))
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize(
     ("kind", "heads", "says"),
     [

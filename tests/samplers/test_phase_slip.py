@@ -1,5 +1,6 @@
 """Phase-Slip is what it says: an untouched clean path, the stated logits, the stated defaults."""
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.errors import ConfigError
-from phasegpt.samplers import EntropyGate, PhaseSlip, PhaseSlipSampler, decode
+from phasegpt.samplers import EntropyGate, PhaseSlip, PhaseSlipSampler, Temperature, decode
 from phasegpt.samplers.classic import rotation_of
 from phasegpt.samplers.intervene import entropy
 
@@ -78,6 +79,52 @@ def test_candidates_are_the_full_logits_at_the_best_tokens(
         torch.testing.assert_close(part[rest], plain[rest], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("pads", [[0, 3, 3], [0, 0, 3, 3, 3, 3]])
+def test_candidates_with_rows_of_unequal_length_are_each_row_alone(
+    pads: list[int], make_model: Any, roughen: Any, text_ids: Callable
+) -> None:
+    # The second group has 2B rows of the first: its prompt is no step of a second path.
+    model, prompt = roughen(make_model("softmax", n_layer=3)), text_ids(len(pads), 8)
+    mask = torch.ones_like(prompt)
+    for row, pad in enumerate(pads):
+        mask[row, :pad] = 0
+    options = {"max_new_tokens": 6, "chain": [Temperature(3.0)]}
+    slip = PhaseSlip([(1, 0)], angle=0.8, candidates=20)
+    seeds = list(range(len(pads)))
+    out = decode(model, prompt, attention_mask=mask, seeds=seeds, intervention=slip, **options)
+    for row, pad in enumerate(pads):
+        alone = decode(
+            model, prompt[row : row + 1, pad:], seeds=[row], intervention=slip, **options
+        )
+        assert torch.equal(out[row, pad:], alone[0]), row
+
+
+def test_candidates_at_angle_0_are_the_clean_logits(hf: Callable, ids: Callable) -> None:
+    class Almost(torch.nn.Linear):  # within the tolerance for a head's rounding
+        def forward(self, x: Tensor) -> Tensor:
+            logits = super().forward(x)
+            return 200 * torch.tanh(logits / 200)
+
+    model = copy.deepcopy(hf("gpt2"))
+    head = Almost(32, 65, bias=False)
+    head.weight = model.lm_head.weight
+    model.set_output_embeddings(head)
+    slip = PhaseSlip(HEADS, angle=0.0, force=True, candidates=9, anchor=0.0, gate=None)
+    both: list[list[Tensor]] = []
+    for intervention in (slip, None):
+        logits: list[Tensor] = []
+
+        def keep(ids: Tensor | None, x: Tensor, logits: list = logits) -> Tensor:
+            logits.append(x.clone())
+            return x
+
+        decode(model, ids(2, 6), max_new_tokens=6, seeds=[1, 2], chain=[keep],
+               intervention=intervention)  # fmt: skip
+        both.append(logits)
+    for ours, plain in zip(*both, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=0)
+
+
 def test_candidates_need_a_plain_head(hf: Callable, ids: Callable) -> None:
     model, slip = hf("gpt2"), PhaseSlip(HEADS, angle=1.0, candidates=7)
     cap = model.lm_head.register_forward_hook(lambda m, i, out: torch.tanh(out))
@@ -87,6 +134,9 @@ def test_candidates_need_a_plain_head(hf: Callable, ids: Callable) -> None:
     finally:
         cap.remove()
     assert not model.lm_head._forward_pre_hooks  # ours is gone after the error
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {torch.nn.Linear})
+    with pytest.raises(ConfigError, match="leave candidates at None"):
+        decode(quantized, ids(1, 6), max_new_tokens=3, seeds=[1], intervention=slip)
 
 
 def test_a_protected_prompt_is_not_slipped(hf: Callable, ids: Callable) -> None:
@@ -163,6 +213,37 @@ def test_the_published_defaults_are_a_rotation_of_less_than_half_a_degree(
     assert len(text) == len(prompt) + 20
     assert text == sampler.generate(prompt, 20, 0.65, seed=3)
     assert slip.gate.temperature == 0.65
+
+
+def test_a_gate_that_was_set_keeps_its_center(hf: Callable, words: Any) -> None:
+    sampler = PhaseSlipSampler(hf("gpt2"), words, angle=0.3, heads=HEADS)
+    assert "nothing decoded yet" in sampler.intervention.report()
+    sampler.intervention.gate = EntropyGate(center=-50.0)
+    sampler.generate("HELLO", max_new_tokens=3, temperature=0.5, seed=1)
+    assert (sampler.intervention.gate.center, sampler.intervention.gate.temperature) == (-50, 0.5)
+    assert all(float(step.weight) == pytest.approx(0.55) for step in sampler.intervention.trace)
+
+
+def test_ids_without_a_text_are_never_drawn(hf: Callable, words: Any) -> None:
+    words.vocab_size = 40  # of the model's 65
+    sampler = PhaseSlipSampler(hf("gpt2"), words, angle=0.3, heads=HEADS)
+    text = sampler.generate("HELLO", max_new_tokens=50, temperature=-1.0, seed=1)
+    assert max(words.encode(text[5:])) < 40
+
+
+def test_slips_without_seeds_differ_from_text_to_text_and_follow_torchs_seed(
+    hf: Callable, ids: Callable
+) -> None:
+    slip = PhaseSlip(HEADS, angle=1.0, anchor=0.0, gate=None)
+
+    def first_kl() -> float:
+        decode(hf("gpt2"), ids(1, 6), max_new_tokens=2, seeds=None, intervention=slip)
+        return float(slip.trace[0].kl)
+
+    torch.manual_seed(3)
+    one, other = first_kl(), first_kl()
+    torch.manual_seed(3)
+    assert first_kl() == one != other
 
 
 def test_heads_that_are_changed_between_two_texts_are_used(hf: Callable, ids: Callable) -> None:
