@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal
 
 from phasegpt.callback_config import CallbacksConfig
 from phasegpt.errors import ConfigError
-from phasegpt.validate import Section, number, unknown
+from phasegpt.validate import Section, flat, number, unknown
 
 _PACKAGE = Path(__file__).resolve().parent
 #: conf/ inside an installed wheel, or beside the package in a checkout.
@@ -39,6 +39,15 @@ NOT_HASHED = (
     "callbacks.sample_text",
     "callbacks.progress_bar",
 )
+
+
+def hashed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's configuration as a dict, by field, without NOT_HASHED."""
+    return {
+        name: value
+        for name, value in flat(config).items()
+        if not any(name == key or name.startswith(f"{key}.") for key in NOT_HASHED)
+    }
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Any
 from phasegpt import synthetic
 from phasegpt.config import DataConfig
 from phasegpt.errors import ConfigError, DataError
-from phasegpt.files import read_text
+from phasegpt.files import read_json, read_text
 from phasegpt.sources import build_once, download, local_file, online, verify, where_to_put
 from phasegpt.tokenizers import GPT2_VOCAB_SIZE
 
@@ -206,7 +206,7 @@ def _hub(config: DataConfig, cache: Path) -> RawCorpus:
     slug = "".join(c if c.isalnum() else "-" for c in name)
     folder = cache / "text" / f"hub-{slug}-{key}"
     build_once(folder, lambda scratch: _spool(config, name, scratch))
-    digests = json.loads((folder / "sha256.json").read_text())
+    digests = read_json(folder / "sha256.json")
     return RawCorpus(
         f"hub-{slug}",
         _hash("hub", *(f"{split} {digest}" for split, digest in sorted(digests.items()))),

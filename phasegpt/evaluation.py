@@ -19,7 +19,7 @@ from phasegpt.data import Corpus
 from phasegpt.errors import ConfigError
 from phasegpt.inference import inference
 from phasegpt.model import GPT
-from phasegpt.windows import IGNORED, EvalWindows
+from phasegpt.windows import IGNORED, EvalWindows, check_stride
 
 #: What one token is, by the tokenizer's name.
 UNITS = {"char": "character", "byte": "byte", "gpt2": "BPE token"}
@@ -57,7 +57,7 @@ class Score:
     nats: float
     tokens: int
     bytes: int  # UTF-8 bytes of the scored tokens
-    words: int | None  # between white space; None if the split has none or was cut short
+    words: int | None  # between white space; None if the split has none
     context: int
     stride: int
     floor_nats: float | None = None
@@ -102,39 +102,36 @@ def score(
     stride: int,
     batch_size: int,
     device: torch.device | str | None = None,
-    limit: int | None = None,
     progress: bool = False,
 ) -> Score:
-    """Score a whole split, or its first `limit` windows; the same numbers every time.
+    """Score a split; the same numbers every time.
 
     The model is moved to `device` (None: where it is), runs in eval mode without gradients, and
     gets its modes back. `progress` shows a bar on a terminal. Raises ConfigError for a split
     that does not exist, a context beyond the model's block_size, a stride beyond the context.
     """
     check_windows(model, context=context, stride=stride)
-    if batch_size < 1 or (limit is not None and limit < 1):
-        raise ConfigError(f"batch_size={batch_size} and limit={limit} must be >= 1")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be >= 1")
     tokens_T = corpus.split(split)
     windows = EvalWindows(tokens_T, context=context, stride=stride)
-    count = len(windows) if limit is None else min(limit, len(windows))
     if device is not None:
         model.to(device)
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     scored = torch.zeros((), dtype=torch.int64, device=device)
-    for logits_BTV, targets_BT in _predictions(model, windows, count, batch_size, progress):
+    for logits_BTV, targets_BT in _predictions(model, windows, batch_size, progress):
         batch_nats, batch_tokens = nats(logits_BTV, targets_BT)
         total, scored = total + batch_nats, scored + batch_tokens
-    tokens, whole = int(scored), count == len(windows)
     meta = corpus.meta["splits"][split]
     return Score(
         nats=total.item(),
-        tokens=tokens,
-        bytes=byte_length(corpus, tokens_T[1 : 1 + tokens]),
-        words=(meta["words"] or None) if whole else None,
+        tokens=int(scored),
+        bytes=byte_length(corpus, tokens_T[1:]),
+        words=meta["words"] or None,
         context=context,
         stride=stride,
-        floor_nats=meta["floor_nats"] if whole else None,
+        floor_nats=meta["floor_nats"],
     )
 
 
@@ -144,16 +141,17 @@ def losses(model: GPT, tokens_T: np.ndarray, *, context: int, batch_size: int = 
     windows = EvalWindows(tokens_T, context=context, stride=context)
     found = [
         token_nats(logits_BTV, targets_BT)[targets_BT != IGNORED].cpu()
-        for logits_BTV, targets_BT in _predictions(model, windows, len(windows), batch_size, True)
+        for logits_BTV, targets_BT in _predictions(model, windows, batch_size, True)
     ]
     return torch.cat(found)
 
 
 def _predictions(
-    model: GPT, windows: EvalWindows, count: int, batch_size: int, progress: bool
+    model: GPT, windows: EvalWindows, batch_size: int, progress: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits and targets of the first `count` windows, batch by batch, in evaluation mode."""
+    """Logits and targets of the windows, batch by batch, in evaluation mode."""
     device = next(model.parameters()).device
+    count = len(windows)
     batches = range(0, count, batch_size)
     for first in tqdm(batches, disable=None if progress else True, leave=False, unit="batch"):
         rows = [windows[i] for i in range(first, min(first + batch_size, count))]
@@ -171,8 +169,7 @@ def check_windows(model: GPT, *, context: int, stride: int) -> None:
             f"context={context} is out of range; the model attends to 1..{model.config.block_size}"
             f" tokens (its block_size)"
         )
-    if not 1 <= stride <= context:
-        raise ConfigError(f"stride={stride} is out of range; it must be in 1..context={context}")
+    check_stride(context, stride)
 
 
 def byte_length(corpus: Corpus, tokens_T: np.ndarray) -> int:

@@ -1,9 +1,12 @@
-"""Writing files that are whole at any time, whatever happens; reading text and JSON."""
+"""Writing files that are whole at any time, whatever happens; tables as CSV; reading text, JSON."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,17 @@ def write_atomic(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], form: str) -> str:
+    """Rows under a header as CSV, floats in the format `form`, nothing for None."""
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        values = (row[name] for name in columns)
+        writer.writerow([form.format(v) if isinstance(v, float) else v for v in values])
+    return buffer.getvalue()
 
 
 def read_text(path: str | Path) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from phasegpt.config import GPTConfig
-from phasegpt.errors import CheckpointError
+from phasegpt.errors import CheckpointError, DataError
+from phasegpt.files import read_json
 
 # What GPT-2 variants may change and we do not: other values would load and compute wrongly.
 _FIXED = {
@@ -48,7 +48,10 @@ def find(name_or_folder: str | Path) -> Path:
 
 def config(folder: Path) -> GPTConfig:
     """The model's shape; CheckpointError for one that is no GPT-2, or a variant of it."""
-    hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    try:
+        hf = read_json(folder / "config.json")
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
     if hf.get("model_type") != "gpt2":
         raise CheckpointError(
             f"{folder} holds a {hf.get('model_type')!r} model; only 'gpt2' can be read"

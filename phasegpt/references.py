@@ -8,19 +8,19 @@ from phasegpt.data import Corpus
 from phasegpt.errors import ConfigError
 
 
-def floor(corpus: Corpus, *, split: str = "val") -> float | None:
-    """The source's cross-entropy on a split in nats per scored token; None for unknown sources.
+def floor(corpus: Corpus) -> float | None:
+    """The source's validation cross-entropy, nats per scored token; None for unknown sources.
 
     The first token counts as certain, which it is in the synthetic corpus.
     """
-    tokens = corpus.split(split)
-    nats = corpus.meta["splits"][split]["floor_nats"]
+    tokens = corpus.split("val")
+    nats = corpus.meta["splits"]["val"]["floor_nats"]
     return None if nats is None else nats / (len(tokens) - 1)
 
 
-def trigram(corpus: Corpus, *, split: str = "val") -> float:
+def trigram(corpus: Corpus) -> float:
     """Nats per token of a trigram model of the train split, over the same tokens as val/loss."""
-    tokens = corpus.split(split)
+    tokens = corpus.split("val")
     nats = trigram_nats(corpus.split("train"), tokens, vocab_size=corpus.tokenizer.vocab_size)
     return nats / (len(tokens) - 1)
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import hydra
 
-from phasegpt.config import CONF_DIR, RunConfig
+from phasegpt.config import CONF_DIR, RunConfig, hashed_fields
 from phasegpt.errors import CheckpointError, Collapsed, ConfigError, UserError
 from phasegpt.files import write_atomic
-from phasegpt.validate import flat
 
 if TYPE_CHECKING:
     from phasegpt.record import RunFolder
@@ -155,7 +154,6 @@ def _fit(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int) -> None:
         if not parts.cuda:
             estimate(parts.flops_per_token * parts.tokens_per_step * t.max_steps)
         parts.fit(resume_point)
-    parts.csv.save()
     draw_curves(folder.path)
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
     stopped = "max_steps" if last >= t.max_steps else "early_stopping"
@@ -237,11 +235,9 @@ def _write_config(folder: RunFolder, run: RunConfig) -> None:
 
 def _difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
     """Error text naming the keys in which two configurations differ."""
-    a, b = flat(old), flat(new)
+    a, b = hashed_fields(old), hashed_fields(new)
     changed = [
-        f"{k} was {a.get(k)!r} and is {b.get(k)!r}"
-        for k in sorted(a | b)
-        if a.get(k) != b.get(k) and not k.startswith(("resume", "debug", "name", "logger"))
+        f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)
     ]
     return (
         f"{path} holds a run of another configuration: {'; '.join(changed[:6])}. "

@@ -33,7 +33,6 @@ class Assembled(NamedTuple):
     data: DataModule
     saver: Saver
     guard: CollapseGuard | None
-    csv: MetricsCSV
     cuda: bool
     tokens_per_step: int
     flops_per_token: float  # forward and backward: 6 P + 12 L T D
@@ -118,7 +117,7 @@ def assemble(
     )
     tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
     tokens_per_step *= t.devices
-    return Assembled(trainer, lit, data, saver, guard, csv, cuda, tokens_per_step, flops_per_token)
+    return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops_per_token)
 
 
 def _precision(run: RunConfig, cuda: bool) -> Any:

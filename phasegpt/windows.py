@@ -74,6 +74,12 @@ class TrainBatches(Dataset):
         return self._epochs[epoch]
 
 
+def check_stride(context: int, stride: int) -> None:
+    """Raise ConfigError for a stride that would leave tokens out."""
+    if not 1 <= stride <= context:
+        raise ConfigError(f"stride={stride} is out of range; it must be in 1..context={context}")
+
+
 class EvalWindows(Dataset):
     """Windows over a whole split in which every token but the first is scored exactly once.
 
@@ -87,10 +93,7 @@ class EvalWindows(Dataset):
             raise DataError(
                 f"a split of {len(tokens)} tokens cannot be scored; it needs at least 2"
             )
-        if not 1 <= stride <= context:
-            raise ConfigError(
-                f"stride={stride} is out of range; it must be in 1..context={context}"
-            )
+        check_stride(context, stride)
         self.tokens, self.stride = tokens, stride
         self.tokens_scored = len(tokens) - 1
         self.length = min(context, self.tokens_scored)

@@ -10,10 +10,10 @@ python scripts/analyze_results.py results          tables, figures and pages fro
 import argparse
 from pathlib import Path
 
-from phasegpt.analysis import collect, summarise, write_study
+from phasegpt.analysis import collect, write_study
 from phasegpt.analysis.jobs import counted, jobs
 from phasegpt.analysis.study import TEST_FILE, best_test_score
-from phasegpt.analysis.tables import baseline_of, cells
+from phasegpt.analysis.tables import cells, summary
 from phasegpt.errors import ConfigError, UserError
 from phasegpt.evaluate import EvaluateConfig, evaluate
 from phasegpt.record import FINISHED, read_record
@@ -56,8 +56,7 @@ def evaluate_tests(folder: Path) -> None:
 
 
 def show_study(study: Path, against: str | None) -> None:
-    rows = summarise(study, against)
-    baseline = against or baseline_of([row["arm"] for row in rows])
+    _, baseline, rows = summary(study, against)
     for leaky in (False, True):
         if kept := [row for row in rows if row["leaky"] is leaky]:
             table = cells(kept, baseline)

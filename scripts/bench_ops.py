@@ -30,6 +30,7 @@ from phasegpt import ops
 from phasegpt.ops import fused, reference
 
 DT = 0.1
+SAMPLE = 0.1  # seconds that one measurement should take
 # Sine and cosine of numbers that stay in registers.
 CPU_RATE = """
 #include "{source}"
@@ -68,8 +69,8 @@ __global__ void sincos_rate(float* out, int repeats) {
 class Clock:
     """Median seconds of several functions called in turn."""
 
-    def __init__(self, device: str, rounds: int, target: float = 0.1) -> None:
-        self.device, self.rounds, self.target = device, rounds, target
+    def __init__(self, device: str, rounds: int) -> None:
+        self.device, self.rounds = device, rounds
 
     def once(self, call: Callable[[], object], repeats: int) -> float:
         if self.device == "cuda":
@@ -89,7 +90,7 @@ class Clock:
         repeats = {}
         for name, call in calls.items():
             self.once(call, 1)  # compiles
-            repeats[name] = max(1, int(self.target / max(self.once(call, 2), 1e-6)))
+            repeats[name] = max(1, int(SAMPLE / max(self.once(call, 2), 1e-6)))
         seconds: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(self.rounds):
             for name, call in calls.items():

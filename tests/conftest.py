@@ -11,7 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
-from helpers import TEXT
+from helpers import TEXT, make_run, play, text_data
 from torch import Tensor
 
 from phasegpt.config import DataConfig, GPTConfig
@@ -34,10 +34,17 @@ def _same_random_numbers() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(scope="session")
-def english() -> str:
-    """A page of English."""
-    return TEXT
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides for data=text with a synthetic play."""
+    return play(tmp_path_factory.mktemp("text"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with two checkpoints, of TEXT in characters."""
+    folder = tmp_path_factory.mktemp("run")
+    return make_run(folder / "run", *text_data(folder, TEXT))
 
 
 @pytest.fixture

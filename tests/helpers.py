@@ -1,10 +1,12 @@
 """Tiny runs made by hand, in the exact form that training leaves behind; what a test needs."""
 
+import contextlib
 import functools
 import os
 import runpy
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from phasegpt import build, checkpoint, synthetic
 from phasegpt.config import GPTConfig, RunConfig, compose, plain
 from phasegpt.data import prepare
 from phasegpt.model import GPT
+from phasegpt.record import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +38,8 @@ So long as men can breathe, or eyes can see,
 So long lives this, and this gives life to thee.
 """
 
-TINY = [
+#: Overrides of a small model; see run_config.
+TWO_LAYERS = [
     "model=nano",
     "model.n_layer=2",
     "model.n_head=2",
@@ -66,6 +70,43 @@ SIX_STEPS = [
     "callbacks.progress_bar=false",
 ]
 
+NOISY_STEPS = 12
+#: A training with every source of randomness and a regularizer; add text.
+NOISY = [
+    "attention=kuramoto",
+    "attention.layers=[1]",
+    "attention.num_oscillators=8",
+    "attention.steps=3",
+    "attention.noise_sigma=0.05",
+    "attention.frequency_jitter=0.02",
+    "regularizer=ceiling",
+    "model.n_layer=2",
+    "model.n_head=2",
+    "model.n_embd=16",
+    "model.block_size=16",
+    "model.dropout=0.1",
+    "data=text",
+    "data.batch_size=4",
+    "optimizer.warmup_steps=3",
+    f"trainer.max_steps={NOISY_STEPS}",
+    "trainer=cpu",
+    "trainer.val_check_interval=4",
+    "trainer.log_every_n_steps=1",
+    "callbacks.checkpoint.every_n_train_steps=3",
+    "callbacks.sample_text.max_new_tokens=5",
+    "callbacks.progress_bar=false",
+]
+
+#: The shortest training of two layers on characters; add text.
+TWO_STEPS = [
+    *("attention.layers=[1]", "attention.num_oscillators=4"),
+    *("model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=16"),
+    *("data=text", "data.tokenizer=char", "data.variant=null", "data.batch_size=4"),
+    *("trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"),
+    *("optimizer.warmup_steps=1", "compile=false", "callbacks.progress_bar=false"),
+    *("callbacks.sample_text.max_new_tokens=0", "callbacks.phase_monitor.every_n_steps=null"),
+]
+
 
 @functools.cache
 def composed(*overrides: str) -> RunConfig:
@@ -84,7 +125,7 @@ def at(values: dict[str, Any], key: str) -> Any:
 
 
 def run_config(*overrides: str) -> RunConfig:
-    return RunConfig.parse(plain(compose([*TINY, *overrides])))
+    return RunConfig.parse(plain(compose([*TWO_LAYERS, *overrides])))
 
 
 def payload(run: RunConfig, *, scale: float = 0.2, seed: int = 0) -> dict[str, Any]:
@@ -138,6 +179,51 @@ def play(folder: Path, characters: int = 4000) -> list[str]:
     """Overrides for data=text with `characters` of the synthetic play, written to `folder`."""
     (folder / "play.txt").write_text(synthetic.generate(1, characters))
     return [f"data.path={folder / 'play.txt'}", f"data.cache_dir={folder / 'cache'}"]
+
+
+def outcome(folder: Path) -> tuple[int, dict, list, list]:
+    """Weights, optimizer state and every metric column but perf/*."""
+    last = checkpoint.read(folder / "checkpoints" / "last.ckpt")
+    rows = [
+        {k: v for k, v in row.items() if not k.startswith("perf/")}
+        for row in read_metrics(folder / "metrics.csv")
+    ]
+    return last["global_step"], last["state_dict"], last["optimizer_states"], rows
+
+
+def assert_identical(a: Path, b: Path) -> None:
+    """Two trainings of NOISY have the same outcome."""
+    (step_a, weights_a, optimizer_a, rows_a) = outcome(a)
+    (step_b, weights_b, optimizer_b, rows_b) = outcome(b)
+    assert step_a == step_b == NOISY_STEPS
+    assert weights_a.keys() == weights_b.keys()
+    for name, value in weights_a.items():
+        assert torch.equal(value, weights_b[name]), name
+    assert repr(optimizer_a) == repr(optimizer_b)  # shapes, counters and hyperparameters
+    for state_a, state_b in zip(optimizer_a, optimizer_b, strict=True):
+        for index, moments in state_a["state"].items():
+            for key, value in moments.items():
+                assert torch.equal(value, state_b["state"][index][key]), (index, key)
+    assert rows_a == rows_b
+    assert [row["step"] for row in rows_a] == list(range(1, NOISY_STEPS + 1))
+    assert [row["step"] for row in rows_a if "val/ppl" in row] == [4, 8, 12]
+
+
+@contextlib.contextmanager
+def crash_at(batch: int) -> Iterator[None]:
+    """Training fails at micro-batch number `batch`, from 0; the block must get there."""
+    from phasegpt.lit import LitGPT
+
+    real = LitGPT.training_step
+
+    def fails(self: LitGPT, given: Any, batch_idx: int) -> Any:
+        if batch_idx == batch:
+            raise RuntimeError("crash")
+        return real(self, given, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match="crash"):
+        patch.setattr(LitGPT, "training_step", fails)
+        yield
 
 
 def command(monkeypatch: pytest.MonkeyPatch, name: str, *words: str | Path) -> None:

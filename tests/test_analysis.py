@@ -12,7 +12,7 @@ from helpers import script
 from phasegpt.analysis import collect, load_records, summarise, write_study
 from phasegpt.analysis.study import TEST_FILE, loss_sd
 from phasegpt.analysis.study_view import band, study_view
-from phasegpt.analysis.tables import baseline_of, cells, off_control
+from phasegpt.analysis.tables import baseline_of, cells, off_control, summary
 from phasegpt.errors import ConfigError, DataError
 
 KURAMOTO = {"name": "kuramoto", "readout": "bias", "coupling": 1.0, "steps": 10, "dt": 0.1}
@@ -181,7 +181,7 @@ def test_a_curve_is_the_mean_and_range_where_every_seed_has_a_value():
 @pytest.mark.parametrize(("name", "low"), [("phase_a-l7", 0.30), ("phase_b-mid", 0.35)])
 def test_phase_a_has_its_own_target_band_and_phase_b_the_registered(tmp_path, name, low):
     ledger(tmp_path, name, [3.0], config={"name": name})
-    assert study_view(tmp_path)["band"] == [low, 0.55]
+    assert study_view(tmp_path, summary(tmp_path))["band"] == [low, 0.55]
 
 
 def test_two_records_of_one_seed_in_an_arm_are_refused(tmp_path):

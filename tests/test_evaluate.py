@@ -18,12 +18,6 @@ from phasegpt.synthetic import EVAL_CHARACTERS
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: Any) -> Path:
-    folder = tmp_path_factory.mktemp("evaluate")
-    return make_run(folder / "run", *text_data(folder, TEXT))
-
-
-@pytest.fixture(scope="module")
 def corpus(run: Path) -> Corpus:
     loaded = checkpoint.load_run(run)
     assert loaded.run is not None

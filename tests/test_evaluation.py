@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import TEXT, make_run, text_data
+from helpers import make_run, text_data
 from torch.nn import functional as F
 
 from phasegpt import checkpoint
@@ -15,12 +15,6 @@ from phasegpt.errors import ConfigError
 from phasegpt.evaluation import Score, nats, score
 
 UNICODE = "Caf\u00e9 \u201cna\u00efve\u201d \U0001f600 s\u00e3o \u4f60\u597d wor ld \n\n" * 12
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: Any) -> Path:
-    folder = tmp_path_factory.mktemp("evaluate")
-    return make_run(folder / "run", *text_data(folder, TEXT))
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +123,6 @@ def test_bytes_and_words_are_those_of_the_text(tmp_path: Path, tokenizer: str) -
     assert result.words == len(text.split()) == meta["words"]
     assert result.bits_per_byte == pytest.approx(result.nats / math.log(2) / result.bytes)
     assert result.word_ppl == pytest.approx(math.exp(result.nats / result.words))
-    first = score(loaded.model, corpus, "train", context=32, stride=32, batch_size=8, limit=2)
-    begin = b"".join(corpus.tokenizer.token_bytes(int(t)) for t in corpus.split("train")[1:65])
-    assert (first.tokens, first.bytes) == (64, len(begin))
-    assert first.words is first.word_ppl is first.floor_nats is None
 
 
 def test_ratios_of_a_score() -> None:
@@ -159,7 +149,6 @@ def test_ratios_of_a_score() -> None:
         ({"context": 8, "stride": 9}, "stride=9"),
         ({"context": 8, "stride": 0}, "stride=0"),
         ({"context": 8, "stride": 8, "batch_size": 0}, "batch_size=0"),
-        ({"context": 8, "stride": 8, "limit": 0}, "limit=0"),
     ],
 )
 def test_windows_that_cannot_be_scored_are_named(

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from helpers import at, composed, model_of
+from helpers import TEXT, at, composed, model_of
 
 from phasegpt import model as gpt
 from phasegpt.config import CONF_DIR, compose
@@ -214,9 +214,9 @@ def train_two_steps(experiment: str, tmp_path: Path, text: str) -> dict[str, Any
 
 @pytest.mark.parametrize("experiment", TRAINED)
 def test_an_experiment_of_each_kind_trains_two_steps_at_nano_size(
-    experiment: str, tmp_path: Path, english: str
+    experiment: str, tmp_path: Path
 ) -> None:
-    record = train_two_steps(experiment, tmp_path, english)
+    record = train_two_steps(experiment, tmp_path, TEXT)
     assert (record["status"], record["step"]) == ("ok", 2)
     assert 0 < record["final"]["val/loss"] < 10
     for name in ("config.yaml", "metrics.csv", "run.json"):

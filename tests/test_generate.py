@@ -45,12 +45,6 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: Any) -> Path:
-    folder = tmp_path_factory.mktemp("generate")
-    return make_run(folder / "run", *text_data(folder, TEXT))
-
-
-@pytest.fixture(scope="module")
 def bytes_run(tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("generate-bytes")
     return make_run(folder / "run", *text_data(folder, TEXT, "byte"))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import play
+from helpers import crash_at, play
 
 import phasegpt
 from phasegpt.record import read_metrics
@@ -51,23 +51,12 @@ def test_compiled_training_follows_eager_training(run):
     assert run("compiled", "compile=true") == pytest.approx(run("eager"), rel=0.02)
 
 
-def test_resume_on_a_gpu_is_bit_identical(run, monkeypatch):
-    from phasegpt.lit import LitGPT
-
+def test_resume_on_a_gpu_is_bit_identical(run):
     noisy = ["model.dropout=0.1", "attention.noise_sigma=0.05", "trainer.deterministic=true"]
     noisy.append("callbacks.checkpoint.every_n_train_steps=5")
     whole = run("whole", *noisy)
-    real = LitGPT.training_step
-
-    def fails(self, batch, batch_idx):
-        if batch_idx == 13:
-            raise RuntimeError("crash")
-        return real(self, batch, batch_idx)
-
-    monkeypatch.setattr(LitGPT, "training_step", fails)
-    with pytest.raises(RuntimeError, match="crash"):
+    with crash_at(13):
         run("cut", *noisy)
-    monkeypatch.setattr(LitGPT, "training_step", real)
     assert run("cut", *noisy, "resume=true") == whole
 
 

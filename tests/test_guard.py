@@ -7,10 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import play
-
-# The tiny run of the resume tests, and how two runs are compared there.
-from test_resume import TINY, assert_identical
+from helpers import NOISY, assert_identical, crash_at
 
 import phasegpt
 from phasegpt import checkpoint
@@ -25,11 +22,6 @@ CLUSTERED = ["attention.theta_init=gpt2", "regularizer=none"]  # R above 0.99 th
 pytestmark = pytest.mark.filterwarnings("ignore:collapse guard")
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    return play(tmp_path_factory.mktemp("text"))
-
-
 @pytest.fixture
 def run(text: list[str], tmp_path: Path) -> functools.partial:
     """run("seed=1", ..., folder=path): run.json after training the tiny run."""
@@ -37,7 +29,7 @@ def run(text: list[str], tmp_path: Path) -> functools.partial:
 
 
 def _run(text: list[str], default: Path, *extra: str, folder: Path | None = None) -> dict[str, Any]:
-    return train(phasegpt.compose([*TINY, *text, *extra]), folder or default)
+    return train(phasegpt.compose([*NOISY, *text, *extra]), folder or default)
 
 
 def guard(**values: Any) -> list[str]:
@@ -233,22 +225,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -> Any:
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(("crash", "every"), [(5, 3), (5, 100), (6, 5), (10, 3)])
 def test_a_steered_run_cut_around_a_rollback_and_resumed_is_bit_identical(
-    run, tmp_path, monkeypatch, whole, accumulation: int, crash: int, every: int
+    run, tmp_path, whole, accumulation: int, crash: int, every: int
 ) -> None:
     """Rollbacks take place before steps 5 and 9; 5 is crashed after one, but before a save."""
-    real = LitGPT.training_step
-
-    def fails(self: LitGPT, batch: Any, batch_idx: int) -> Any:
-        if batch_idx == (crash - 1) * accumulation + accumulation // 2:
-            raise RuntimeError("crash")
-        return real(self, batch, batch_idx)
-
     extra = [*STEERED, f"trainer.accumulate_grad_batches={accumulation}"]
     extra += [f"callbacks.checkpoint.every_n_train_steps={every}"]
-    monkeypatch.setattr(LitGPT, "training_step", fails)
-    with pytest.raises(RuntimeError, match="crash"):
+    with crash_at((crash - 1) * accumulation + accumulation // 2):
         run(*extra)
-    monkeypatch.setattr(LitGPT, "training_step", real)
     record = run(*extra, "resume=true")
     expected = whole(accumulation)
     assert_identical(expected, tmp_path)

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import play
-from test_sweeps import TINY
+from helpers import TWO_STEPS, play
 
 from phasegpt import checkpoint, compose
 from phasegpt.analysis.jobs import jobs
@@ -45,7 +44,7 @@ def multirun(folder: Path, *words: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize("launcher", ["joblib", "submitit", "ray"])
 def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, text, launcher):
     need(launcher)
-    words = [f"+launcher={launcher}", f"hydra.sweep.dir={tmp_path / 'sweep'}", *TINY, *text]
+    words = [f"+launcher={launcher}", f"hydra.sweep.dir={tmp_path / 'sweep'}", *TWO_STEPS, *text]
     done = multirun(tmp_path, *words, "seed=1,2", "attention.layers=[1],[7]")
     assert done.returncode == 1, done.stderr
     assert "4 jobs: 2 done, 2 failed" in done.stderr
@@ -58,8 +57,8 @@ def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, 
 @pytest.mark.slow
 def test_a_job_that_is_requeued_goes_on_from_its_last_checkpoint(tmp_path, text):
     """What Slurm sends before a job's time is over ends it; submitit starts the same job again."""
-    words = [*TINY, *text, "trainer.max_steps=400", "callbacks.checkpoint.every_n_train_steps=20"]
-    words.remove("trainer.max_steps=2")
+    words = [word for word in TWO_STEPS if word != "trainer.max_steps=2"] + text
+    words += ["trainer.max_steps=400", "callbacks.checkpoint.every_n_train_steps=20"]
     sweep = tmp_path / "sweep"
     given = ["-m", "+launcher=submitit", f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=job"]
     command = [sys.executable, "-m", "phasegpt.train", *given, *words]
@@ -96,7 +95,7 @@ def process_id(*words: str) -> int:
 
 @pytest.mark.slow
 def test_a_search_keeps_its_study_and_goes_on_when_started_again(tmp_path, text):
-    words = ["+sweep=optuna", "hydra.sweeper.n_trials=2", "model=nano", *TINY, *text]
+    words = ["+sweep=optuna", "hydra.sweeper.n_trials=2", "model=nano", *TWO_STEPS, *text]
     words.remove("attention.num_oscillators=4")
     for trials in (2, 4):
         done = multirun(tmp_path, *words)

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import ROOT, SIX_STEPS, play
+from helpers import ROOT, SIX_STEPS, crash_at
 
 import phasegpt
 from phasegpt import dashboard, diagnosis
 from phasegpt.errors import ConfigError
-from phasegpt.lit import LitGPT
 from phasegpt.loggers import heat_map
 from phasegpt.record import read_metrics, read_record
 from phasegpt.train import train
@@ -30,24 +29,10 @@ QUIET = {"WANDB_SILENT": "true", "WANDB_CONSOLE": "off", "WANDB__DISABLE_STATS":
 PICTURES = {"phase/R_by_head", "phase/R_by_integration_step"}
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> list[str]:
-    return play(tmp_path_factory.mktemp("text"))
-
-
-def crash_and_resume(folder: Path, words: list[str], monkeypatch) -> None:
+def crash_and_resume(folder: Path, words: list[str]) -> None:
     """A run that fails in step 6, after a checkpoint at step 4, and goes on."""
-    real = LitGPT.training_step
-
-    def fails(self, batch, batch_idx):
-        if batch_idx == 5:
-            raise RuntimeError("crash")
-        return real(self, batch, batch_idx)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LitGPT, "training_step", fails)
-        with pytest.raises(RuntimeError, match="crash"):
-            train(phasegpt.compose([*TINY, *words]), folder)
+    with crash_at(5):
+        train(phasegpt.compose([*TINY, *words]), folder)
     train(phasegpt.compose([*TINY, *words, "resume=true"]), folder)
 
 
@@ -212,7 +197,7 @@ def test_a_resumed_run_goes_on_in_the_same_offline_run(tmp_path, text, monkeypat
     for name, value in QUIET.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    crash_and_resume(tmp_path, [*text, *OFFLINE, "logger.group=mine"], monkeypatch)
+    crash_and_resume(tmp_path, [*text, *OFFLINE, "logger.group=mine"])
     assert "WANDB_MODE" not in os.environ
     first, second = (Offline(folder) for folder in offline_folders(tmp_path))
     identity = read_record(tmp_path)["wandb_id"]
@@ -228,10 +213,10 @@ def test_a_resumed_run_goes_on_in_the_same_offline_run(tmp_path, text, monkeypat
 # --- TensorBoard -----------------------------------------------------------------------------
 
 
-def test_tensorboard_holds_the_same_once_even_after_a_resume(tmp_path, text, monkeypatch):
+def test_tensorboard_holds_the_same_once_even_after_a_resume(tmp_path, text):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    crash_and_resume(tmp_path, [*text, "logger=tensorboard"], monkeypatch)
+    crash_and_resume(tmp_path, [*text, "logger=tensorboard"])
     everything = dict.fromkeys(("images", "histograms", "tensors", "scalars"), 0)
     events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance=everything)
     events.Reload()

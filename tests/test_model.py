@@ -119,9 +119,10 @@ def test_from_hf_refuses_a_gpt2_that_computes_something_else(
 
 
 def test_from_hf_answers_a_damaged_file_with_its_name(hf: tuple[nn.Module, Path]) -> None:
-    (hf[1] / "model.safetensors").write_bytes(b"not safetensors")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
-        GPT.from_hf(hf[1])
+    for file in ("model.safetensors", "config.json"):
+        (hf[1] / file).write_bytes(b"neither safetensors nor JSON")
+        with pytest.raises(CheckpointError, match=file):
+            GPT.from_hf(hf[1])
 
 
 def test_from_hf_names_the_folder_that_is_not_there(

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, SIX_STEPS, play
+from helpers import ROOT, SIX_STEPS
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 import phasegpt
@@ -26,11 +26,6 @@ from phasegpt.train import train
 BAND = (0.35, 0.55)
 TINY = [*SIX_STEPS, "callbacks.sample_text.max_new_tokens=0"]
 NOISY = ["model.dropout=0.2", "attention.noise_sigma=0.1", "attention.frequency_jitter=0.1"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> list[str]:
-    return play(tmp_path_factory.mktemp("text"))
 
 
 def run(folder: Path, text: list[str], *extra: str) -> dict:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import play
 
 import phasegpt
 from phasegpt import checkpoint
@@ -27,11 +26,6 @@ TINY = [
     *("callbacks.collapse_guard.action=report", "trainer.precision=64-true"),
 ]
 TWO = ["trainer.devices=2", "data.batch_size=3"]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> list[str]:
-    return play(tmp_path_factory.mktemp("text"))
 
 
 def run(folder: Path, text: list[str], *extra: str) -> dict:

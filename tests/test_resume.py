@@ -9,81 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import play
+from helpers import NOISY, NOISY_STEPS, assert_identical, crash_at, outcome
 
 import phasegpt
-from phasegpt import checkpoint
 from phasegpt.errors import CheckpointError
 from phasegpt.lit import LitGPT
-from phasegpt.record import read_metrics, read_record
+from phasegpt.record import read_record
 from phasegpt.train import train
-
-STEPS = 12
-TINY = [
-    "attention=kuramoto",
-    "attention.layers=[1]",
-    "attention.num_oscillators=8",
-    "attention.steps=3",
-    "attention.noise_sigma=0.05",
-    "attention.frequency_jitter=0.02",
-    "regularizer=ceiling",
-    "model.n_layer=2",
-    "model.n_head=2",
-    "model.n_embd=16",
-    "model.block_size=16",
-    "model.dropout=0.1",
-    "data=text",
-    "data.batch_size=4",
-    "optimizer.warmup_steps=3",
-    f"trainer.max_steps={STEPS}",
-    "trainer=cpu",
-    "trainer.val_check_interval=4",
-    "trainer.log_every_n_steps=1",
-    "callbacks.checkpoint.every_n_train_steps=3",
-    "callbacks.sample_text.max_new_tokens=5",
-    "callbacks.progress_bar=false",
-]
 
 
 def config(*extra, text):
-    return phasegpt.compose([*TINY, *text, *extra])
+    return phasegpt.compose([*NOISY, *text, *extra])
 
 
 def command(folder, *extra, text):
-    given = [*TINY, *text, f"hydra.run.dir={folder}", *extra]
+    given = [*NOISY, *text, f"hydra.run.dir={folder}", *extra]
     return [sys.executable, "-m", "phasegpt.train", *given]
-
-
-def outcome(folder: Path):
-    """Weights, optimizer state and every metric column but perf/*."""
-    payload = checkpoint.read(folder / "checkpoints" / "last.ckpt")
-    rows = [
-        {k: v for k, v in row.items() if not k.startswith("perf/")}
-        for row in read_metrics(folder / "metrics.csv")
-    ]
-    return payload["global_step"], payload["state_dict"], payload["optimizer_states"], rows
-
-
-def assert_identical(a: Path, b: Path) -> None:
-    (step_a, weights_a, optimizer_a, rows_a) = outcome(a)
-    (step_b, weights_b, optimizer_b, rows_b) = outcome(b)
-    assert step_a == step_b == STEPS
-    assert weights_a.keys() == weights_b.keys()
-    for name, value in weights_a.items():
-        assert torch.equal(value, weights_b[name]), name
-    assert repr(optimizer_a) == repr(optimizer_b)  # shapes, counters and hyperparameters
-    for state_a, state_b in zip(optimizer_a, optimizer_b, strict=True):
-        for index, moments in state_a["state"].items():
-            for key, value in moments.items():
-                assert torch.equal(value, state_b["state"][index][key]), (index, key)
-    assert rows_a == rows_b
-    assert [row["step"] for row in rows_a] == list(range(1, STEPS + 1))
-    assert [row["step"] for row in rows_a if "val/ppl" in row] == [4, 8, 12]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory):
-    return play(tmp_path_factory.mktemp("text"))
 
 
 @pytest.fixture(scope="module")
@@ -112,23 +53,12 @@ def test_data_workers_do_not_change_the_result(whole):
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize("crash", [5, 7, 10])
-def test_crash_and_resume_is_bit_identical(
-    tmp_path, monkeypatch, whole, text, workers, accumulation, crash
-):
+def test_crash_and_resume_is_bit_identical(tmp_path, whole, text, workers, accumulation, crash):
     """Crash in the middle of a step's micro-batches; 7 lies right after a checkpoint at 6."""
-    real = LitGPT.training_step
-
-    def fails(self, batch, batch_idx):
-        if batch_idx == (crash - 1) * accumulation + accumulation // 2:
-            raise RuntimeError("crash")
-        return real(self, batch, batch_idx)
-
     extra = options(workers, accumulation)
-    monkeypatch.setattr(LitGPT, "training_step", fails)
-    with pytest.raises(RuntimeError, match="crash"):
+    with crash_at((crash - 1) * accumulation + accumulation // 2):
         train(config(*extra, text=text), tmp_path)
     assert read_record(tmp_path)["status"] == "failed"
-    monkeypatch.setattr(LitGPT, "training_step", real)
     train(config(*extra, "resume=true", text=text), tmp_path)
     assert_identical(whole(workers, accumulation), tmp_path)
     assert read_record(tmp_path)["status"] == "ok"
@@ -142,7 +72,7 @@ def test_crash_during_a_validation_at_a_checkpoint_step_validates_once(
 
     def fails(self):
         calls.append(self.global_step)
-        if self.global_step == STEPS:
+        if self.global_step == NOISY_STEPS:
             raise RuntimeError("crash")
         return real(self)
 
@@ -163,18 +93,9 @@ def test_resume_at_a_step_validated_and_saved_does_not_validate_again(
         steps.append(self.global_step)
         return real(self)
 
-    real_step = LitGPT.training_step
-
-    def fails(self, batch, batch_idx):
-        if batch_idx == 8 and len(steps) == 2:
-            raise RuntimeError("crash")
-        return real_step(self, batch, batch_idx)
-
     monkeypatch.setattr(LitGPT, "on_validation_epoch_end", counts)
-    monkeypatch.setattr(LitGPT, "training_step", fails)
-    with pytest.raises(RuntimeError, match="crash"):
+    with crash_at(8):
         train(config("callbacks.checkpoint.every_n_train_steps=4", text=text), tmp_path)
-    monkeypatch.setattr(LitGPT, "training_step", real_step)
     train(config("callbacks.checkpoint.every_n_train_steps=4", "resume=true", text=text), tmp_path)
     assert steps == [4, 8, 12]
     assert_identical(whole(0, 1), tmp_path)
@@ -249,6 +170,14 @@ def test_resume_of_another_configuration_names_the_difference(whole, text):
         train(config("resume=true", "optimizer.lr=0.01", text=text), whole(0, 1))
 
 
+def test_what_changes_no_number_is_not_blamed_beside_a_real_difference(whole, text):
+    with pytest.raises(CheckpointError, match=r"configuration: optimizer.lr was .* 0.01\. Start"):
+        train(
+            config("resume=true", "optimizer.lr=0.01", "data.num_workers=2", text=text),
+            whole(0, 1),
+        )
+
+
 def test_resume_without_a_checkpoint_starts_at_step_0_and_says_so(tmp_path, whole, text):
     done = subprocess.run(
         command(tmp_path / "new", "resume=true", text=text),
@@ -260,18 +189,9 @@ def test_resume_without_a_checkpoint_starts_at_step_0_and_says_so(tmp_path, whol
     assert_identical(whole(0, 1), tmp_path / "new")
 
 
-def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(
-    tmp_path, monkeypatch, text
-):
-    def dies(self, batch, batch_idx):
-        if batch_idx == 4:
-            raise RuntimeError("crash")
-        return real(self, batch, batch_idx)
-
-    real = LitGPT.training_step
-    monkeypatch.setattr(LitGPT, "training_step", dies)
+def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(tmp_path, text):
     for name in ("older", "newer"):
-        with pytest.raises(RuntimeError, match="crash"):
+        with crash_at(4):
             train(config(text=text), tmp_path / name)
         time.sleep(1.1)
     runs = tmp_path / "runs" / "kuramoto-text"
@@ -279,7 +199,7 @@ def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(
     for name in ("older", "newer"):
         (tmp_path / name).rename(runs / name)
     done = subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *TINY, *text, "resume=true"],
+        [sys.executable, "-m", "phasegpt.train", *NOISY, *text, "resume=true"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -292,28 +212,17 @@ def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(
 
 
 @pytest.mark.parametrize("what", ["folder", "an earlier checkpoint"])
-def test_resume_path_names_a_run_or_one_of_its_checkpoints(
-    tmp_path, monkeypatch, whole, text, what
-):
-    real = LitGPT.training_step
-
-    def dies(self, batch, batch_idx):
-        if batch_idx == 9:
-            raise RuntimeError("crash")
-        return real(self, batch, batch_idx)
-
+def test_resume_path_names_a_run_or_one_of_its_checkpoints(tmp_path, whole, text, what):
     folder = tmp_path / "cut"
-    with monkeypatch.context() as patch:
-        patch.setattr(LitGPT, "training_step", dies)
-        with pytest.raises(RuntimeError, match="crash"):
-            train(config(text=text), folder)
+    with crash_at(9):
+        train(config(text=text), folder)
     kept = sorted(p.name for p in (folder / "checkpoints").glob("step-*.ckpt"))
     assert kept == ["step-00000008.ckpt", "step-00000009.ckpt"]
     partial = folder / "checkpoints" / ".step-00000012.ckpt.1.tmp"
     partial.write_bytes(b"a kill -9 in the middle of a save")
     path = folder if what == "folder" else folder / "checkpoints" / kept[0]
     done = subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *TINY, *text, f"resume={path}"],
+        [sys.executable, "-m", "phasegpt.train", *NOISY, *text, f"resume={path}"],
         capture_output=True,
         text=True,
         timeout=120,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, play
+from helpers import ROOT, TWO_STEPS
 
 from phasegpt.analysis.jobs import Job, counted, jobs
 from phasegpt.config import CONF_DIR
@@ -16,25 +16,12 @@ from phasegpt.record import RunFolder, read_record
 from phasegpt.sweeps import report
 from phasegpt.train import main
 
-TINY = [
-    *("attention.layers=[1]", "attention.num_oscillators=4"),
-    *("model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=16"),
-    *("data=text", "data.tokenizer=char", "data.variant=null", "data.batch_size=4"),
-    *("trainer=cpu", "trainer.max_steps=2", "trainer.val_check_interval=2"),
-    *("optimizer.warmup_steps=1", "compile=false", "callbacks.progress_bar=false"),
-    *("callbacks.sample_text.max_new_tokens=0", "callbacks.phase_monitor.every_n_steps=null"),
-]
 SWEEPS = {
     **{"phase_a": 24, "phase_a_controls": 21, "phase_a_phase_sync": 21, "phase_a_as_coded": 21},
     **{"phase_a_more": 8, "phase_a_long": 30},
     **{"phase_b": 20, "phase_b_controls": 5, "phase_b_secondary": 15},
     **{"coupling_grid": 24, "seeds": 5},
 }
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> list[str]:
-    return play(tmp_path_factory.mktemp("text"))
 
 
 def multirun(monkeypatch, *words: str) -> int:
@@ -137,7 +124,7 @@ def test_several_processes_per_job_are_refused_with_an_explanation(
     tmp_path, monkeypatch, capfd, text
 ):
     sweep = f"hydra.sweep.dir={tmp_path}"
-    assert multirun(monkeypatch, "seed=1", "trainer.devices=2", sweep, *TINY, *text) == 1
+    assert multirun(monkeypatch, "seed=1", "trainer.devices=2", sweep, *TWO_STEPS, *text) == 1
     told = capfd.readouterr().err
     assert "trainer.devices=2 in a multirun" in told and "+launcher=joblib" in told
     listed = told[told.index("1 jobs: 1 failed") :]
@@ -157,7 +144,7 @@ def test_no_job_stops_another_and_the_sweep_goes_on_with_what_is_missing(
             raise RuntimeError("a bug of seed 3")
         return real(self)
 
-    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    words = [*TWO_STEPS, *text, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     jobs_of = ["seed=1,2,3", "optimizer.lr=1e-3,1e30", "attention.layers=[1],[7]"]
     sweep = tmp_path / "sweep"
     with pytest.MonkeyPatch.context() as patch:
@@ -185,7 +172,7 @@ def test_no_job_stops_another_and_the_sweep_goes_on_with_what_is_missing(
 
 
 def test_a_wider_sweep_finds_its_runs_under_any_job_number(tmp_path, monkeypatch, text, capfd):
-    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path}"]
+    words = [*TWO_STEPS, *text, f"hydra.sweep.dir={tmp_path}"]
     assert multirun(monkeypatch, *words, "seed=5") == 0
     before = (tmp_path / "0-kuramoto-text" / "run.json").read_bytes()
     os.rename(tmp_path / "0-kuramoto-text", tmp_path / "moved")
@@ -201,7 +188,7 @@ def test_a_wider_sweep_finds_its_runs_under_any_job_number(tmp_path, monkeypatch
 def test_a_wider_sweep_trains_beside_a_run_that_has_the_folder_of_a_new_job(
     tmp_path, monkeypatch, text, capfd
 ):
-    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path}", "seed=1,2"]
+    words = [*TWO_STEPS, *text, f"hydra.sweep.dir={tmp_path}", "seed=1,2"]
     assert multirun(monkeypatch, *words, "attention.coupling=0.5") == 0
     files = tmp_path.glob("*/run.json")
     before = {file: file.read_bytes() for file in files}
@@ -230,7 +217,7 @@ def test_a_damaged_record_is_named(tmp_path, damage):
 
 
 def test_a_damaged_record_stops_no_other_job(tmp_path, monkeypatch, text, capfd):
-    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path}"]
+    words = [*TWO_STEPS, *text, f"hydra.sweep.dir={tmp_path}"]
     record = tmp_path / "0-kuramoto-text" / "run.json"
     record.parent.mkdir()
     record.write_text("")
@@ -298,7 +285,7 @@ def test_a_study_that_there_is_not_is_refused_before_any_sweep(tmp_path, words, 
 def test_data_that_cannot_be_read_fails_the_job_and_not_the_next_start(tmp_path, monkeypatch, text):
     path = text[0].removeprefix("data.path=")
     later = tmp_path / "later.txt"
-    words = [*TINY, text[1], f"data.path={later}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    words = [*TWO_STEPS, text[1], f"data.path={later}", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     assert multirun(monkeypatch, *words, "seed=1") == 1
     (job,) = jobs(tmp_path / "sweep")
     assert job.status == "failed" and "later.txt" in str(job.error)
@@ -342,7 +329,7 @@ def test_ctrl_c_ends_the_sweep_and_not_one_job_of_it(tmp_path, monkeypatch, text
             os.kill(os.getpid(), signal.SIGINT)
         return real(self, outputs, batch, batch_idx)
 
-    words = [*TINY, *text, f"hydra.sweep.dir={tmp_path}", "seed=1,2", "trainer.max_steps=20"]
+    words = [*TWO_STEPS, *text, f"hydra.sweep.dir={tmp_path}", "seed=1,2", "trainer.max_steps=20"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LitGPT, "on_train_batch_end", interrupts)
         assert multirun(monkeypatch, *words) == 128 + signal.SIGINT

@@ -60,8 +60,19 @@ def test_text_is_a_play_of_whole_scenes(text):
 
 
 def test_log_prob_is_what_the_sampler_added_up():
-    sampler = synthetic._sample(11, 50_000)
+    class Adding(synthetic._Sampler):
+        log_prob = 0.0
+
+        def pick(self, options, weights=None):
+            chosen = super().pick(options, weights)
+            self.log_prob += synthetic._log_share(options, weights, chosen)
+            return chosen
+
+    sampler = Adding(11)
+    while sampler.length < 50_000:
+        grammar.write_scene(sampler)
     text = "".join(sampler.pieces)
+    assert text == synthetic.generate(11, 50_000)
     assert synthetic.log_prob(text) == pytest.approx(sampler.log_prob, rel=1e-12)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import TEXT
 from torch import Tensor
 
 from phasegpt.errors import ConfigError
@@ -242,16 +243,16 @@ def test_the_temperature_of_our_own_models_text_is_recovered(make_model: Any, ro
 
 
 def test_a_text_is_scored_once_whatever_the_windows_and_after_its_prompt(
-    make_model: Any, roughen: Any, english: str
+    make_model: Any, roughen: Any
 ) -> None:
     model = roughen(make_model("softmax", block_size=32))
-    alphabet = sorted(set(english))
+    alphabet = sorted(set(TEXT))
 
     class Letters:
         def encode(self, text: str) -> list[int]:
             return [alphabet.index(c) for c in text]
 
-    text = english[:300]
+    text = TEXT[:300]
     fit = fit_temperature(model, text, tokenizer=Letters())
     assert fit.tokens == 299
     assert fit_temperature(model, text, tokenizer=Letters(), prompt=40, context=8).tokens == 260

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from helpers import TEXT
 
 from phasegpt import synthetic
 from phasegpt.analysis import texts
@@ -71,8 +72,8 @@ def windows(text: str, length: int = 240) -> list[str]:
     return [text[i : i + length] for i in range(0, len(text) - length, length)]
 
 
-def test_loops_are_seen_in_looped_texts_and_not_in_others(english: str) -> None:
-    human = windows(synthetic.generate(3, 24000)) + windows(english)
+def test_loops_are_seen_in_looped_texts_and_not_in_others() -> None:
+    human = windows(synthetic.generate(3, 24000)) + windows(TEXT)
     assert len(human) > 90
     assert sum(map(texts.looped, human)) <= 0.05 * len(human)
     # a block of 1 to 80 characters, said again and again from somewhere on, cut anywhere

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import play
 from omegaconf import OmegaConf
 
 import phasegpt
@@ -36,11 +35,6 @@ TINY = [
     "trainer.log_every_n_steps=1",
     "callbacks.sample_text.max_new_tokens=5",
 ]
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory) -> list[str]:
-    return play(tmp_path_factory.mktemp("text"))
 
 
 def run(folder: Path, text: list[str], *extra: str) -> dict:

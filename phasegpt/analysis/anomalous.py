@@ -23,6 +23,7 @@ from phasegpt.model import GPT
 from phasegpt.tokenizers import Tokenizer
 
 _AT_ONCE = 1 << 23  # logits of one batch
+_SHOWN = 12  # tokens in the text for a person
 
 
 class TokenRow(NamedTuple):
@@ -126,14 +127,14 @@ def to_csv(result: dict[str, Any]) -> str:
     return out.getvalue()
 
 
-def as_text(result: dict[str, Any], rows: int = 12) -> str:
+def as_text(result: dict[str, Any]) -> str:
     """The summary and the first tokens for a person to read."""
     summary, tokens = result["summary"], result["tokens"]
     lines = [
         f"{'token':>16}{'lowest':>9}{'T=-1':>9}{'T=1':>10}{'in train':>10}{'distance rank':>15}"
         f"{'repeat rank':>13}"
     ]
-    for row in tokens[:rows]:
+    for row in tokens[:_SHOWN]:
         count = "-" if row["train_count"] is None else f"{row['train_count']:,}"
         lines.append(
             f"{row['text']!a:>16}{row['least_likely']:>9.3f}{row['inverse']:>9.3f}"

@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phasegpt.build import run_config
-from phasegpt.config import CONF_DIR, NOT_HASHED, compose
+from phasegpt.config import CONF_DIR, compose, hashed_fields
 from phasegpt.errors import ConfigError, RegistrationError
-from phasegpt.validate import flat
 
 #: Beside conf/, in a checkout as in an installed wheel.
 DOCUMENT = CONF_DIR.parent / "PREREGISTRATION.md"
@@ -141,11 +140,7 @@ def stamp(path: Path = DOCUMENT) -> dict[str, Any]:
 
 def config_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """A run's configuration by field, without its seed and what changes no number."""
-    return {
-        name: value
-        for name, value in flat(config).items()
-        if name != "seed" and not any(name == k or name.startswith(f"{k}.") for k in NOT_HASHED)
-    }
+    return {name: value for name, value in hashed_fields(config).items() if name != "seed"}
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

@@ -7,8 +7,6 @@ are compared row by row. Intervals are 95% and about these prompts, this model a
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 from phasegpt.analysis.frontier import Samples, frontier_gap
 from phasegpt.analysis.statistics import Comparison, bca, interval
 from phasegpt.errors import DataError
-from phasegpt.files import write_atomic
+from phasegpt.files import csv_text, read_json, write_atomic
 
 #: Metrics of one sample, in the records' order; see phasegpt.benchmark.measure for what they are.
 PER_SAMPLE = ("diversity", "ppl", "judge", "real_words", "rep4", "rep16", "loops")
@@ -55,7 +53,8 @@ _COLUMNS = (
 
 def read_arms(study: Path) -> dict[str, dict[str, Any]]:
     """The records of a study by arm, in the order of the table of arms. Raises DataError."""
-    found = [json.loads(p.read_text(encoding="utf-8")) for p in (study / "arms").glob("*.json")]
+    keys = ("arm", "place", "protocol", "subject")
+    found = [read_json(path, *keys) for path in (study / "arms").glob("*.json")]
     if not found:
         raise DataError(f"{study} has no arms/*.json; run scripts/bench_samplers.py on a model")
     if len({json.dumps([r["subject"], r["protocol"]], sort_keys=True) for r in found}) > 1:
@@ -100,14 +99,7 @@ def write_tables(study: Path, rows: Rows) -> list[Path]:
 
     Returns the two files, in study.
     """
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(_COLUMNS)
-    for row in rows:
-        writer.writerow(
-            [f"{v:.5g}" if isinstance(v := row[name], float) else v for name in _COLUMNS]
-        )
-    write_atomic(study / "table.csv", buffer.getvalue().encode())
+    write_atomic(study / "table.csv", csv_text(_COLUMNS, rows, "{:.5g}").encode())
     write_atomic(study / "table.md", _markdown(study, rows).encode())
     return [study / "table.csv", study / "table.md"]
 

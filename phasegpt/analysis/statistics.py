@@ -20,6 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 MINIMUM = 5  # seeds; with fewer there is no verdict
 CONFIDENCE = 0.95
+POWER = 0.8
 RNG_SEED = 0
 RESAMPLES = 9999
 
@@ -219,15 +220,15 @@ def verdict(
     return NOT_SUPPORTED if against <= alpha else INCONCLUSIVE
 
 
-def detectable(n: int, *, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true d_z that a one-sided paired t-test with n pairs finds with this power.
+def detectable(n: int, *, alpha: float = 0.05) -> float:
+    """The smallest true d_z that a one-sided paired t-test with n pairs finds with power POWER.
 
-    Solves P(T > t_alpha) = power for T noncentral t, n - 1 degrees of freedom, noncentrality
+    Solves P(T > t_alpha) = POWER for T noncentral t, n - 1 degrees of freedom, noncentrality
     d_z sqrt(n).
     """
     from statsmodels.stats.power import TTestPower
 
-    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=power, alternative="larger"))
+    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=POWER, alternative="larger"))
 
 
 def perplexity_difference(

@@ -10,6 +10,7 @@ import json
 import math
 import re
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,8 +152,8 @@ def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
     return {arm: [records[of[seed]] for seed in sorted(of)] for arm, of in sorted(arms.items())}
 
 
-def runs(study: Path) -> list[dict[str, Any]]:
-    """One row per run, one key per variable; what a run does not have is None.
+def runs(arms: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row per run of `load_records`, one key per variable; what a run does not have is None.
 
     `ppl` and `loss` (nats) are the best validation's, `test_ppl` is of the same weights, `steps` is
     where the run ended, `loss_sd` see `loss_sd`, `budget` see `coupling_budget`. R_start, R (before
@@ -161,7 +162,7 @@ def runs(study: Path) -> list[dict[str, Any]]:
     """
     phases = PHASES | {name: (name, "") for name in MEASURED}
     rows = []
-    for arm, records in load_records(study).items():
+    for arm, records in arms.items():
         for record in records:
             best = best_validation(record)
             rows.append(
@@ -188,10 +189,10 @@ def runs(study: Path) -> list[dict[str, Any]]:
 
 
 def run_table(study: Path) -> pd.DataFrame:
-    """`runs` as a data frame."""
+    """`runs` of a study as a data frame."""
     import pandas as pd
 
-    return pd.DataFrame(runs(study))
+    return pd.DataFrame(runs(load_records(study)))
 
 
 def best_validation(record: dict[str, Any]) -> float | None:

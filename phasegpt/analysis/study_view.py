@@ -5,7 +5,6 @@ A curve of an arm is the mean over its seeds with their range, at the steps that
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from phasegpt.analysis import statistics
-from phasegpt.analysis.study import best_validation, load_records, loss_sd, phase_value
-from phasegpt.analysis.tables import LEAKY, Row, baseline_of, caption, cells, summarise
+from phasegpt.analysis.study import best_validation, loss_sd, phase_value
+from phasegpt.analysis.tables import LEAKY, Row, Summary, caption, cells
 from phasegpt.callback_config import PhaseMonitorConfig
+from phasegpt.files import read_json
 
 Record = dict[str, Any]
 
@@ -30,10 +30,12 @@ def target_band(arms: dict[str, list[Record]]) -> tuple[float, ...]:
     return PHASE_A_BAND if is_a else PhaseMonitorConfig().band
 
 
-def study_view(study: Path) -> dict[str, Any]:
-    """Name, baseline, band of R, tables, and every arm, leaky ones last; see `arm_view`."""
-    arms = load_records(study)
-    rows, baseline = summarise(study), baseline_of(arms)
+def study_view(study: Path, found: Summary) -> dict[str, Any]:
+    """Name, baseline, band of R, tables, and every arm, leaky ones last; see `arm_view`.
+
+    `found` is summary(study).
+    """
+    arms, baseline, rows = found
     comparison = study / "attention.json"
     return {
         "name": study.resolve().name,
@@ -43,11 +45,11 @@ def study_view(study: Path) -> dict[str, Any]:
         "caption": caption(rows),
         "leaky_note": LEAKY,
         "tables": [
-            cells(found, baseline) if (found := [r for r in rows if r["leaky"] is leaky]) else []
+            cells(kept, baseline) if (kept := [r for r in rows if r["leaky"] is leaky]) else []
             for leaky in (False, True)
         ],
         "arms": [arm_view(row, arms[row["arm"]]) for row in rows],
-        "attention": json.loads(comparison.read_text()) if comparison.is_file() else None,
+        "attention": read_json(comparison) if comparison.is_file() else None,
     }
 
 

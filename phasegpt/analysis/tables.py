@@ -6,13 +6,11 @@ are not ranked with causal ones.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +25,7 @@ from phasegpt.analysis.study import (
     runs,
 )
 from phasegpt.errors import ConfigError
-from phasegpt.files import write_atomic
+from phasegpt.files import csv_text, write_atomic
 from phasegpt.record import FINISHED
 
 Row = dict[str, Any]
@@ -77,6 +75,23 @@ def _off_fields(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name not in left}
 
 
+class Summary(NamedTuple):
+    """A study's records by arm, the baseline of its differences, and the rows of its tables."""
+
+    arms: dict[str, Records]
+    baseline: str | None
+    rows: list[Row]
+
+
+def summary(study: Path, baseline: str | None = None) -> Summary:
+    """Records, baseline (default: `baseline_of`) and rows of a study; see `summarise`."""
+    arms = load_records(study)
+    if baseline and baseline not in arms:
+        raise ConfigError(f"{study} has no arm {baseline!r}; choose from: {', '.join(arms)}")
+    baseline = baseline or baseline_of(arms)
+    return Summary(arms, baseline, _rows(arms, baseline))
+
+
 def summarise(study: Path, baseline: str | None = None) -> list[Row]:
     """A row per arm, best first, of leaky arms after the others; what is not defined is None.
 
@@ -91,10 +106,10 @@ def summarise(study: Path, baseline: str | None = None) -> list[Row]:
     (phasegpt.diagnosis), averaged over phase layers; budget is K S dt. `test` is the test
     perplexity of the best validation's weights. Raises ConfigError for a baseline that is no arm.
     """
-    arms = load_records(study)
-    if baseline and baseline not in arms:
-        raise ConfigError(f"{study} has no arm {baseline!r}; choose from: {', '.join(arms)}")
-    baseline = baseline or baseline_of(arms)
+    return summary(study, baseline).rows
+
+
+def _rows(arms: Mapping[str, Records], baseline: str | None) -> list[Row]:
     rows = []
     for arm, records in arms.items():
         mean, sd, low, high = statistics.interval(list(_best(records).values()))
@@ -157,42 +172,33 @@ def _test(record: dict[str, Any]) -> float | None:
     return (record.get("best") or {}).get("test/ppl")
 
 
-def _phases(records: Records, measure: str, part: str = "") -> list[float]:
-    return _found(records, lambda r: phase_value(r, measure, part))
+def _phases(records: Records, measure: str) -> list[float]:
+    return _found(records, lambda r: phase_value(r, measure))
 
 
 def _found(records: Records, value: Callable[[dict[str, Any]], float | None]) -> list[float]:
     return [v for v in map(value, records) if v is not None]
 
 
-def write_tables(study: Path) -> list[Path]:
-    """metrics.csv, table.csv, table.md and table.tex, and where an arm is leaky leaky.csv."""
-    rows, per_run = summarise(study), runs(study)
-    causal, leaky = ([r for r in rows if r["leaky"] is which] for which in (False, True))
+def write_tables(study: Path, found: Summary) -> list[Path]:
+    """metrics.csv, table.csv, table.md and table.tex, and where an arm is leaky leaky.csv.
+
+    `found` is summary(study).
+    """
+    per_run, baseline = runs(found.arms), found.baseline
+    causal, leaky = ([r for r in found.rows if r["leaky"] is which] for which in (False, True))
     written = {
-        "metrics.csv": _csv(list(per_run[0]), per_run, "{:.6g}"),
-        "table.csv": _csv(_COLUMNS, causal, "{:.4f}"),
-        **({"leaky.csv": _csv(_COLUMNS, leaky, "{:.4f}")} if leaky else {}),
-        "table.md": _markdown(study, causal, leaky),
-        "table.tex": _latex(study, causal, leaky),
+        "metrics.csv": csv_text(list(per_run[0]), per_run, "{:.6g}"),
+        "table.csv": csv_text(_COLUMNS, causal, "{:.4f}"),
+        **({"leaky.csv": csv_text(_COLUMNS, leaky, "{:.4f}")} if leaky else {}),
+        "table.md": _markdown(baseline, causal, leaky),
+        "table.tex": _latex(baseline, causal, leaky),
     }
     if not leaky:
         (study / "leaky.csv").unlink(missing_ok=True)
     for name, text in written.items():
         write_atomic(study / name, text.encode())
     return [study / name for name in written]
-
-
-def _csv(columns: Sequence[str], rows: Sequence[Row], form: str) -> str:
-    buffer = io.StringIO(newline="")
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(columns)
-    for row in rows:
-        values = (row[name] for name in columns)
-        writer.writerow(
-            ["" if v is None else form.format(v) if isinstance(v, float) else v for v in values]
-        )
-    return buffer.getvalue()
 
 
 def cells(rows: Sequence[Row], baseline: str | None) -> list[list[str]]:
@@ -235,8 +241,7 @@ def caption(rows: Sequence[Row]) -> str:
     return text
 
 
-def _markdown(study: Path, causal: Sequence[Row], leaky: Sequence[Row]) -> str:
-    baseline = baseline_of(load_records(study))
+def _markdown(baseline: str | None, causal: Sequence[Row], leaky: Sequence[Row]) -> str:
     lines = [caption([*causal, *leaky])]
     for rows, above in ((causal, []), (leaky, [LEAKY, ""])):
         if rows:
@@ -246,9 +251,8 @@ def _markdown(study: Path, causal: Sequence[Row], leaky: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _latex(study: Path, causal: Sequence[Row], leaky: Sequence[Row]) -> str:
+def _latex(baseline: str | None, causal: Sequence[Row], leaky: Sequence[Row]) -> str:
     """One tabular for each; needs the package booktabs."""
-    baseline = baseline_of(load_records(study))
     lines = [f"% {caption([*causal, *leaky])}"]
     for rows, above in ((causal, []), (leaky, [f"% {LEAKY}"])):
         if rows:

@@ -1,13 +1,11 @@
 """Studies of temperature: what samples are measured with, their records, tables and picture.
 
-A study is a folder with runs/ARM-seedN.json; a record has `arm`, `seed`, numbers by name, and the
+A study is a folder with arms/ARM-seedN.json; a record has `arm`, `seed`, numbers by name, and the
 beginning of a text. Shapes: B batch, T time.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from phasegpt.analysis.statistics import interval
 from phasegpt.analysis.texts import distinct, real_word_rate, repetition, words
 from phasegpt.data import Corpus
 from phasegpt.errors import ConfigError
-from phasegpt.files import write_atomic
+from phasegpt.files import csv_text, read_json, write_atomic
 from phasegpt.record import environment
 
 ACCEPTED = 0.95  # the share of human texts that the judge accepts
@@ -98,11 +96,11 @@ def once(
 ) -> dict[str, Any]:
     """The record of an arm and seed: read where it is there, else made and written.
 
-    Raises ConfigError where it was made with other settings.
+    Raises ConfigError where it was made with other settings, DataError where it is damaged.
     """
     path = study / "arms" / f"{arm}-seed{seed}.json"
     if path.is_file():
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, "settings")
         if record["settings"] != settings:
             raise ConfigError(
                 f"{path} was made with {record['settings']}, not {settings}; use another folder"
@@ -128,13 +126,9 @@ def write_table(study: Path) -> list[dict[str, Any]]:
             found = (None,) * 4 if None in values else interval(values)
             row |= dict(zip((name, *(f"{name}_{e}" for e in _ENDS)), found, strict=True))
         rows.append(row)
-    out = io.StringIO(newline="")
-    writer = csv.DictWriter(out, list(dict.fromkeys(k for r in rows for k in r)), restval="")
-    writer.writeheader()
-    writer.writerows(
-        {k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows
-    )
-    write_atomic(study / "table.csv", out.getvalue().replace("\r\n", "\n").encode())
+    empty = dict.fromkeys(name for row in rows for name in row)
+    text = csv_text(list(empty), [empty | row for row in rows], "{:.5g}")
+    write_atomic(study / "table.csv", text.encode())
     return rows
 
 
@@ -179,7 +173,7 @@ def _records(study: Path) -> dict[str, list[dict[str, Any]]]:
     """The records of study/arms by arm, sorted by seed."""
     found: dict[str, list[dict[str, Any]]] = {}
     for path in (study / "arms").glob("*.json"):
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path, "arm", "seed")
         found.setdefault(record["arm"], []).append(record)
     return {arm: sorted(found[arm], key=lambda r: r["seed"]) for arm in sorted(found)}
 

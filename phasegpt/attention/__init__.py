@@ -126,8 +126,11 @@ class Attention(nn.Module, ABC):
     def draw_perturbation(
         self, key: NoiseKey, time: int, device: torch.device
     ) -> Perturbation | None:
-        """Training noise for one batch, or None."""
-        return None
+        """Training noise of the layer's `oscillators` for one batch, or None."""
+        oscillators = getattr(self, "oscillators", None)
+        if oscillators is None:
+            return None
+        return oscillators.draw_perturbation(key, self.layer, time, device)
 
     def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
         """The path of the phases for the layer's input x, or None where there is none to show."""

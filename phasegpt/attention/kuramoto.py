@@ -27,7 +27,7 @@ from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
 from phasegpt.attention.softmax import Softmax
 from phasegpt.cache import LayerCache
 from phasegpt.config import GPTConfig
-from phasegpt.controls import NoiseKey, Perturbation
+from phasegpt.controls import Perturbation
 from phasegpt.phase import null_order_parameter, order_parameter, resultant_length
 
 
@@ -142,12 +142,6 @@ class Kuramoto(Softmax):
             integrator=self.options.integrator,
             return_order=return_order,
         )
-
-    def draw_perturbation(
-        self, key: NoiseKey, time: int, device: torch.device
-    ) -> Perturbation | None:
-        """See Attention.draw_perturbation."""
-        return self.oscillators.draw_perturbation(key, self.layer, time, device)
 
     def trajectory(self, x_BTD: Tensor) -> Trajectory:
         """See Attention.trajectory; R is over the oscillators of each token and head."""

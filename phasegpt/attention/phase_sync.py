@@ -33,7 +33,7 @@ from phasegpt.attention._functional import rotary_angles
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
 from phasegpt.cache import LayerCache
 from phasegpt.config import GPTConfig
-from phasegpt.controls import NoiseKey, Perturbation
+from phasegpt.controls import Perturbation
 from phasegpt.errors import ConfigError
 from phasegpt.phase import prefix_order_parameter
 from phasegpt.validate import number
@@ -203,12 +203,6 @@ class PhaseSync(Attention):
             ).theta
             theta_BNHT = (theta_BNHT + torch.pi).remainder(2 * torch.pi) - torch.pi
         return theta_BNHT.transpose(1, 3)
-
-    def draw_perturbation(
-        self, key: NoiseKey, time: int, device: torch.device
-    ) -> Perturbation | None:
-        """See Attention.draw_perturbation."""
-        return self.oscillators.draw_perturbation(key, self.layer, time, device)
 
     def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
         """See Attention.trajectory; with rotary positions the phases contain their drift.

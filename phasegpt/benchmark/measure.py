@@ -27,7 +27,7 @@ from phasegpt.benchmark.arms import ARMS, Arm, make
 from phasegpt.benchmark.subject import Subject
 from phasegpt.errors import ConfigError
 from phasegpt.evaluation import perplexity
-from phasegpt.files import write_atomic
+from phasegpt.files import read_json, write_atomic
 from phasegpt.randomness import keyed_seed
 from phasegpt.record import environment
 from phasegpt.samplers import KVShock, PhaseSlip, Vocabulary, decode
@@ -190,7 +190,7 @@ def run(
     for i, arm in enumerate(arms, start=1):
         path, head = folder / f"{arm.name}.json", f"[{i}/{len(arms)}] {arm.name}"
         if path.is_file() and not force:
-            record = json.loads(path.read_text(encoding="utf-8"))
+            record = read_json(path)
             asked = bench.conditions(arm)
             changed = [name for name, value in asked.items() if record.get(name) != value]
             if changed:

@@ -138,13 +138,13 @@ def kuramoto_scan(
         if value is not None and value.shape != (C,):
             raise ConfigError(f"{name} has shape {tuple(value.shape)}; it must be [C] = [{C}]")
     sums = steps + 1 if return_order else steps
-    if state is not None and state.cos_SBC.shape[0] != sums:
-        raise ConfigError(
-            f"the carried state has {state.cos_SBC.shape[0]} sums and this call needs {sums}; "
-            f"keep steps and return_order the same from call to call"
-        )
     _check_devices(theta0, omega=omega, coupling=coupling, forget=forget)
     if state is not None:
+        if state.cos_SBC.shape[0] != sums:
+            raise ConfigError(
+                f"the carried state has {state.cos_SBC.shape[0]} sums and this call needs {sums}; "
+                f"keep steps and return_order the same from call to call"
+            )
         found = [tuple(x.shape) for x in state]
         needed = [(sums, theta0.shape[0], C)] * 2 + [(C,)]
         if found != needed:

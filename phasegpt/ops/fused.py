@@ -75,8 +75,7 @@ def _rows_like(
     theta: Tensor, omega: Tensor, coupling: Tensor, steps: int, dt: float, order: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = (*theta.shape[:-1], steps + 1) if order else (0,)
-    like = torch.empty_like(theta, memory_format=torch.contiguous_format)
-    return like, theta.new_empty(shape), theta.new_empty(shape)
+    return _fresh(theta), theta.new_empty(shape), theta.new_empty(shape)
 
 
 @torch.library.custom_op("phasegpt::rows_adjoint", mutates_args=())

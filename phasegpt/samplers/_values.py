@@ -9,10 +9,10 @@ from typing import Any
 from phasegpt.errors import ConfigError
 
 
-def real(name: str, value: Any, allowed: str = "a number") -> float:
+def real(name: str, value: Any) -> float:
     """`value` as a float that is not NaN; ConfigError otherwise."""
     if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value):
-        raise ConfigError(f"{name}={value!r} must be {allowed}")
+        raise ConfigError(f"{name}={value!r} must be a number")
     return float(value)
 
 

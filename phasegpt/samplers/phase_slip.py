@@ -31,7 +31,7 @@ from phasegpt.samplers.calibrate import Head, calibrate_heads
 from phasegpt.samplers.candidates import CandidateHead
 from phasegpt.samplers.intervene import WRAP, EntropyGate, Gate, Memory, divergence
 from phasegpt.samplers.models import Decoder
-from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features
+from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features, turned
 from phasegpt.samplers.target_kl import angle_for, own_text, phase_heads
 from phasegpt.samplers.temperature import entropy
 from phasegpt.validate import unknown
@@ -273,19 +273,18 @@ class PhaseSlip:
         if self.target == "values":
             kind = ROTATIONS[self.rotation]
             noise = self._noise(kind.noise(len(heads), self.window, clean.shape[-1]), clean)
-            turned = kind.turn(clean, self._angle, noise)
+            rotated = kind.turn(clean, self._angle, noise)
         else:
             noise = self._noise((len(heads), self.window, part.oscillators), clean)
-            turned = slip_features(clean, self._angle, noise)
-        memory[B:, heads, start:end] = turned.to(memory.dtype)
+            rotated = slip_features(clean, self._angle, noise)
+        memory[B:, heads, start:end] = rotated.to(memory.dtype)
 
     def _slip_state(self, state: Any, heads: Tensor, oscillators: int) -> Any:
         B = self._batch
         cos, sin = (x.clone().unflatten(-1, (-1, oscillators)) for x in state[:2])  # [S,2B,H,N]
         x, y = cos[:, B:, heads], sin[:, B:, heads]
         turn = self._noise((len(heads), oscillators), x).sign() * self._angle
-        cos[:, B:, heads] = x * turn.cos() - y * turn.sin()
-        sin[:, B:, heads] = y * turn.cos() + x * turn.sin()
+        cos[:, B:, heads], sin[:, B:, heads] = turned(x, y, turn)
         return state._replace(cos_SBC=cos.flatten(-2), sin_SBC=sin.flatten(-2))
 
     def _noise(self, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -79,7 +79,13 @@ ROTATIONS = {
 def slip_features(features_BHWF: Tensor, angle: float, noise_BHWN: Tensor) -> Tensor:
     """(cos theta, sin theta) of phases that each slip by +angle or -angle, as the noise's sign."""
     cos, sin = features_BHWF.chunk(2, dim=-1)
-    turn = noise_BHWN[:, :, -features_BHWF.shape[2] :].sign() * angle
-    return torch.cat(
-        (cos * turn.cos() - sin * turn.sin(), sin * turn.cos() + cos * turn.sin()), dim=-1
+    signs = noise_BHWN[:, :, -features_BHWF.shape[2] :].sign()
+    return torch.cat(turned(cos, sin, signs * angle), dim=-1)
+
+
+def turned(cos: Tensor, sin: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosine and sine of phases that slip by `angle`."""
+    return (
+        cos * angle.cos() - sin * angle.sin(),
+        sin * angle.cos() + cos * angle.sin(),
     )

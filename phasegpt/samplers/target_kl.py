@@ -21,6 +21,7 @@ from phasegpt.samplers.loop import decode
 from phasegpt.samplers.models import decoder
 
 _MEASUREMENTS = 8
+_OWN_TOKENS = 64
 
 
 def angle_for(
@@ -88,15 +89,15 @@ def phase_heads(model: Any) -> list[Head]:
     return heads
 
 
-def own_text(model: Any, *, rows: int = 16, tokens: int = 64) -> Tensor:
-    """Text that the model writes by itself at temperature 1, [rows, tokens]; always the same.
+def own_text(model: Any, *, rows: int = 16) -> Tensor:
+    """Text that the model writes by itself at temperature 1, [rows, 64] or less; always the same.
 
     It begins with the model's first token of a text, where its configuration names one.
     """
     decoding = decoder(model)
     named = (getattr(model.config, name, None) for name in ("bos_token_id", "eos_token_id"))
     first = next((x for x in named if isinstance(x, int) and x < decoding.vocab_size), 0)
-    context = decoding.context or tokens
+    tokens = min(_OWN_TOKENS, decoding.context or _OWN_TOKENS)
     ids_B1 = torch.full((rows, 1), first)
     seeds = [keyed_seed("own text", row) for row in range(rows)]
-    return decode(model, ids_B1, max_new_tokens=min(tokens, context) - 1, seeds=seeds)
+    return decode(model, ids_B1, max_new_tokens=tokens - 1, seeds=seeds)

@@ -43,7 +43,6 @@ class _Sampler:
         self.uniform = random.Random(seed).random
         self.pieces: list[str] = []
         self.length = 0
-        self.log_prob = 0.0
 
     def say(self, text: str) -> None:
         self.pieces.append(text)
@@ -58,7 +57,6 @@ class _Sampler:
             while chosen < len(weights) - 1 and left >= weights[chosen]:
                 left -= weights[chosen]
                 chosen += 1
-        self.log_prob += _log_share(options, weights, chosen)
         self.say(options[chosen])
         return chosen
 
@@ -101,14 +99,10 @@ def _log_share(options: Sequence[str], weights: Sequence[float] | None, chosen: 
 
 def generate(seed: int, characters: int) -> str:
     """Scenes until at least `characters` characters are written; the same for the same seed."""
-    return "".join(_sample(seed, characters).pieces)
-
-
-def _sample(seed: int, characters: int) -> _Sampler:
     sampler = _Sampler(seed)
     while sampler.length < characters:
         write_scene(sampler)
-    return sampler
+    return "".join(sampler.pieces)
 
 
 def log_prob(text: str) -> float:

@@ -5,6 +5,7 @@ Shapes: B batch, T time, H heads, N oscillators, C channels, S integration steps
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import oracle
@@ -22,6 +23,11 @@ class Problem(NamedTuple):
     def to(self, device: str) -> "Problem":
         inputs, cotangents = (tuple(x.to(device) for x in xs) for xs in self[:2])
         return Problem(inputs, cotangents, self.options)
+
+
+def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
+    """Bit for bit."""
+    return all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
 
 
 def step_size(steps: int) -> float:

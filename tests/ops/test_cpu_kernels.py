@@ -26,10 +26,6 @@ def assert_small(errors: Sequence[float], tolerances: Sequence[float], steps: in
     assert all(e <= scale * t for e, t in zip(errors, tolerances, strict=True)), errors
 
 
-def same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(found, expected, strict=True))
-
-
 # --- rows ------------------------------------------------------------------------------------
 
 
@@ -117,7 +113,7 @@ def test_scan_and_its_gradients_equal_the_oracle(
     problem = checks.scan_problem(B, T, C, steps, order, forgets, carried)
     before = [x.clone() for x in problem.inputs]
     assert_small(checks.scan_errors(cpu, problem), SCAN, steps)
-    assert same(problem.inputs, before)
+    assert checks.same(problem.inputs, before)
 
 
 @pytest.mark.parametrize("forgets", [False, True], ids=["uniform", "forgetting"])
@@ -166,8 +162,8 @@ def test_results_are_the_same_bits_for_any_number_of_threads(
     for threads in (1, 2, 3):
         monkeypatch.setattr(cpu, "_threads", lambda work, threads=threads: threads)
         results.append(everything())
-    assert same(results[1], results[0])
-    assert same(results[2], results[0])
+    assert checks.same(results[1], results[0])
+    assert checks.same(results[2], results[0])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -44,10 +44,6 @@ def case(request: pytest.FixtureRequest) -> tuple[Callable[..., list[Tensor]], c
     return checks.run_scan, checks.scan_problem(4, 100, 96, 10, True, forget).to("cuda")
 
 
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(one, other, strict=True))
-
-
 @pytest.mark.parametrize("order", BOTH)
 @pytest.mark.parametrize(("N", "steps", "T"), ROWS)
 def test_rows_and_their_gradients_equal_the_oracle(N, steps, T, order):
@@ -85,7 +81,7 @@ def test_large_phases_lose_no_more_than_their_own_rounding():
 
 def test_two_runs_agree_bit_for_bit(case):
     run, problem = case
-    assert same(run(cuda, problem), run(cuda, problem))
+    assert checks.same(run(cuda, problem), run(cuda, problem))
 
 
 def test_a_nan_spoils_its_row_alone():
@@ -112,7 +108,7 @@ def test_a_captured_graph_replays_on_new_inputs(case):
     problem.inputs[0].mul_(0.5)
     graph.replay()
     torch.cuda.synchronize()
-    assert same(captured, run(cuda, problem))
+    assert checks.same(captured, run(cuda, problem))
 
 
 def test_kernels_run_in_the_order_of_the_current_stream(case):
@@ -127,7 +123,7 @@ def test_kernels_run_in_the_order_of_the_current_stream(case):
             empty.copy_(full)
         found = run(cuda, late)
     stream.synchronize()
-    assert same(found, expected)
+    assert checks.same(found, expected)
 
 
 def test_a_thread_that_has_not_used_cuda_can_call_the_kernels(case):
@@ -136,7 +132,7 @@ def test_a_thread_that_has_not_used_cuda_can_call_the_kernels(case):
     thread = threading.Thread(target=lambda: found.append(run(cuda, problem)))
     thread.start()
     thread.join()
-    assert same(found[0], expected)
+    assert checks.same(found[0], expected)
 
 
 def test_the_tensors_device_runs_the_kernels_not_the_current_one(case):
@@ -146,7 +142,7 @@ def test_the_tensors_device_runs_the_kernels_not_the_current_one(case):
     with torch.cuda.device(0):
         found = run(cuda, problem.to("cuda:1"))
     assert all(x.device.index == 1 for x in found)
-    assert same([x.cpu() for x in found], [x.cpu() for x in run(cuda, problem)])
+    assert checks.same([x.cpu() for x in found], [x.cpu() for x in run(cuda, problem)])
 
 
 SANITIZED = """

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from kernel_checks import same
 from problems import integrate, on, rows_problem, scan_problem
 from torch import Tensor
 
@@ -76,10 +77,6 @@ def test_opcheck_accepts_every_operator(backend: str, order: bool) -> None:
 
 def gradients(call: Callable[..., Tensor], leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(call(*leaves), leaves))
-
-
-def same(a: list[Tensor], b: list[Tensor]) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def test_compilation_keeps_one_graph_and_the_result(

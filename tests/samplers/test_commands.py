@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers import TEXT, command, make_run, script, text_data
+from helpers import command, script
 
 from phasegpt.config import CONF_DIR, compose, plain
 from phasegpt.errors import ConfigError
@@ -15,12 +15,6 @@ from phasegpt.samplers.options import SAMPLERS
 
 KINDS = {"ancestral": type(None), "phase_slip": PhaseSlip, "entropy_shock": KVShock}
 QUICK = {"phase_slip": ["sampler.target_kl=1e-3"]}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: Any) -> Path:
-    folder = tmp_path_factory.mktemp("samplers")
-    return make_run(folder / "run", *text_data(folder, TEXT))
 
 
 def settings(run: Path, *overrides: str) -> GenerateConfig:
