@@ -19,7 +19,7 @@ from phasegpt.train import main
 SWEEPS = {
     **{"phase_a": 24, "phase_a_controls": 21, "phase_a_phase_sync": 21, "phase_a_as_coded": 21},
     **{"phase_a_more": 8, "phase_a_long": 30},
-    **{"phase_b": 20, "phase_b_controls": 5, "phase_b_secondary": 15},
+    **{"phase_b": 20, "phase_b_controls": 10, "phase_b_secondary": 15},
     **{"coupling_grid": 24, "seeds": 5},
 }
 
