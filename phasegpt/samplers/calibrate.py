@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -96,7 +97,8 @@ class HeadScores:
         for layer, row in enumerate(self.scores.tolist()):
             top = int(best[layer].argmax())
             cells = [
-                f"{x:>8.1e}" + ("*" if h == top and x == x else " ") for h, x in enumerate(row)
+                f"{x:>8.1e}" + ("*" if h == top and not math.isnan(x) else " ")
+                for h, x in enumerate(row)
             ]
             lines.append(f"{layer:>5} " + " ".join(cells))
         return "\n".join(lines)

@@ -146,10 +146,12 @@ class _HuggingFace:
 
     def step(self, ids_B1: Tensor, mask_BT: Tensor | None, cache: Any) -> Tensor:
         inputs = self._inputs(ids_B1, mask_BT)
+        doubled = getattr(cache, "split_at", None) is not None
         try:
             out = self.module(**inputs, past_key_values=cache, use_cache=True)
         except (RuntimeError, ValueError) as error:
-            first = getattr(cache, "split_at", None) is not None and not self._doubled
+            # Out of memory and not implemented have nothing to do with the number of rows.
+            first = doubled and not self._doubled
             if not first or isinstance(error, (torch.OutOfMemoryError, NotImplementedError)):
                 raise
             raise ConfigError(
@@ -157,7 +159,7 @@ class _HuggingFace:
                 f"its own code seems to fix the number of rows ({error}); decode without the "
                 f"intervention"
             ) from error
-        self._doubled = getattr(cache, "split_at", None) is not None
+        self._doubled = doubled
         return out.logits[:, -1].float()
 
     def editable(self, cache: Any) -> Cache:
