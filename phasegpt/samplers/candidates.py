@@ -22,7 +22,8 @@ class CandidateHead:
     """Sends the clean rows alone through a model's head, and keeps what the others had.
 
     head: a linear map with weight[V,D] and perhaps a bias. `rows` is B from the moment that it
-    is set until `difference`, and 0 else, when all rows go through; `remove` ends it. Raises ConfigError.
+    is set until `difference`, and 0 else, when all rows go through; `remove` ends it. Raises
+    ConfigError.
     """
 
     def __init__(self, head: Any, count: int) -> None:
