@@ -266,8 +266,20 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
 
 
 def check_groups(overrides: Sequence[str]) -> None:
-    """ConfigError for a group set to nothing (logger=null), where Hydra's answer is a traceback."""
+    """ConfigError for words that Hydra answers with a traceback, or takes in an order of its own.
+
+    That is a group set to nothing (logger=null), and a +scale before the +experiment whose sizes it
+    is to replace: of appended groups the last wins.
+    """
+    scale = None
     for word in overrides:
+        if word.startswith("+scale"):
+            scale = word
+        elif scale and word.startswith("+experiment"):
+            raise ConfigError(
+                f"{scale} stands before {word}, which would set its own sizes again; give {word} "
+                f"first, then {scale}"
+            )
         group, _, value = word.partition("=")
         if value == "null" and group.isidentifier() and (CONF_DIR / group).is_dir():
             options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))

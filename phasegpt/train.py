@@ -42,6 +42,8 @@ def train_from_hydra(cfg: Any) -> float | None:
             from phasegpt.sweeps import train_job
 
             record = train_job(run, run_dir, Path(settings.sweep.dir), settings.job.num)
+        elif sweep := settings.runtime.choices.get("sweep"):
+            raise ConfigError(f"+sweep={sweep} lists the jobs of a multirun; add -m to start them")
         else:
             record = train(run, choose_folder(run, run_dir, given=given))
     finally:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from helpers import ROOT, TWO_STEPS
 
 from phasegpt.analysis.jobs import Job, counted, jobs
 from phasegpt.config import CONF_DIR
-from phasegpt.errors import UserError
+from phasegpt.errors import ConfigError, UserError
 from phasegpt.record import RunFolder, read_record
 from phasegpt.sweeps import report
 from phasegpt.train import main
@@ -25,6 +26,11 @@ SWEEPS = {
 
 
 def multirun(monkeypatch, *words: str) -> int:
+    """The command line with -m in this process; its exit code."""
+    return launched(monkeypatch, "-m", *words)
+
+
+def launched(monkeypatch, *words: str) -> int:
     """The command line in this process; its exit code."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -32,7 +38,7 @@ def multirun(monkeypatch, *words: str) -> int:
     from phasegpt.shell import launch
 
     GlobalHydra.instance().clear()
-    monkeypatch.setattr(sys, "argv", ["train", "-m", *words])
+    monkeypatch.setattr(sys, "argv", ["train", *words])
     try:
         launch(main, config_name="config")
     except SystemExit as stopped:
@@ -103,6 +109,22 @@ def test_small_scale_wins_over_the_experiment_and_the_user_over_both(planned):
     assert run.hash == hashes[-1]
     again = planned("+sweep=phase_b", "scale=small", "trainer.max_steps=7")
     assert again[-1]["config_hash"] == run_config(compose([*words, "trainer.max_steps=7"])).hash
+
+
+@pytest.mark.parametrize("word", ["+experiment=baseline", "+experiment/phase_a=l6_n32_k2"])
+def test_a_scale_before_the_experiment_that_would_undo_it_is_refused(word):
+    from phasegpt.config import compose
+
+    assert compose([word, "+scale=small"]).trainer.max_steps == 1500
+    with pytest.raises(ConfigError, match=re.escape(f"give {word} first, then +scale=small")):
+        compose(["+scale=small", "seed=2", word])
+
+
+def test_a_sweep_without_m_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert launched(monkeypatch, "+sweep=phase_a", "scale=small", "trainer=cpu") == 2
+    assert "+sweep=phase_a lists the jobs of a multirun; add -m" in capfd.readouterr().err
+    assert not list(tmp_path.rglob("*.json"))
 
 
 def test_a_glob_over_a_group_names_its_experiments(planned):
