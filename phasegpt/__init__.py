@@ -15,19 +15,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from phasegpt import ops
-    from phasegpt.build import build
-    from phasegpt.checkpoint import load
-    from phasegpt.config import compose
-    from phasegpt.model import GPT
+    from phasegpt.core.composition import compose
+    from phasegpt.model.checkpoint import load
+    from phasegpt.model.gpt import GPT
+    from phasegpt.training.config import build
+    from phasegpt.training.run import fit
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "__version__", "build", "compose", "load", "ops"]
+__all__ = ["GPT", "__version__", "build", "compose", "fit", "load", "ops"]
 
 _HOMES = {
-    "GPT": "phasegpt.model",
-    "build": "phasegpt.build",
-    "compose": "phasegpt.config",
-    "load": "phasegpt.checkpoint",
+    "GPT": "phasegpt.model.gpt",
+    "build": "phasegpt.training.config",
+    "compose": "phasegpt.core.composition",
+    "fit": "phasegpt.training.run",
+    "load": "phasegpt.model.checkpoint",
 }
 
 

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import hydra
 
-from phasegpt.config import CONF_DIR, plain
-from phasegpt.validate import Section, number
+from phasegpt.core.composition import CONF_DIR, plain
+from phasegpt.core.sections import Section, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class EvaluateConfig(Section):
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
 def main(cfg: Any) -> None:
     """Command line."""
-    from phasegpt.shell import guarded, write_json
+    from phasegpt.cli import guarded
+    from phasegpt.core.files import write_json
 
     def command() -> None:
         settings = EvaluateConfig.parse(plain(cfg))
@@ -52,20 +53,20 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     The same settings give the same numbers on the same machine. Raises ConfigError, DataError,
     CheckpointError.
     """
-    from phasegpt.shell import chosen_checkpoint, device, training_corpus
+    from phasegpt.cli import chosen_checkpoint, device, training_corpus
 
     target = chosen_checkpoint(settings.checkpoint)
-    from phasegpt import evaluation
-    from phasegpt.checkpoint import load_run
+    from phasegpt.model import scoring
+    from phasegpt.model.checkpoint import load_run
 
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)
     model = loaded.model
     context = settings.context or model.config.block_size
     stride = settings.stride or context
-    evaluation.check_windows(model, context=context, stride=stride)
+    scoring.check_windows(model, context=context, stride=stride)
     corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
-    score = evaluation.score(
+    score = scoring.score(
         model,
         corpus,
         settings.split,
@@ -83,7 +84,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "corpus": corpus.meta["corpus"],
         "data_fingerprint": corpus.fingerprint,
         "split": settings.split,
-        "unit": evaluation.UNITS[corpus.tokenizer.name],
+        "unit": scoring.UNITS[corpus.tokenizer.name],
         "context": context,
         "stride": stride,
         "batch_size": settings.batch_size,
@@ -130,7 +131,7 @@ def table(result: dict[str, Any]) -> str:
 
 def _output(settings: EvaluateConfig, result: dict[str, Any]) -> Path:
     """Where the JSON goes: settings.output, else the run's folder, else the working folder."""
-    from phasegpt.checkpoint import run_folder
+    from phasegpt.model.checkpoint import run_folder
 
     if settings.output is not None:
         return Path(settings.output).expanduser()
@@ -145,6 +146,6 @@ def _finite(value: float | None) -> float | None:
 
 
 if __name__ == "__main__":
-    from phasegpt.shell import launch
+    from phasegpt.cli import launch
 
     launch(main, "checkpoint", "data_path", "cache_dir", "output", config_name="evaluate")

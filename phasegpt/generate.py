@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 
-from phasegpt.config import CONF_DIR, plain
-from phasegpt.errors import ConfigError
-from phasegpt.files import read_text
-from phasegpt.validate import Section, number
+from phasegpt.core.composition import CONF_DIR, plain
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import read_text
+from phasegpt.core.sections import Section, number
 
 if TYPE_CHECKING:
-    from phasegpt.checkpoint import Loaded
+    from phasegpt.model.checkpoint import Loaded
     from phasegpt.samplers import Processor
 
 
@@ -63,7 +63,7 @@ class GenerateConfig(Section):
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="generate")
 def main(cfg: Any) -> None:
     """Command line."""
-    from phasegpt.shell import guarded
+    from phasegpt.cli import guarded
 
     def write(text: str) -> None:
         sys.stdout.write(text)
@@ -89,7 +89,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
     on the seed and i alone. Raises ConfigError, DataError (the prompt has no tokens in the
     model's vocabulary), CheckpointError.
     """
-    from phasegpt.shell import chosen_checkpoint, device
+    from phasegpt.cli import chosen_checkpoint, device
 
     target = chosen_checkpoint(settings.checkpoint)
     if not settings.prompt:
@@ -99,10 +99,10 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
         )
     import torch
 
-    from phasegpt.checkpoint import load_run
-    from phasegpt.randomness import keyed_seed
+    from phasegpt.core.randomness import keyed_seed
+    from phasegpt.data.tokenizers import StreamDecoder
+    from phasegpt.model.checkpoint import load_run
     from phasegpt.samplers import Vocabulary, build_sampler, decode
-    from phasegpt.tokenizers import StreamDecoder
 
     intervention = build_sampler(settings.sampler)
     chosen = device(settings.device)
@@ -185,8 +185,8 @@ def chain_of(settings: GenerateConfig, loaded: Loaded, *, prompt: int) -> list[P
 
 def _allowed(value: str, loaded: Loaded) -> Processor:
     """The tokens that allowed=ascii, seen, regex:PATTERN or words:FILE keeps."""
+    from phasegpt.cli import training_corpus
     from phasegpt.samplers import AllowedTokens, AllowedWords, token_texts
-    from phasegpt.shell import training_corpus
 
     texts = token_texts(loaded.tokenizer)
     kind, _, rest = value.partition(":")
@@ -204,6 +204,6 @@ def _allowed(value: str, loaded: Loaded) -> Processor:
 
 
 if __name__ == "__main__":
-    from phasegpt.shell import launch
+    from phasegpt.cli import launch
 
     launch(main, "checkpoint", "prompt", "allowed", "dry_breakers", config_name="generate")

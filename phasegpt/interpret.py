@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 
-from phasegpt.config import CONF_DIR, plain
-from phasegpt.errors import ConfigError, UserError
-from phasegpt.validate import Section, number
+from phasegpt.core.composition import CONF_DIR, plain
+from phasegpt.core.errors import ConfigError, UserError
+from phasegpt.core.sections import Section, number
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from phasegpt.checkpoint import Loaded
+    from phasegpt.model.checkpoint import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class InterpretConfig(Section):
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="interpret")
 def main(cfg: Any) -> None:
     """Command line."""
-    from phasegpt.shell import guarded
+    from phasegpt.cli import guarded
 
     def command() -> None:
         result = interpret(InterpretConfig.parse(plain(cfg)))
@@ -61,12 +61,12 @@ def interpret(settings: InterpretConfig) -> dict[str, Any]:
     """Measure settings.checkpoint and write statistics.json, report.html and figures/.
 
     The result is what statistics.json holds, with the `output` folder: the statistics of a run
-    (see phasegpt.analysis.synchronization), or for a folder of runs {"runs": {name: those}}.
+    (see phasegpt.interpretation.synchronization), or for a folder of runs {"runs": {name: those}}.
     With settings.vocabulary it is what tokens.json holds, beside tokens.csv, and nothing else is
-    measured (see phasegpt.analysis.anomalous). The same settings give the same bytes on the same
-    machine. Raises ConfigError, DataError, CheckpointError.
+    measured (see phasegpt.interpretation.anomalous). The same settings give the same bytes on the
+    same machine. Raises ConfigError, DataError, CheckpointError.
     """
-    from phasegpt.shell import chosen_checkpoint
+    from phasegpt.cli import chosen_checkpoint
 
     target = Path(chosen_checkpoint(settings.checkpoint))
     if settings.text is not None and settings.split is not None:
@@ -81,7 +81,7 @@ def interpret(settings: InterpretConfig) -> dict[str, Any]:
 
 def runs_of(folder: Path) -> list[Path]:
     """The run folders directly under `folder`, by number or name; none if it is a run itself."""
-    from phasegpt.checkpoint import is_ours
+    from phasegpt.model.checkpoint import is_ours
 
     if is_ours(folder):
         return []
@@ -101,7 +101,7 @@ def table(result: dict[str, Any]) -> str:
     unit = result["unit"]
     head = f"{result['checkpoint']}  (sha256 {result['sha256'][:16]})"
     if "summary" in result:
-        from phasegpt.analysis.anomalous import as_text
+        from phasegpt.interpretation.anomalous import as_text
 
         tail = f"written to {result['output']}: tokens.json, tokens.csv"
         return "\n".join([head, result["source"], "", as_text(result), "", tail])
@@ -142,13 +142,13 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
 
     With `output`, in a sweep, a run without oscillators is a baseline: it has a loss and no files.
     """
-    from phasegpt.analysis import run_figures
     from phasegpt.analysis.report import run_page
-    from phasegpt.analysis.synchronization import estimate, measure
-    from phasegpt.analysis.tracing import token_losses
-    from phasegpt.analysis.views import view
-    from phasegpt.checkpoint import run_folder
-    from phasegpt.shell import write_json, write_output
+    from phasegpt.core.files import write_json, write_output
+    from phasegpt.interpretation import run_figures
+    from phasegpt.interpretation.synchronization import estimate, measure
+    from phasegpt.interpretation.tracing import token_losses
+    from phasegpt.interpretation.views import view
+    from phasegpt.model.checkpoint import run_folder
 
     loaded, ids_BT, about = _looked_at(settings, target)
     model, folder = loaded.model, run_folder(loaded.path)
@@ -163,7 +163,7 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
     )
     statistics = {**about, **measured.statistics}
     output = output or _output(settings, loaded)
-    config = None if loaded.run is None else loaded.run.to_dict()
+    config = loaded.config
     page = run_page(statistics, view(measured, loaded.tokenizer), folder, config)
     write_json(output / "statistics.json", statistics)
     write_output(output / "report.html", page.encode())
@@ -175,12 +175,13 @@ def _vocabulary(settings: InterpretConfig, target: Path) -> dict[str, Any]:
     """Measure the tokens that one run finds least likely, and write tokens.json and tokens.csv."""
     import numpy as np
 
-    from phasegpt.analysis.anomalous import anomalous_tokens, to_csv
-    from phasegpt.shell import training_corpus, write_json, write_output
+    from phasegpt.cli import training_corpus
+    from phasegpt.core.files import write_json, write_output
+    from phasegpt.interpretation.anomalous import anomalous_tokens, to_csv
 
     loaded, ids_BT, about = _looked_at(settings, target)
     counts_V = None
-    if loaded.run is not None:
+    if loaded.config is not None:
         corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
         counts_V = np.bincount(corpus.split("train"), minlength=loaded.tokenizer.vocab_size)
     found = anomalous_tokens(
@@ -199,9 +200,9 @@ def _vocabulary(settings: InterpretConfig, target: Path) -> dict[str, Any]:
 
 def _looked_at(settings: InterpretConfig, target: Path) -> tuple[Loaded, Tensor, dict[str, Any]]:
     """A run on its device, the tokens to look at, [B,T+1], and what they are."""
-    from phasegpt.checkpoint import load_run
-    from phasegpt.evaluation import UNITS
-    from phasegpt.shell import device
+    from phasegpt.cli import device
+    from phasegpt.model.checkpoint import load_run
+    from phasegpt.model.scoring import UNITS
 
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)
@@ -218,7 +219,7 @@ def _looked_at(settings: InterpretConfig, target: Path) -> tuple[Loaded, Tensor,
 
 def _output(settings: InterpretConfig, loaded: Loaded) -> Path:
     """Where the files of one run go."""
-    from phasegpt.checkpoint import run_folder
+    from phasegpt.model.checkpoint import run_folder
 
     if settings.output is not None:
         return Path(settings.output).expanduser()
@@ -228,7 +229,7 @@ def _output(settings: InterpretConfig, loaded: Loaded) -> Path:
 def _sweep(settings: InterpretConfig, target: Path, runs: list[Path]) -> dict[str, Any]:
     """Measure every run under `target`; those that cannot be are named with the reason."""
     from phasegpt.analysis.report import sweep_page, sweep_row
-    from phasegpt.shell import write_json, write_output
+    from phasegpt.core.files import write_json, write_output
 
     output = Path(settings.output).expanduser() if settings.output else target / "interpretation"
     results: dict[str, Any] = {}
@@ -259,8 +260,8 @@ def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, st
     import numpy as np
     import torch
 
-    from phasegpt.evaluation import check_windows
-    from phasegpt.shell import training_corpus
+    from phasegpt.cli import training_corpus
+    from phasegpt.model.scoring import check_windows
 
     block = loaded.model.config.block_size
     if settings.text is not None:
@@ -288,7 +289,7 @@ def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, st
 
 
 if __name__ == "__main__":
-    from phasegpt.shell import launch
+    from phasegpt.cli import launch
 
     literal = ("checkpoint", "text", "repeat", "data_path", "cache_dir", "output")
     launch(main, *literal, config_name="interpret")

@@ -11,13 +11,14 @@ import argparse
 from pathlib import Path
 
 from phasegpt.analysis import collect, write_study
-from phasegpt.analysis.jobs import counted, jobs
 from phasegpt.analysis.study import TEST_FILE, best_test_score
 from phasegpt.analysis.tables import cells, summary
-from phasegpt.errors import ConfigError, UserError
+from phasegpt.cli import guarded
+from phasegpt.core.errors import ConfigError, UserError
+from phasegpt.core.files import write_json
 from phasegpt.evaluate import EvaluateConfig, evaluate
-from phasegpt.record import FINISHED, read_record
-from phasegpt.shell import guarded, write_json
+from phasegpt.training.jobs import counted, jobs
+from phasegpt.training.run_folder import FINISHED, read_record
 
 
 def show_runs(folder: Path) -> None:

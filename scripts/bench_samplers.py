@@ -14,13 +14,15 @@ import argparse
 import sys
 from pathlib import Path
 
-from phasegpt import hf
+from phasegpt.analysis.sampler_arms import ARMS, arms_for
+from phasegpt.analysis.sampler_bench import Bench, Protocol, run
+from phasegpt.analysis.sampler_subject import PUBLISHED_PROMPTS, Subject
 from phasegpt.analysis.sampling import regenerate
-from phasegpt.benchmark import ARMS, PUBLISHED_PROMPTS, Bench, Protocol, Subject, arms_for, run
-from phasegpt.checkpoint import is_ours, load_run
-from phasegpt.errors import ConfigError
-from phasegpt.files import read_text
-from phasegpt.shell import guarded, training_corpus
+from phasegpt.cli import guarded, training_corpus
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import read_text
+from phasegpt.model import huggingface
+from phasegpt.model.checkpoint import is_ours, load_run
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -35,7 +37,7 @@ def bench(args: argparse.Namespace) -> None:
                 f"too, human text to compare with"
             )
         text = read_text(args.text).replace("\r\n", "\n")
-        subject = Subject.from_hugging_face(*hf.load(args.model), text, label)
+        subject = Subject.from_hugging_face(*huggingface.load(args.model), text, label)
     kind = args.prompts or ("text" if is_ours(args.model) else "seed")
     prompts = PUBLISHED_PROMPTS if kind == "seed" else subject.openings(len(PUBLISHED_PROMPTS))
     protocol = Protocol(

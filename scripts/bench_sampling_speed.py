@@ -18,8 +18,8 @@ import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from phasegpt.record import environment
 from phasegpt.samplers import PhaseSlip, Sampler
+from phasegpt.training.run_folder import environment
 
 PROMPT = 10
 

@@ -26,12 +26,12 @@ from torch.nn import functional as F
 
 import phasegpt
 from phasegpt import ops
-from phasegpt.build import run_config
-from phasegpt.callbacks import Callback
-from phasegpt.data import prepare
-from phasegpt.monitor import PhaseMonitor
-from phasegpt.record import RunFolder
-from phasegpt.trainer import assemble
+from phasegpt.data.corpus import prepare
+from phasegpt.training.assemble import assemble
+from phasegpt.training.callbacks import Callback
+from phasegpt.training.config import run_config
+from phasegpt.training.phase_monitor import PhaseMonitor
+from phasegpt.training.run_folder import RunFolder
 
 SIZES = {  # layers, heads, width, context, batch, steps per round
     "tiny": (1, 1, 8, 8, 2, 2000),  # almost no arithmetic: shows the overhead per step

@@ -13,10 +13,12 @@ import shlex
 import sys
 from pathlib import Path
 
-from phasegpt.analysis import preregistration, read_records, statistics, verdicts
-from phasegpt.analysis.preregistration import Cell, Registration
+from phasegpt.analysis import read_records, statistics, verdicts
 from phasegpt.analysis.statistics import Comparison
-from phasegpt.shell import guarded, write_output
+from phasegpt.cli import guarded
+from phasegpt.core.files import write_output
+from phasegpt.training import preregistration
+from phasegpt.training.preregistration import Cell, Registration
 
 
 def check(registration: Registration) -> bool:

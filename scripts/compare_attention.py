@@ -9,11 +9,12 @@ import argparse
 from pathlib import Path
 
 from phasegpt.analysis import write_study
-from phasegpt.analysis.comparison import compare_attention
-from phasegpt.checkpoint import load_run, run_folder
-from phasegpt.errors import ConfigError
+from phasegpt.cli import device, guarded
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import write_json
 from phasegpt.interpret import InterpretConfig, token_windows
-from phasegpt.shell import device, guarded, write_json
+from phasegpt.interpretation.comparison import compare_attention
+from phasegpt.model.checkpoint import load_run, run_folder
 
 
 def main() -> None:

@@ -10,12 +10,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from phasegpt.analysis.comparison import documents
 from phasegpt.analysis.statistics import perplexity_difference
-from phasegpt.checkpoint import load_run, run_folder
-from phasegpt.errors import ConfigError
-from phasegpt.evaluation import UNITS, losses, perplexity
-from phasegpt.shell import device, guarded, training_corpus, write_json
+from phasegpt.cli import device, guarded, training_corpus
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import write_json
+from phasegpt.interpretation.comparison import documents
+from phasegpt.model.checkpoint import load_run, run_folder
+from phasegpt.model.scoring import UNITS, losses, perplexity
 
 
 def compare(a: Path, b: Path, split: str) -> dict[str, Any]:

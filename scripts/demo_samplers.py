@@ -12,10 +12,10 @@ import argparse
 import shutil
 import textwrap
 
-from phasegpt import hf
-from phasegpt.checkpoint import is_ours, load_run
+from phasegpt.cli import guarded
+from phasegpt.model import huggingface
+from phasegpt.model.checkpoint import is_ours, load_run
 from phasegpt.samplers import KVShock, LoopDetector, decode
-from phasegpt.shell import guarded
 
 
 def columns(left: str, right: str) -> str:
@@ -42,7 +42,7 @@ def main() -> None:
         loaded = load_run(options.checkpoint)
         model, tokenizer = loaded.model, loaded.tokenizer
     else:
-        model, tokenizer = hf.load(options.checkpoint)
+        model, tokenizer = huggingface.load(options.checkpoint)
     ids = torch.as_tensor([[int(i) for i in tokenizer.encode(options.prompt)]])
     shock = KVShock(options.scale, detector=LoopDetector())
     arguments = {"max_new_tokens": options.tokens, "seeds": [options.seed], "greedy": True}

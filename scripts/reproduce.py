@@ -13,16 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from phasegpt.build import run_config
-from phasegpt.files import read_json
-from phasegpt.record import read_metrics, read_record
-from phasegpt.shell import guarded
-from phasegpt.train import train
+from phasegpt.cli import guarded
+from phasegpt.core.files import read_json
+from phasegpt.training.config import run_config
+from phasegpt.training.run import fit
+from phasegpt.training.run_folder import read_metrics, read_record
 
 
 def reproduce(record: dict[str, Any], folder: Path) -> float:
     """Train in `folder`, or go on there; the largest relative difference from the curves."""
-    train(replace(run_config(record["config"]), resume=bool(read_record(folder))), folder)
+    fit(replace(run_config(record["config"]), resume=bool(read_record(folder))), folder)
     rows = read_metrics(folder / "metrics.csv")
     worst = 0.0
     for name, curve in record["curves"].items():

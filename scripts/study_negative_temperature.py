@@ -22,14 +22,14 @@ import torch
 from tqdm import tqdm
 
 from phasegpt.analysis.temperature import Reader, once, write_table
-from phasegpt.checkpoint import load, load_run
-from phasegpt.config import RunConfig
-from phasegpt.errors import ConfigError
-from phasegpt.files import write_atomic
-from phasegpt.randomness import keyed_generator, keyed_seed
+from phasegpt.cli import guarded, training_corpus
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import write_atomic
+from phasegpt.core.randomness import keyed_generator, keyed_seed
+from phasegpt.model.checkpoint import load, load_run
 from phasegpt.samplers import Temperature, decode, fit_temperature
-from phasegpt.shell import guarded, training_corpus
-from phasegpt.train import train
+from phasegpt.training.config import RunConfig
+from phasegpt.training.run import fit
 
 CORPORA = {"inverse": -1.0, "plain": 1.0}  # by the temperature at which the first model wrote them
 _ROWS = 128  # of a corpus, written side by side
@@ -139,7 +139,7 @@ def one_seed(args: argparse.Namespace, seed: int, checkpoint: str) -> None:
             with tqdm(total=steps, desc=text.name, mininterval=2, unit="step") as bar:
                 write_corpus(text, loaded, temperature, args.characters, seed, bar)
         folder = args.work / text.stem
-        train(second_run(loaded.run, text, args.steps, seed), folder)
+        fit(second_run(RunConfig.parse(loaded.config), text, args.steps, seed), folder)
         second = load(folder)
 
         def of_human(second=second) -> dict:

@@ -18,10 +18,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from phasegpt.analysis.temperature import Reader, draw_curve, once, write_table
-from phasegpt.checkpoint import load_run
-from phasegpt.randomness import keyed_seed
+from phasegpt.cli import guarded, training_corpus
+from phasegpt.core.randomness import keyed_seed
+from phasegpt.model.checkpoint import load_run
 from phasegpt.samplers import NegativeBursts, Temperature, build_chain, decode, fit_temperature
-from phasegpt.shell import guarded, training_corpus
 
 SIZES = (0.01, 0.1, 0.3, 0.5, 0.65, 0.8, 1.0, 1.3, 2.0, 5.0, 100.0, 1e5, math.inf)
 CURVE = {f"T={sign * T:g}": sign * T for sign in (1, -1) for T in SIZES}

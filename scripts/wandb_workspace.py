@@ -9,8 +9,8 @@ Needs `pip install 'phasegpt[dashboard]'`.
 import argparse
 import sys
 
-from phasegpt.dashboard import specification, workspace
-from phasegpt.shell import guarded
+from phasegpt.cli import guarded
+from phasegpt.training.wandb_dashboard import specification, workspace
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ import torch
 from helpers import TEXT, make_run, play, text_data
 from torch import Tensor
 
-from phasegpt.config import DataConfig, GPTConfig
-from phasegpt.model import GPT
+from phasegpt.data.config import DataConfig
+from phasegpt.model.config import GPTConfig
+from phasegpt.model.gpt import GPT
 
 VOCAB = 65  # Shakespeare's characters; TEXT has fewer
 

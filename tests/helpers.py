@@ -13,11 +13,15 @@ from typing import Any
 import pytest
 import torch
 
-from phasegpt import build, checkpoint, synthetic
-from phasegpt.config import GPTConfig, RunConfig, compose, plain
-from phasegpt.data import prepare
-from phasegpt.model import GPT
-from phasegpt.record import read_metrics
+from phasegpt.core.composition import compose, plain
+from phasegpt.data import synthetic
+from phasegpt.data.corpus import prepare
+from phasegpt.model import checkpoint
+from phasegpt.model.config import GPTConfig
+from phasegpt.model.gpt import GPT
+from phasegpt.training import config
+from phasegpt.training.config import RunConfig
+from phasegpt.training.run_folder import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -110,7 +114,7 @@ TWO_STEPS = [
 
 @functools.cache
 def composed(*overrides: str) -> RunConfig:
-    return build.run_config(compose(list(overrides)))
+    return config.run_config(compose(list(overrides)))
 
 
 def model_of(run: RunConfig, vocab_size: int = 65) -> GPTConfig:
@@ -131,7 +135,7 @@ def run_config(*overrides: str) -> RunConfig:
 def payload(run: RunConfig, *, scale: float = 0.2, seed: int = 0) -> dict[str, Any]:
     """A checkpoint's content; the weights are moved by N(0, scale^2), so that text varies."""
     tokenizer = prepare(run.data).tokenizer
-    model = GPT(build.gpt_config(run, tokenizer.vocab_size), seed=run.seed)
+    model = GPT(run.gpt(tokenizer.vocab_size), seed=run.seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -212,7 +216,7 @@ def assert_identical(a: Path, b: Path) -> None:
 @contextlib.contextmanager
 def crash_at(batch: int) -> Iterator[None]:
     """Training fails at micro-batch number `batch`, from 0; the block must get there."""
-    from phasegpt.lit import LitGPT
+    from phasegpt.training.lit import LitGPT
 
     real = LitGPT.training_step
 

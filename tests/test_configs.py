@@ -8,10 +8,10 @@ import torch
 import yaml
 from helpers import at, composed, model_of
 
-from phasegpt import model as gpt
-from phasegpt.build import build, gpt_config, run_config
-from phasegpt.config import CONF_DIR, RunConfig, compose, plain
-from phasegpt.errors import ConfigError
+from phasegpt.core.composition import CONF_DIR, compose, plain
+from phasegpt.core.errors import ConfigError
+from phasegpt.model import gpt as gpt
+from phasegpt.training.config import RunConfig, build, run_config
 
 # Those that set one section each; the others set values of the whole configuration, and `sampler`
 # is of another command (tests/samplers/test_commands.py).
@@ -86,7 +86,7 @@ def test_build_reads_no_data_and_takes_the_seed(monkeypatch: pytest.MonkeyPatch)
     run = composed("data=shakespeare", "model=nano", "seed=7")
     model = build(run)
     assert model.config.vocab_size == 65
-    again = gpt.GPT(gpt_config(run), seed=7)
+    again = gpt.GPT(run.gpt(), seed=7)
     assert torch.equal(model.lm_head.weight, again.lm_head.weight)
 
 

@@ -9,19 +9,20 @@ from typing import Any
 import pytest
 from helpers import TEXT, command, make_run, text_data
 
-from phasegpt import checkpoint
-from phasegpt.data import Corpus, prepare
-from phasegpt.errors import CheckpointError, ConfigError
+from phasegpt.core.errors import CheckpointError, ConfigError
+from phasegpt.data.config import DataConfig
+from phasegpt.data.corpus import Corpus, prepare
+from phasegpt.data.synthetic import EVAL_CHARACTERS
 from phasegpt.evaluate import EvaluateConfig, evaluate, table
-from phasegpt.evaluation import score
-from phasegpt.synthetic import EVAL_CHARACTERS
+from phasegpt.model import checkpoint
+from phasegpt.model.scoring import score
 
 
 @pytest.fixture(scope="module")
 def corpus(run: Path) -> Corpus:
     loaded = checkpoint.load_run(run)
-    assert loaded.run is not None
-    return prepare(loaded.run.data)
+    assert loaded.config is not None
+    return prepare(DataConfig.parse(loaded.config["data"]))
 
 
 def test_the_same_command_writes_the_same_bytes_beside_the_run(

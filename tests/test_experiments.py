@@ -8,9 +8,9 @@ import torch
 import yaml
 from helpers import TEXT, at, composed, model_of
 
-from phasegpt import model as gpt
-from phasegpt.config import CONF_DIR, compose
-from phasegpt.lit import LitGPT
+from phasegpt.core.composition import CONF_DIR, compose
+from phasegpt.model import gpt as gpt
+from phasegpt.training.lit import LitGPT
 
 EXPERIMENT_FILES = sorted(
     p for p in (CONF_DIR / "experiment").rglob("*.yaml") if "_shared" not in p.parts
@@ -195,7 +195,7 @@ def test_one_experiment_of_each_kind_is_trained() -> None:
 
 def train_two_steps(experiment: str, tmp_path: Path, text: str) -> dict[str, Any]:
     """run.json of two optimizer steps at nano size, on a small text so that validation is short."""
-    from phasegpt.train import train
+    from phasegpt.training.run import fit
 
     corpus = tmp_path / "text.txt"
     corpus.write_text(text * 4, encoding="utf-8")
@@ -209,7 +209,7 @@ def train_two_steps(experiment: str, tmp_path: Path, text: str) -> dict[str, Any
             *("callbacks.sample_text.max_new_tokens=4", "callbacks.progress_bar=false"),
         ]
     )
-    return train(config, tmp_path / "run")
+    return fit(config, tmp_path / "run")
 
 
 @pytest.mark.parametrize("experiment", TRAINED)

@@ -14,12 +14,12 @@ import pytest
 import torch
 from helpers import TEXT, command, make_run, text_data
 
-from phasegpt import checkpoint
-from phasegpt.config import compose, plain
-from phasegpt.errors import ConfigError, DataError
+from phasegpt.cli import literal
+from phasegpt.core.composition import compose, plain
+from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.generate import GenerateConfig, chain_of, generate
+from phasegpt.model import checkpoint
 from phasegpt.samplers import DRY
-from phasegpt.shell import literal
 
 PROMPTS = [
     "ROMEO:",
@@ -122,7 +122,7 @@ def test_allowed_holds_for_every_token_after_the_prompt(run: Path, tmp_path: Pat
 
 
 def test_dry_breakers_are_characters_to_the_letter(run: Path) -> None:
-    from phasegpt.checkpoint import load_run
+    from phasegpt.model.checkpoint import load_run
 
     loaded = load_run(run)
     (dry, _) = chain_of(settings(run, dry_multiplier=1.0, dry_breakers="?\n,"), loaded, prompt=1)

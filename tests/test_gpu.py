@@ -5,8 +5,8 @@ import torch
 from helpers import crash_at, play
 
 import phasegpt
-from phasegpt.record import read_metrics
-from phasegpt.train import train
+from phasegpt.training.run import fit
+from phasegpt.training.run_folder import read_metrics
 
 pytestmark = pytest.mark.gpu
 
@@ -33,7 +33,7 @@ def run(tmp_path):
     text = play(tmp_path, 20_000)
 
     def start(name: str, *extra: str) -> list[float]:
-        train(phasegpt.compose([*WORDS, *text, *extra]), tmp_path / name)
+        fit(phasegpt.compose([*WORDS, *text, *extra]), tmp_path / name)
         return [row["train/loss"] for row in read_metrics(tmp_path / name / "metrics.csv")]
 
     return start

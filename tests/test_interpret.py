@@ -10,12 +10,13 @@ import pytest
 import torch
 from helpers import TEXT, command, make_run, run_config, text_data
 
-from phasegpt import checkpoint
-from phasegpt.analysis.synchronization import measure
-from phasegpt.analysis.views import view
-from phasegpt.data import prepare
-from phasegpt.errors import CheckpointError
+from phasegpt.core.errors import CheckpointError
+from phasegpt.data.config import DataConfig
+from phasegpt.data.corpus import prepare
 from phasegpt.interpret import InterpretConfig, interpret, runs_of, table
+from phasegpt.interpretation.synchronization import measure
+from phasegpt.interpretation.views import view
+from phasegpt.model import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +173,10 @@ def test_a_sweep_has_its_own_page_with_baselines_and_what_failed(
 
 def test_the_view_shows_the_first_sequence(run: Path) -> None:
     loaded = checkpoint.load_run(run)
-    assert loaded.run is not None
-    tokens = torch.from_numpy(prepare(loaded.run.data).split("train")[:51].astype("int64"))
+    assert loaded.config is not None
+    tokens = torch.from_numpy(
+        prepare(DataConfig.parse(loaded.config["data"])).split("train")[:51].astype("int64")
+    )
     measured = measure(loaded.model, tokens[:34].view(2, 17), effects=False)
     shown = view(measured, loaded.tokenizer)
     assert "".join(shown["tokens"]) == TEXT[:17]

@@ -6,18 +6,24 @@ data give the same bytes.
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 import phasegpt
-from phasegpt.errors import ConfigError
-from phasegpt.record import curves, read_record
-from phasegpt.validate import flat
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import flat
+from phasegpt.training.run_folder import curves, read_record
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _CURVES = r"train/loss|val/loss|phase/R/final|phase/R/layer\d+/mean"
 _POINTS = 500  # of a curve of training
@@ -29,7 +35,7 @@ def run_page(
     folder: Path,
     config: Mapping[str, Any] | None,
 ) -> str:
-    """The page of one run: its statistics, phasegpt.analysis.views.view, and its folder's files."""
+    """The page of one run: statistics, phasegpt.interpretation.views.view, its folder's files."""
     record = {key: value for key, value in read_record(folder).items() if key != "config"}
     title = folder.resolve().name
     name = title if config is None else f"{config['name']} \u00b7 {title}"
@@ -88,6 +94,20 @@ def sweep_row(
         "interventions": statistics.get("interventions", []),
         "curves": _curves(folder),
     }
+
+
+def pack(values: Tensor, *, step: float, bits: int) -> dict[str, Any]:
+    """Values in [0, step (2^bits - 1)] as the nearest multiples of step."""
+    integers = (values.double() / step).round().clamp(0, 2**bits - 1).numpy()
+    raw = integers.astype(f"<u{bits // 8}").tobytes()
+    data = base64.b64encode(raw).decode("ascii")
+    return {"shape": list(values.shape), "bits": bits, "step": step, "data": data}
+
+
+def unpack(packed: dict[str, Any]) -> np.ndarray:
+    """The values that `pack` kept."""
+    raw = np.frombuffer(base64.b64decode(packed["data"]), f"<u{packed['bits'] // 8}")
+    return raw.reshape(packed["shape"]) * packed["step"]
 
 
 def _curves(folder: Path) -> dict[str, list[list[float]]]:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phasegpt.attention import coupled_axis
-from phasegpt.errors import ConfigError, DataError
-from phasegpt.files import read_json, write_atomic
+from phasegpt.core.errors import ConfigError, DataError
+from phasegpt.core.files import read_json, write_atomic
 from phasegpt.phase import first_prefix
-from phasegpt.record import FINISHED, curves, read_record
+from phasegpt.training.run_folder import FINISHED, curves, read_record
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from phasegpt.analysis.views import unpack
+from phasegpt.analysis.report import unpack
 
 Arm = dict[str, Any]
 

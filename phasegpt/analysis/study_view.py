@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from phasegpt.analysis import statistics
+from phasegpt.analysis import statistics, study_figures
+from phasegpt.analysis.report import study_page
 from phasegpt.analysis.study import best_validation, loss_sd, phase_value
-from phasegpt.analysis.tables import LEAKY, Row, Summary, caption, cells
-from phasegpt.callback_config import PhaseMonitorConfig
-from phasegpt.files import read_json
+from phasegpt.analysis.tables import LEAKY, Row, Summary, caption, cells, summary, write_tables
+from phasegpt.core.files import read_json, write_atomic
+from phasegpt.training.callback_config import PhaseMonitorConfig
 
 Record = dict[str, Any]
 
@@ -110,3 +111,12 @@ def _spread(values: list[float | None]) -> list[float]:
     """log of each perplexity over their mean, so that arms of any level compare."""
     there = [v for v in values if v is not None]
     return [math.log(v * len(there) / math.fsum(there)) for v in there]
+
+
+def write_study(study: Path) -> list[Path]:
+    """Tables, PNGs and report.html, from runs/*.json and attention.json alone: same bytes again."""
+    found, page = summary(study), study / "report.html"
+    tables, view = write_tables(study, found), study_view(study, found)
+    sources = {path.name: path.read_text() for path in tables if path.stem == "table"}
+    write_atomic(page, study_page({**view, "sources": sources}).encode())
+    return [*tables, *study_figures.draw(view, study), page]

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from phasegpt.analysis import statistics
-from phasegpt.analysis.preregistration import config_fields
 from phasegpt.analysis.study import (
     MEASURED,
     best_validation,
@@ -24,9 +23,10 @@ from phasegpt.analysis.study import (
     phase_value,
     runs,
 )
-from phasegpt.errors import ConfigError
-from phasegpt.files import csv_text, write_atomic
-from phasegpt.record import FINISHED
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import csv_text, write_atomic
+from phasegpt.training.preregistration import config_fields
+from phasegpt.training.run_folder import FINISHED
 
 Row = dict[str, Any]
 Records = list[dict[str, Any]]
@@ -103,8 +103,9 @@ def summarise(study: Path, baseline: str | None = None) -> list[Row]:
     Hedges' g and, for at least statistics.MINIMUM pairs, the exact sign-flip p that the arm is
     lower; `off` the same against its off control. R is of the last training batch; dR with its
     interval over seeds, ppc, participation and offsets are of the last validation
-    (phasegpt.diagnosis), averaged over phase layers; budget is K S dt. `test` is the test
-    perplexity of the best validation's weights. Raises ConfigError for a baseline that is no arm.
+    (phasegpt.training.phase_measures), averaged over phase layers; budget is K S dt. `test` is the
+    test perplexity of the best validation's weights. Raises ConfigError for a baseline that is no
+    arm.
     """
     return summary(study, baseline).rows
 

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phasegpt.analysis.judge import NGramJudge
 from phasegpt.analysis.statistics import interval
-from phasegpt.analysis.texts import distinct, real_word_rate, repetition, words
-from phasegpt.data import Corpus
-from phasegpt.errors import ConfigError
-from phasegpt.files import csv_text, read_json, write_atomic
-from phasegpt.record import environment
+from phasegpt.analysis.texts import NGramJudge, distinct, real_word_rate, repetition, words
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import csv_text, read_json, write_atomic
+from phasegpt.data.corpus import Corpus
+from phasegpt.training.run_folder import environment
 
 ACCEPTED = 0.95  # the share of human texts that the judge accepts
 _PROMPT = 16  # tokens

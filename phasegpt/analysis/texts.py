@@ -15,10 +15,14 @@ from typing import Literal
 
 import numpy as np
 
+from phasegpt.core.errors import ConfigError
+from phasegpt.data.ngram import WittenBell
+
 Unit = Literal["word", "character"]
 
 _PIECE, _LAST = 16, 60  # of `looped`
 _RANKS = 200  # of the Zipf line
+_ORDER = 7  # of the judge
 
 
 def words(text: str) -> list[str]:
@@ -132,3 +136,32 @@ def _counts(texts: Iterable[str], n: int, unit: Unit) -> Counter[tuple[str, ...]
         units = words(text) if unit == "word" else text
         counts.update(zip(*(units[i:] for i in range(n)), strict=False))
     return counts
+
+
+class NGramJudge:
+    """A judge that shares nothing with the models that wrote a text but the training text.
+
+    A character 7-gram model of `train_text` (see phasegpt.data.ngram.WittenBell).
+
+    Its alphabet is that of train_text and one sign for all other characters. It sees 6 characters
+    back: it judges spelling, words and short phrases, not sense. Raises ConfigError.
+    """
+
+    def __init__(self, train_text: str) -> None:
+        if not train_text:
+            raise ConfigError("the judge's training text is empty; give it some text")
+        self._alphabet, tokens = np.unique(_characters(train_text), return_inverse=True)
+        self._model = WittenBell(tokens, order=_ORDER, vocab_size=len(self._alphabet) + 1)
+
+    def nats_per_char(self, text: str, context: str = "") -> float:
+        """Mean -log p of the characters of `text` after `context`, nats; NaN for an empty text."""
+        if not text:
+            return float("nan")
+        characters = _characters(context[-_ORDER:] + text)
+        place = np.minimum(np.searchsorted(self._alphabet, characters), len(self._alphabet) - 1)
+        tokens = np.where(self._alphabet[place] == characters, place, len(self._alphabet))
+        return float(self._model.nats(tokens)[-len(text) :].mean())
+
+
+def _characters(text: str) -> np.ndarray:
+    return np.array([ord(c) for c in text], dtype=np.int64)

@@ -17,16 +17,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from phasegpt.analysis import statistics
-from phasegpt.analysis.preregistration import (
-    Cell,
-    Registration,
-    config_fields,
-    differences,
-    digest,
-)
 from phasegpt.analysis.statistics import Comparison
 from phasegpt.analysis.study import PHASES, best_validation, phase_value
-from phasegpt.record import FINISHED
+from phasegpt.training.preregistration import Cell, Registration, config_fields, differences, digest
+from phasegpt.training.run_folder import FINISHED
 
 Record = dict[str, Any]
 

@@ -14,16 +14,40 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from phasegpt.cache import LayerCache
-from phasegpt.config import GPTConfig
-from phasegpt.controls import NoiseKey, Perturbation
-from phasegpt.errors import ConfigError
-from phasegpt.validate import Section, unknown
+from phasegpt.attention._cache import LayerCache
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import Section, unknown
+from phasegpt.phase.steering import NoiseKey, Perturbation
+
+
+class LayerShape(Protocol):
+    """What a layer needs to know of its GPT; phasegpt.model.config.GPTConfig has it all."""
+
+    @property
+    def n_head(self) -> int:
+        """H."""
+
+    @property
+    def n_embd(self) -> int:
+        """D."""
+
+    @property
+    def bias(self) -> bool:
+        """Whether linear maps have one."""
+
+    @property
+    def dropout(self) -> float:
+        """Probability."""
+
+    @property
+    def positions(self) -> str:
+        """learned, or rope: rotary, which each layer does itself."""
+
 
 #: What Attention.forward is asked for: no phases, phases, or "coupling": the same phases, whose
 #: gradient reaches the coupling and what differs between the tokens of a sequence, but nothing
@@ -100,7 +124,7 @@ class Attention(nn.Module, ABC):
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"
 
-    def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
+    def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Keep the shapes; `layer` is the 0-based index, part of the noise key."""
         super().__init__()
         self.options, self.layer = options, layer
@@ -160,7 +184,7 @@ def coupled_axis(options: Mapping[str, Any]) -> str:
     return layer_class(options.get("partner", options["name"])).coupled_axis
 
 
-def build(name: str, config: GPTConfig, options: Mapping[str, Any], layer: int) -> Attention:
+def build(name: str, config: LayerShape, options: Mapping[str, Any], layer: int) -> Attention:
     """Make layer `layer` with mechanism `name`; unknown or wrong options raise ConfigError."""
     cls = layer_class(name)
     return cls(config, cls.Config.parse(options), layer)

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phasegpt.attention import AttentionConfig
-from phasegpt.config import GPTConfig
-from phasegpt.controls import NoiseKey, Perturbation, draw_perturbation, integrate_perturbed
-from phasegpt.validate import number
+from phasegpt.attention import AttentionConfig, LayerShape
+from phasegpt.core.sections import number
+from phasegpt.phase.steering import NoiseKey, Perturbation, draw_perturbation, integrate_perturbed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +44,7 @@ class Oscillators(nn.Module):
     }
     disorder: Tensor | None
 
-    def __init__(self, config: GPTConfig, options: OscillatorConfig) -> None:
+    def __init__(self, config: LayerShape, options: OscillatorConfig) -> None:
         """Parameters `phase`, `omega`, `coupling`; the buffer `disorder` if there is some."""
         super().__init__()
         self.options = options

@@ -18,16 +18,16 @@ from phasegpt.attention import (
     Attention,
     AttentionConfig,
     AttentionOutput,
+    LayerShape,
     ReturnPhase,
     Trajectory,
     build,
     layer_class,
 )
-from phasegpt.cache import LayerCache
-from phasegpt.config import GPTConfig
-from phasegpt.controls import NoiseKey, Perturbation
-from phasegpt.errors import ConfigError
-from phasegpt.validate import unknown
+from phasegpt.attention._cache import LayerCache
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import unknown
+from phasegpt.phase.steering import NoiseKey, Perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Hybrid(Attention):
     options: HybridConfig
     lr_factors: ClassVar[Mapping[str, float]] = {"blend": 1.0}
 
-    def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
+    def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Both layers, and the blend."""
         super().__init__(config, options, layer)
         self.softmax = build("softmax", config, {}, layer)

@@ -22,13 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from phasegpt import ops
-from phasegpt.attention import AttentionOutput, Phase, ReturnPhase, Trajectory
+from phasegpt.attention import AttentionOutput, LayerShape, Phase, ReturnPhase, Trajectory
+from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
 from phasegpt.attention.softmax import Softmax
-from phasegpt.cache import LayerCache
-from phasegpt.config import GPTConfig
-from phasegpt.controls import Perturbation
 from phasegpt.phase import null_order_parameter, order_parameter, resultant_length
+from phasegpt.phase.steering import Perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ class Kuramoto(Softmax):
         "gate": 1.0,
     }
 
-    def __init__(self, config: GPTConfig, options: KuramotoConfig, layer: int) -> None:
+    def __init__(self, config: LayerShape, options: KuramotoConfig, layer: int) -> None:
         """Softmax's projections, the oscillators, and one readout strength per head."""
         super().__init__(config, options, layer)
         self.oscillators = Oscillators(config, options)

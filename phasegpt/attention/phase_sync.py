@@ -25,18 +25,18 @@ from phasegpt.attention import (
     Attention,
     AttentionConfig,
     AttentionOutput,
+    LayerShape,
     Phase,
     ReturnPhase,
     Trajectory,
 )
+from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import rotary_angles
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
-from phasegpt.cache import LayerCache
-from phasegpt.config import GPTConfig
-from phasegpt.controls import Perturbation
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import number
 from phasegpt.phase import prefix_order_parameter
-from phasegpt.validate import number
+from phasegpt.phase.steering import Perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class PhaseSync(Attention):
         "forget_logit": 1.0,
     }
 
-    def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
+    def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Oscillators and the readout c_proj."""
         super().__init__(config, options, layer)
         channels = config.n_head * self.options.num_oscillators

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, ReturnPhase
+from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, LayerShape, ReturnPhase
+from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import (
     causal_attention,
     join_heads,
@@ -15,15 +16,13 @@ from phasegpt.attention._functional import (
     rotate,
     split_heads,
 )
-from phasegpt.cache import LayerCache
-from phasegpt.config import GPTConfig
-from phasegpt.controls import Perturbation
+from phasegpt.phase.steering import Perturbation
 
 
 class Softmax(Attention):
     """y = softmax(q k^T / sqrt(E)) v. Source: Vaswani et al., arXiv 1706.03762."""
 
-    def __init__(self, config: GPTConfig, options: AttentionConfig, layer: int) -> None:
+    def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Projections under GPT-2's names."""
         super().__init__(config, options, layer)
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)

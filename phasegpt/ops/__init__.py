@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.ops import fused, reference
 from phasegpt.ops.reference import INTEGRATORS, MeanField, ScanState
-from phasegpt.polar import modulus
+from phasegpt.phase.polar import modulus
 
 __all__ = ["INTEGRATORS", "Rows", "Scan", "ScanState", "kuramoto_rows", "kuramoto_scan"]
 

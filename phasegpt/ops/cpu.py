@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.diskcache import build_once, cache_dir, digest
+from phasegpt.core.diskcache import build_once, cache_dir, digest
 
 SOURCE = Path(__file__).with_name("kuramoto.cpp")
 LIBRARY, SECONDS = "kuramoto.so", "build_seconds"  # what a folder of the cache holds

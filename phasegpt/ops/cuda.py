@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from phasegpt.diskcache import cache_dir
+from phasegpt.core.diskcache import cache_dir
 from phasegpt.ops import nvrtc
 from phasegpt.ops.nvrtc import Launch
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.diskcache import build_once, cache_dir, digest
+from phasegpt.core.diskcache import build_once, cache_dir, digest
 
 #: No option may assume finite numbers: a NaN has to come out as one.
 OPTIONS = ("-std=c++17",)

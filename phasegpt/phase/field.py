@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.phase.order import _counts
-from phasegpt.polar import modulus
+from phasegpt.phase.polar import modulus
 
 
 def uncoupled_phases(theta0: Tensor, omega: Tensor, *, steps: int, dt: float) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from phasegpt.polar import modulus
+from phasegpt.phase.polar import modulus
 
 Dim = int | tuple[int, ...]
 Count = TypeVar("Count", float, Tensor)

@@ -6,7 +6,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 
 
 def real(name: str, value: Any) -> float:

@@ -29,10 +29,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from phasegpt.errors import ConfigError
-from phasegpt.inference import evaluating, inference
-from phasegpt.model import GPT
-from phasegpt.randomness import keyed_generator
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.eval_mode import evaluating, inference
+from phasegpt.core.randomness import keyed_generator
+from phasegpt.model.gpt import GPT
 from phasegpt.samplers.models import Decoder, decoder
 
 #: (layer, key/value head), both counted from 0.

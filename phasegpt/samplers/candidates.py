@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 
 _OTHER = (
     "candidates need logits that are the output embeddings times the last hidden state; this model "

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
 from phasegpt.samplers.calibrate import Head, HeadScores, calibrate_heads
 from phasegpt.samplers.chain import build_chain

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from phasegpt.errors import ConfigError
-from phasegpt.inference import inference
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.eval_mode import inference
+from phasegpt.data.windows import IGNORED, EvalWindows
 from phasegpt.samplers.models import decoder
 from phasegpt.samplers.temperature import entropy, inverse
-from phasegpt.windows import IGNORED, EvalWindows
 
 #: The temperatures of TemperatureFit.curve.
 CURVE = tuple(sign * T for sign in (1, -1) for T in (0.1, 0.3, 0.5, 0.7, 0.85, 1, 1.2, 1.5, 2, 3,

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers.intervene import Intervention
 from phasegpt.samplers.loop import Streamer, decode
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from phasegpt.cache import Cache, LayerCache
-from phasegpt.errors import ConfigError
+from phasegpt.attention._cache import Cache, LayerCache
+from phasegpt.core.errors import ConfigError
 from phasegpt.phase import resultant_length
-from phasegpt.polar import modulus
+from phasegpt.phase.polar import modulus
 from phasegpt.samplers import _values
 from phasegpt.samplers.temperature import entropy, sharpened
 

@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError, UserError
-from phasegpt.inference import inference
-from phasegpt.model import GPT
-from phasegpt.randomness import global_state, keyed_generator
+from phasegpt.core.errors import ConfigError, UserError
+from phasegpt.core.eval_mode import inference
+from phasegpt.core.randomness import global_state, keyed_generator
+from phasegpt.model.gpt import GPT
 from phasegpt.samplers.intervene import Intervention, Memory
 from phasegpt.samplers.models import Decoder, decoder
 from phasegpt.samplers.processor import Processor

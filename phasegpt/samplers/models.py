@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from phasegpt.cache import Cache
-from phasegpt.errors import ConfigError
-from phasegpt.model import GPT
+from phasegpt.attention._cache import Cache
+from phasegpt.core.errors import ConfigError
+from phasegpt.model.gpt import GPT
 
 
 class Decoder(Protocol):

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from phasegpt.errors import ConfigError
-from phasegpt.validate import Section, number, unknown
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import Section, number, unknown
 
 
 @dataclass(frozen=True, kw_only=True)

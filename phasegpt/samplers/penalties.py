@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
 
 _ENOUGH = 1e4  # nats; a token with a larger penalty is never drawn anyway

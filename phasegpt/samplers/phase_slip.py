@@ -24,8 +24,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.cache import LayerCache
-from phasegpt.errors import ConfigError
+from phasegpt.attention._cache import LayerCache
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import unknown
 from phasegpt.samplers import _values
 from phasegpt.samplers.calibrate import Head, calibrate_heads
 from phasegpt.samplers.candidates import CandidateHead
@@ -34,7 +35,6 @@ from phasegpt.samplers.models import Decoder
 from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features, turned
 from phasegpt.samplers.target_kl import angle_for, own_text, phase_heads
 from phasegpt.samplers.temperature import entropy
-from phasegpt.validate import unknown
 
 #: Heads that heads="auto" chooses, of the upper half of the layers.
 AUTO_HEADS = 3

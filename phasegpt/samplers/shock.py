@@ -16,13 +16,13 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from phasegpt.cache import LayerCache
-from phasegpt.errors import ConfigError
+from phasegpt.attention._cache import LayerCache
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import unknown
 from phasegpt.samplers import _values
 from phasegpt.samplers.intervene import WRAP, Memory
 from phasegpt.samplers.models import Decoder
 from phasegpt.samplers.temperature import entropy
-from phasegpt.validate import unknown
 
 
 class Detector(Protocol):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
-from phasegpt.model import GPT
-from phasegpt.randomness import keyed_seed
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.randomness import keyed_seed
+from phasegpt.model.gpt import GPT
 from phasegpt.samplers.calibrate import Head
 from phasegpt.samplers.loop import decode
 from phasegpt.samplers.models import decoder

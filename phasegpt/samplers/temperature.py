@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
 from phasegpt.samplers.processor import Processor
 

@@ -14,7 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 
 _WORDS = re.compile(r"(?:[^\W\d_]|')+")  # letters of any script and the apostrophe
 _OPEN = re.compile(_WORDS.pattern + r"\Z")

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from phasegpt.attention import Attention, build, layer_class
-from phasegpt.config import CONF_DIR, GPTConfig, ModelSection, compose, plain
-from phasegpt.controls import NoiseKey, coherence_regularizer
-from phasegpt.errors import ConfigError
-from phasegpt.model import GPT
+from phasegpt.core.composition import CONF_DIR, compose, plain
+from phasegpt.core.errors import ConfigError
+from phasegpt.model.config import GPTConfig, ModelSection
+from phasegpt.model.gpt import GPT
+from phasegpt.phase.steering import NoiseKey, coherence_regularizer
 
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
 CASES = [(stem, positions) for stem in STEMS for positions in ("learned", "rope")]

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from phasegpt.errors import ConfigError
-from phasegpt.model import GPT
+from phasegpt.core.errors import ConfigError
+from phasegpt.model.gpt import GPT
 
 PARTNERS = ["kuramoto", "phase_sync"]
 

@@ -10,11 +10,11 @@ from torch import Tensor
 from phasegpt import ops
 from phasegpt.attention import build
 from phasegpt.attention.kuramoto import Kuramoto
-from phasegpt.config import GPTConfig
-from phasegpt.controls import NoiseKey, Perturbation, coherence_regularizer
-from phasegpt.errors import ConfigError
-from phasegpt.model import GPT
+from phasegpt.core.errors import ConfigError
+from phasegpt.model.config import GPTConfig
+from phasegpt.model.gpt import GPT
 from phasegpt.phase import null_order_parameter, order_parameter
+from phasegpt.phase.steering import NoiseKey, Perturbation, coherence_regularizer
 
 WIDTHS = {128: 4, 768: 12}  # model width: heads
 F64 = torch.float64

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from phasegpt import ops
+from phasegpt.attention._cache import LayerCache
 from phasegpt.attention.phase_sync import PhaseSync
-from phasegpt.cache import LayerCache
-from phasegpt.config import GPTConfig
-from phasegpt.controls import Perturbation
-from phasegpt.errors import ConfigError
-from phasegpt.model import GPT
+from phasegpt.core.errors import ConfigError
+from phasegpt.model.config import GPTConfig
+from phasegpt.model.gpt import GPT
+from phasegpt.phase.steering import Perturbation
 
 F64 = torch.float64
 SEED_SIZE = {

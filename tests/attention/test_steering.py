@@ -9,10 +9,11 @@ from torch import Tensor
 
 from phasegpt.attention import build
 from phasegpt.attention._oscillators import Oscillators
-from phasegpt.config import CONF_DIR, GPTConfig, compose, plain
-from phasegpt.controls import NoiseKey, coherence, coherence_regularizer
-from phasegpt.model import GPT
+from phasegpt.core.composition import CONF_DIR, compose, plain
+from phasegpt.model.config import GPTConfig
+from phasegpt.model.gpt import GPT
 from phasegpt.phase import order_parameter
+from phasegpt.phase.steering import NoiseKey, coherence, coherence_regularizer
 
 F64 = torch.float64
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))

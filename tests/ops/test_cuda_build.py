@@ -7,7 +7,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from phasegpt.diskcache import digest
+from phasegpt.core.diskcache import digest
 from phasegpt.ops import cuda, nvrtc
 
 SOURCE = cuda.SOURCE.read_text(encoding="utf-8")

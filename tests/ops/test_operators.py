@@ -13,7 +13,7 @@ from problems import integrate, on, rows_problem, scan_problem
 from torch import Tensor
 
 from phasegpt import ops
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.ops import fused
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from phasegpt import ops
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.ops import INTEGRATORS, ScanState
 from phasegpt.ops.reference import prefix_sum
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from phasegpt.cache import Cache, LayerCache
-from phasegpt.errors import ConfigError
+from phasegpt.attention._cache import Cache, LayerCache
+from phasegpt.core.errors import ConfigError
 
 
 def pair(rows: int, time: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import PhaseSlip, calibrate_heads
 from phasegpt.samplers.target_kl import measured_kl, own_text
 

@@ -7,8 +7,8 @@ import pytest
 import yaml
 from helpers import command, script
 
-from phasegpt.config import CONF_DIR, compose, plain
-from phasegpt.errors import ConfigError
+from phasegpt.core.composition import CONF_DIR, compose, plain
+from phasegpt.core.errors import ConfigError
 from phasegpt.generate import GenerateConfig, generate
 from phasegpt.samplers import KVShock, PhaseSlip, build_sampler
 from phasegpt.samplers.options import SAMPLERS

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import PhaseSlip, Sampler, Temperature, decode
 
 KINDS = ["gpt2", "llama"]

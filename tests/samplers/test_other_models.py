@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import VOCAB
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import PhaseSlip, Sampler, calibrate_heads, decode, fit_temperature
 
 HEADS = [(2, 0)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import EntropyGate, PhaseSlip, PhaseSlipSampler, Temperature, decode
 from phasegpt.samplers.classic import rotation_of
 from phasegpt.samplers.intervene import entropy

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import KVShock, PhaseSlip, PhaseSlipSampler, RGate, decode
 
 

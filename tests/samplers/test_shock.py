@@ -10,7 +10,7 @@ import torch
 from helpers import TEXT
 from torch import Tensor
 
-from phasegpt.errors import ConfigError
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import EntropyShockSampler, KVShock, LoopDetector, LowEntropy, decode
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phasegpt.randomness import keyed_generator
+from phasegpt.core.randomness import keyed_generator
 from phasegpt.samplers import PhaseSlip, decode
 
 ANGLE, WINDOW, PROMPT = 0.9, 12, 5

@@ -1,0 +1,205 @@
+"""Decode cache: what each layer must remember of the tokens before, and how it is edited.
+
+A layer stores keys and values through `update(k, v) -> (K, V)` (Hugging Face's layer contract),
+or a fixed-size `state` (running sums), or both; a layer made of layers uses `child`. Keys and
+values live in buffers that double when they are full; `keys` and `values` are views, so writing
+to them edits the memory. `Cache` answers Hugging Face's models as their own caches do.
+
+Rows: `split` puts a copy of every row behind the B clean ones, [0:B] clean and [B:2B] copies;
+both then see the same new tokens, the copies may be edited, and `commit` makes them clean again.
+
+Shapes: R rows (B, or 2B when split), T time, H heads, E head width, N oscillators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phasegpt.core.errors import ConfigError
+
+_MIN_ROOM = 64
+
+
+class LayerCache:
+    """Memory of one attention layer. `length` counts the tokens it has seen."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._buffers: tuple[Tensor, Tensor] | None = None
+        #: Running sums: a NamedTuple whose tensors of three axes hold the rows on the second.
+        self.state: Any = None
+        self.length = 0
+        self._stored = 0  # tokens whose keys and values are held
+        #: N where there are phases: cos and sin of a token's N phases are the last 2N entries of
+        #: each of its keys, or the state's channels are H x N.
+        self.oscillators = 0
+        #: Called by `update` when the new tokens are in and before they are read.
+        self.edit: Callable[[LayerCache], None] | None = None
+        self._children: dict[str, LayerCache] = {}
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Keys of the tokens so far, [R,H,T,E], a view; None before the first update."""
+        return None if self._buffers is None else self._buffers[0][:, :, : self._stored]
+
+    @property
+    def values(self) -> Tensor | None:
+        """Values of the tokens so far, [R,H,T,E], a view; None before the first update."""
+        return None if self._buffers is None else self._buffers[1][:, :, : self._stored]
+
+    @property
+    def phases(self) -> Tensor | None:
+        """(cos theta, sin theta) of the tokens so far, [R,H,T,2N], a view; None without phases."""
+        keys = self.keys
+        return keys[..., -2 * self.oscillators :] if keys is not None and self.oscillators else None
+
+    def update(self, k_RHTE: Tensor, v_RHTE: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+        """Append new keys and values along time; return all of them."""
+        start, end = self._stored, self._stored + k_RHTE.shape[2]
+        keys, values = self._buffers or (None, None)
+        keys = _with_room(keys, k_RHTE, start, end)
+        values = _with_room(values, v_RHTE, start, end)
+        keys[:, :, start:end], values[:, :, start:end] = k_RHTE, v_RHTE
+        self._buffers, self._stored = (keys, values), end
+        self.length += k_RHTE.shape[2]
+        if self.edit is not None:
+            self.edit(self)
+        return keys[:, :, :end], values[:, :, :end]
+
+    def child(self, name: str) -> LayerCache:
+        """The memory of a part of this layer, made on first use."""
+        return self._children.setdefault(name, LayerCache())
+
+    def parts(self) -> Iterator[LayerCache]:
+        """This memory and those of its parts."""
+        yield self
+        for child in self._children.values():
+            yield from child.parts()
+
+    def _split(self) -> None:
+        if self._buffers is not None:
+            self._buffers = tuple(torch.cat((b, b)) for b in self._buffers)  # type: ignore[assignment]
+        self.state = _on_rows(self.state, lambda x: torch.cat((x, x), dim=1))
+
+    def _commit(self, window: int) -> None:
+        if self._buffers is not None:
+            last = slice(max(0, self._stored - (window if self.edit else 1)), self._stored)
+            for buffer in self._buffers:
+                B = len(buffer) // 2
+                buffer[B:, :, last] = buffer[:B, :, last]
+        self.state = _on_rows(self.state, lambda x: x[:, : x.shape[1] // 2].repeat(1, 2, 1))
+
+    def _crop(self, length: int) -> None:
+        if self.state is not None and length < self.length:
+            raise ConfigError(
+                f"a memory of running sums cannot be cropped from {self.length} to {length} "
+                f"tokens: what it has added cannot be taken out; start from an empty cache"
+            )
+        self.length = min(self.length, length)
+        self._stored = min(self._stored, length)
+
+
+class Cache:
+    """Memory of a whole model: one LayerCache per block."""
+
+    #: Hugging Face asks: not for torch.compile with static shapes.
+    is_compileable = False
+
+    def __init__(self, n_layer: int) -> None:
+        """Start empty for a model of `n_layer` blocks."""
+        self.layers = [LayerCache() for _ in range(n_layer)]
+        #: The first block that computes copies; None: not split.
+        self.split_at: int | None = None
+
+    @classmethod
+    def holding(cls, layers: Iterable[tuple[Tensor, Tensor]]) -> Cache:
+        """A cache with the given keys and values, [B,H,T,E] each, layer by layer."""
+        pairs = list(layers)
+        cache = cls(len(pairs))
+        for layer, pair in zip(cache.layers, pairs, strict=True):
+            layer.update(*pair)
+        return cache
+
+    @property
+    def length(self) -> int:
+        """Tokens seen."""
+        return max(part.length for part in self.layers[0].parts())
+
+    def parts(self, layer: int) -> list[LayerCache]:
+        """The memories of block `layer`: its own and those of its parts."""
+        return list(self.layers[layer].parts())
+
+    def split(self, at: int = 0) -> None:
+        """Copy every row of block `at` and all later ones; the blocks below stay at B rows."""
+        self.split_at = at
+        for layer in range(at, len(self.layers)):
+            for part in self.parts(layer):
+                part._split()
+
+    def expand(self, layer: int, x_BTD: Tensor) -> Tensor:
+        """The input of block `layer`: [2B,T,D], rows and their copies, where the split begins."""
+        return torch.cat((x_BTD, x_BTD)) if layer == self.split_at else x_BTD
+
+    def commit(self, window: int = 1) -> None:
+        """Make the copies clean again: the newest token, and `window` tokens of edited layers.
+
+        So between steps a copy equals its clean row bit for bit, if no edit reached further back.
+        """
+        if self.split_at is not None:
+            for layer in range(self.split_at, len(self.layers)):
+                for part in self.parts(layer):
+                    part._commit(window)
+
+    def crop(self, length: int) -> None:
+        """Forget all but the first `length` tokens; ConfigError for running sums."""
+        for layer in self.layers:
+            for part in layer.parts():
+                part._crop(length)
+
+    # Hugging Face's contract of a whole cache.
+
+    def update(self, k_RHTE: Tensor, v_RHTE: Tensor, layer: int, *_: Any) -> tuple[Tensor, Tensor]:
+        """See LayerCache.update."""
+        return self.layers[layer].update(k_RHTE, v_RHTE)
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens that block `layer_idx` has seen."""
+        return self.layers[layer_idx].length
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        """Position of the next token."""
+        return self.get_seq_length(layer_idx)
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """(keys that the next query_length tokens see, position of the first)."""
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """No layer forgets."""
+        return [False] * len(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+
+def _with_room(buffer: Tensor | None, new_RHTE: Tensor, used: int, needed: int) -> Tensor:
+    """`buffer`, or one of twice the size with its first `used` tokens, so that `needed` fit."""
+    if buffer is not None and needed <= buffer.shape[2]:
+        return buffer
+    R, H, _, E = new_RHTE.shape
+    grown = new_RHTE.new_empty(R, H, max(_MIN_ROOM, 2 * needed), E)
+    if buffer is not None:
+        grown[:, :, :used] = buffer[:, :, :used]
+    return grown
+
+
+def _on_rows(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """A state with `change` applied to each of its tensors that has rows."""
+    if state is None:
+        return None
+    return type(state)(*(change(x) if x.dim() == 3 else x for x in state))

@@ -1,0 +1,169 @@
+"""What the commands share: errors as short messages, exit codes, literal values, devices, files.
+
+A command is a thin hydra.main over a plain function; only this layer and config know Hydra.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from phasegpt.core.composition import check_groups, misspelt
+from phasegpt.core.errors import CheckpointError, ConfigError, Interrupted, UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from phasegpt.data.corpus import Corpus
+    from phasegpt.model.checkpoint import Loaded
+
+_MAX_LINES = 18
+
+
+def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
+    """Call `function`; a UserError is printed as its message and ends the process.
+
+    With `debug` the traceback is shown too. In a multirun any error goes on to Hydra, in the form
+    that it shows in short; Hydra runs the other jobs and then fails. Ctrl-C, SIGTERM, and a reader
+    of our output that has gone, end the process quietly.
+    """
+    try:
+        return function()
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        lines = f"{type(error).__name__}: {error}".splitlines()
+        sys.stderr.write("\n".join(lines[:_MAX_LINES]) + "\n")
+        if not _multirun() or isinstance(error, Interrupted):
+            sys.exit(error.exit_code)
+        failure = str(error)
+    except KeyboardInterrupt:
+        if debug:
+            traceback.print_exc()
+        sys.stderr.write("\nstopped\n")
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if not _multirun():
+            raise
+        traceback.print_exc()
+        failure = f"{type(error).__name__}: {error}"
+    from hydra.errors import CompactHydraException
+
+    # Raised out here: Hydra keeps it until the end, and with its context the failed job's tensors.
+    raise CompactHydraException(f"a job failed: {failure}")
+
+
+def launch(
+    main: Callable[[], Any],
+    *keys: str,
+    config_name: str,
+    after: Callable[[], int] = lambda: 0,
+) -> None:
+    """Run a hydra.main with the values of `keys` taken literally (see literal).
+
+    Where Hydra refuses the command line for a misspelt key, the nearest key is named too. `after`
+    is called once main has ended, by an error too, and returns a status of its own.
+    """
+    sys.argv[1:] = literal(sys.argv[1:], *keys)
+    guarded(lambda: check_groups(sys.argv[1:]))
+    code: Any = 0
+    try:
+        main()
+    except SystemExit as error:
+        code = error.code
+        if code == 1:
+            sys.stderr.writelines(f"{line}\n" for line in misspelt(sys.argv[1:], config_name))
+    undone = after()
+    code = code or undone
+    if code:
+        sys.exit(code)
+
+
+def literal(arguments: Sequence[str], *keys: str) -> list[str]:
+    """Command-line arguments with the values of `keys` quoted, so that Hydra reads them as text.
+
+    Hydra gives commas, quotes, brackets, '=', '$' and line breaks a meaning; in a prompt or a
+    path they have none. `null` stays null, and a multirun keeps Hydra's grammar for its sweeps.
+    """
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    if {"-m", "--multirun"} & set(arguments):
+        return list(arguments)
+
+    def quoted(argument: str) -> str:
+        key, sign, value = argument.partition("=")
+        if not sign or key not in keys or value == "null":
+            return argument
+        value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation
+        return f"{key}={QuotedString(value, Quote.single).with_quotes()}"
+
+    return [quoted(argument) for argument in arguments]
+
+
+def chosen_checkpoint(value: str | None) -> str:
+    """`value`, or ConfigError where the user named no checkpoint."""
+    if not value:
+        raise ConfigError(
+            "checkpoint is not set; give checkpoint=RUN, a run folder, a .ckpt file or an "
+            "exported folder"
+        )
+    return value
+
+
+def device(name: str) -> torch.device:
+    """The device `name`: cpu, cuda, or auto (cuda where there is one). Raises ConfigError."""
+    import torch
+
+    there = torch.cuda.is_available()
+    if name == "cuda" and not there:
+        raise ConfigError("device=cuda, but torch sees no GPU here; use device=cpu or device=auto")
+    return torch.device("cuda" if there and name != "cpu" else "cpu")
+
+
+def training_corpus(loaded: Loaded, data_path: str | None, cache_dir: str | None) -> Corpus:
+    """The corpus that the checkpoint was trained on, in the checkpoint's own tokens.
+
+    `data_path` is another place of the text (data=text), `cache_dir` another token cache. Raises
+    CheckpointError where the checkpoint does not know its text, ConfigError, DataError.
+    """
+    from phasegpt.data.config import DataConfig
+    from phasegpt.data.corpus import prepare
+
+    if loaded.config is None:
+        raise CheckpointError(
+            f"{loaded.path} has no run.json, so the text it was trained on is not known; "
+            f"evaluate the run that it was exported from"
+        )
+    data = DataConfig.parse(loaded.config["data"])
+    if data_path is not None:
+        if data.corpus != "text":
+            raise ConfigError(
+                f"data_path={data_path} is for models trained with data=text; this one "
+                f"was trained with data={data.corpus}"
+            )
+        data = replace(data, path=data_path)
+    if cache_dir is not None:
+        data = replace(data, cache_dir=cache_dir)
+    corpus = prepare(data)
+    if corpus.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
+        raise ConfigError(
+            "the text does not have the tokens that the model was trained with (its characters "
+            "are others); evaluate on the text of the training"
+        )
+    return corpus
+
+
+def _multirun() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN

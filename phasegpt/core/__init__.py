@@ -1,0 +1,1 @@
+"""What everything may use: errors, files, randomness, configuration sections, composition."""

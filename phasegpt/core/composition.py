@@ -1,0 +1,105 @@
+"""How conf/ is composed: the only user of Hydra and OmegaConf below the commands."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import Section, unknown
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+#: conf/ inside an installed wheel, or beside the package in a checkout.
+CONF_DIR = next(
+    (p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()),
+    _PACKAGE / "conf",
+)
+
+
+def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> Any:
+    """Compose conf/ as the command line does and return Hydra's DictConfig.
+
+    `compose(["+experiment=quickstart", "attention.coupling=0.5"])`. Raises ConfigError.
+    """
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    check_groups(overrides)
+    try:
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            return hydra_compose(config_name, overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError("\n".join([*misspelt(overrides, config_name), str(error)])) from error
+
+
+def check_groups(overrides: Sequence[str]) -> None:
+    """ConfigError for words that Hydra answers with a traceback, or takes in an order of its own.
+
+    That is a group set to nothing (logger=null), and a +scale before the +experiment whose sizes it
+    is to replace: of appended groups the last wins.
+    """
+    scale = None
+    for word in overrides:
+        if word.startswith("+scale"):
+            scale = word
+        elif scale and word.startswith("+experiment"):
+            raise ConfigError(
+                f"{scale} stands before {word}, which would set its own sizes again; give {word} "
+                f"first, then {scale}"
+            )
+        group, _, value = word.partition("=")
+        if value == "null" and group.isidentifier() and (CONF_DIR / group).is_dir():
+            options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
+            raise ConfigError(f"{word} is no option of {group}; choose from: {', '.join(options)}")
+
+
+def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]:
+    """For every override whose key conf/ does not have, the nearest key that it has."""
+
+    def keys(node: Any, prefix: str = "") -> list[str]:
+        if not isinstance(node, Mapping):
+            return []
+        return [k for name in node for k in (prefix + name, *keys(node[name], f"{prefix}{name}."))]
+
+    default = plain(compose(config_name=config_name))
+    pairs = [word.partition("=")[::2] for word in overrides]
+    chosen = [  # groups have other keys for every option
+        f"{group}={option}"
+        for group, option in pairs
+        if group in default and (CONF_DIR / group / f"{option}.yaml").is_file()
+    ]
+    known = [*keys(plain(compose(chosen, config_name=config_name))), "experiment"]
+    given = [word.partition("=")[0] for word in overrides if "=" in word]
+    return [
+        unknown(key, known)
+        for key in given
+        if key not in known
+        and not key.startswith(("+", "~", "hydra", "experiment"))
+        and difflib.get_close_matches(key, known, n=1)
+    ]
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Any configuration (DictConfig, mapping or section) as plain nested dicts and lists."""
+    if isinstance(config, Section):
+        return config.to_dict()
+    if isinstance(config, Mapping) and not hasattr(config, "_metadata"):
+        return dict(config)
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error)) from error
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain nested values as YAML, as --cfg job prints them."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(dict(values)))

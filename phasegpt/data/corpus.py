@@ -1,0 +1,119 @@
+"""Tokenised corpora on disk: text to token files once, memory maps from then on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from phasegpt.core import diskcache
+from phasegpt.core.errors import ConfigError, DataError
+from phasegpt.data import corpora, downloads, tokenizers
+from phasegpt.data.config import DataConfig
+
+_FORMAT = 1  # of the token cache; raise it when tokens or meta.json change meaning
+_HASHED_BYTES = 1 << 28  # token files up to this size are hashed again at every opening
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A tokenised corpus: read-only memory maps by split, their tokenizer, and what is known.
+
+    `meta["splits"][name]` holds tokens, characters, bytes, words (between white space), lines,
+    sha256 of the token file, and floor_nats: -log p of the whole split under its source, which
+    is known for the synthetic corpus and None elsewhere.
+    """
+
+    splits: dict[str, np.memmap]
+    tokenizer: tokenizers.Tokenizer
+    meta: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that stand for the tokens of every split and their tokenizer."""
+        tokens = {name: split["sha256"] for name, split in self.meta["splits"].items()}
+        text = json.dumps([self.tokenizer.fingerprint, tokens], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def split(self, name: str) -> np.memmap:
+        """The tokens of one split. Raises ConfigError for one that the corpus does not have."""
+        if name not in self.splits:
+            raise ConfigError(
+                f"split={name} does not exist in {self.meta['corpus']}; "
+                f"choose from: {', '.join(self.splits)}"
+            )
+        return self.splits[name]
+
+
+def prepare(config: DataConfig) -> Corpus:
+    """The corpus of `config`, tokenised on first use and opened from the cache afterwards.
+
+    Raises ConfigError and DataError as phasegpt.data.corpora does, DataError for a damaged cache.
+    """
+    cache = diskcache.cache_dir(config.cache_dir)
+    raw = corpora.resolve(config, cache)
+    # A tokenizer is a function of its name and the text, so the key can be had without either.
+    key = hashlib.sha256(f"{_FORMAT} {config.tokenizer} {raw.content}".encode()).hexdigest()[:16]
+    folder = cache / "tokens" / f"{raw.name}-{config.tokenizer}-{key}"
+    downloads.build_once(folder, lambda scratch: _tokenise(raw, config.tokenizer, scratch))
+    return _open(folder)
+
+
+def _tokenise(raw: corpora.RawCorpus, name: str, folder: Path) -> None:
+    texts = raw.read()
+    alphabet: set[str] = set()
+    if name == "char":
+        for text in texts.values():
+            for piece in corpora.pieces(text):
+                alphabet.update(piece)
+    tokenizer = tokenizers.build(name, alphabet="".join(sorted(alphabet)) or None)
+    splits = {}
+    for split, text in texts.items():
+        count = dict.fromkeys(("tokens", "characters", "bytes", "words", "lines"), 0)
+        digest = hashlib.sha256()
+        with (folder / f"{split}.bin").open("wb") as file:
+            for piece in corpora.pieces(text):
+                tokens = tokenizer.encode(piece)
+                file.write(tokens.tobytes())
+                digest.update(tokens.tobytes())
+                count["tokens"] += len(tokens)
+                count["characters"] += len(piece)
+                count["bytes"] += len(piece.encode())
+                count["words"] += len(piece.split())
+                count["lines"] += piece.count("\n")
+        if not count["tokens"]:
+            raise DataError(f"the {split} split of {raw.name} is empty; the text is too short")
+        floor = -raw.log_prob(text) if raw.log_prob and isinstance(text, str) else None
+        splits[split] = {**count, "sha256": digest.hexdigest(), "floor_nats": floor}
+    meta = {
+        "corpus": raw.name,
+        "content": raw.content,
+        "dtype": tokenizer.dtype.name,
+        "splits": splits,
+        "tokenizer": tokenizer.state(),
+    }
+    (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+
+
+def _open(folder: Path) -> Corpus:
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        splits = {}
+        for name, split in meta["splits"].items():
+            path = folder / f"{name}.bin"
+            tokens = np.memmap(path, dtype=meta["dtype"], mode="r")
+            short = path.stat().st_size <= _HASHED_BYTES
+            if len(tokens) != split["tokens"] or (
+                short and hashlib.sha256(tokens.data).hexdigest() != split["sha256"]
+            ):
+                raise ValueError(f"{name}.bin differs from what was written")
+            splits[name] = tokens
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"the token cache {folder} is damaged ({error}); delete that folder, it will be rebuilt"
+        ) from error
+    return Corpus(splits, tokenizers.from_state(meta["tokenizer"]), meta)

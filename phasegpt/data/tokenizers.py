@@ -1,0 +1,244 @@
+"""Tokenizers: characters, bytes and GPT-2's byte pairs, behind one small interface.
+
+A tokenizer is remade from its `state()`, which is plain JSON and travels with every checkpoint.
+`encode(text)` gives uint16 (uint32 for vocabularies above 65,536), `decode(ids)` gives text.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import hashlib
+import json
+import os
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from phasegpt.core.errors import DataError
+from phasegpt.data.downloads import local_file, online, where_to_put
+
+GPT2_VOCAB_SIZE = 50257
+_GPT2_FILE = "gpt2-bpe/encoder.json"
+_GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
+_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
+# The split of the GPT-2 release, in the form that tiktoken runs fastest.
+_GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+
+class Tokenizer(ABC):
+    """Text to ids and back."""
+
+    name: ClassVar[str]
+    vocab_size: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The smallest of uint16 and uint32 that holds every id."""
+        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of the sha256 of `state()`."""
+        return hashlib.sha256(json.dumps(self.state(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs, as plain JSON."""
+        return {"name": self.name}
+
+    @abstractmethod
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`. Raises DataError for a character that has none."""
+
+    @abstractmethod
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes of one token, not always a whole character."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises DataError for a bad id."""
+        return b"".join(self._bytes(i) for i in ids).decode("utf-8", errors="replace")
+
+    def _bytes(self, token: int) -> bytes:
+        if not 0 <= int(token) < self.vocab_size:
+            raise DataError(
+                f"token {int(token)} is outside the {self.name} vocabulary 0..{self.vocab_size - 1}"
+            )
+        return self.token_bytes(int(token))
+
+
+class CharTokenizer(Tokenizer):
+    """One token per character of `alphabet`, in the alphabet's order."""
+
+    name = "char"
+
+    def __init__(self, alphabet: str) -> None:
+        if not alphabet or len(set(alphabet)) != len(alphabet):
+            raise DataError(
+                f"alphabet={alphabet!r} must hold each character once, and at least one"
+            )
+        self.alphabet = alphabet
+        self.vocab_size = len(alphabet)
+        codes = _code_points(alphabet)
+        self._ids = np.full(int(codes.max()) + 1, -1, dtype=np.int32)
+        self._ids[codes] = np.arange(len(alphabet))
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs, as plain JSON."""
+        return {"name": self.name, "alphabet": self.alphabet}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`. Raises DataError for a character outside the alphabet."""
+        codes = _code_points(text)
+        known = codes < len(self._ids)
+        ids = np.where(known, self._ids[np.where(known, codes, 0)], -1)
+        if len(unknown := np.flatnonzero(ids < 0)):
+            raise DataError(
+                f"the character {text[unknown[0]]!r} (place {unknown[0]}) is not among the "
+                f"{self.vocab_size} characters of the training corpus; use others, or train with "
+                f"data.tokenizer=byte or gpt2"
+            )
+        return ids.astype(self.dtype)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes of one character."""
+        return self.alphabet[token].encode()
+
+
+class ByteTokenizer(Tokenizer):
+    """One token per byte of the text's UTF-8 form."""
+
+    name = "byte"
+    vocab_size = 256
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`: its bytes. Raises DataError for a lone surrogate."""
+        try:
+            content = text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(f"text has no UTF-8 form at place {error.start}: {error}") from error
+        return np.frombuffer(content, dtype=np.uint8).astype(self.dtype)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The byte."""
+        return bytes([token])
+
+
+class GPT2Tokenizer(Tokenizer):
+    """GPT-2's byte-pair encoding through tiktoken; special tokens in the text stay plain text.
+
+    The ranks come from `gpt2-bpe/encoder.json` in the data folder, then from tiktoken's cache,
+    then from the network. (GPT-2's `vocab.bpe` holds the same ranks and is not needed.) Raises
+    DataError, naming the file, where none of them has it.
+    """
+
+    name = "gpt2"
+    vocab_size = GPT2_VOCAB_SIZE
+
+    def __init__(self) -> None:
+        self._encoding = _gpt2_encoding()
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs, as plain JSON."""
+        return {"name": self.name, "encoder_sha256": _GPT2_SHA256}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Ids of `text`, as tiktoken's encode_ordinary gives them."""
+        return np.array(self._encoding.encode_ordinary(text), dtype=self.dtype)
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes of one token."""
+        return self._encoding.decode_single_token_bytes(token)
+
+
+class StreamDecoder:
+    """Text as tokens arrive: `push` holds back bytes until they are whole characters.
+
+    The pieces and the final `flush()` join to `tokenizer.decode` of all the ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """The characters that `token` completes, perhaps none."""
+        return self._decoder.decode(self._tokenizer._bytes(token))
+
+    def flush(self) -> str:
+        """What was held back, as U+FFFD; the decoder starts afresh."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def build(name: str, *, alphabet: str | None = None) -> Tokenizer:
+    """The tokenizer `name` (char, byte, gpt2); char needs its `alphabet`."""
+    return from_state({"name": name, **({"alphabet": alphabet} if name == "char" else {})})
+
+
+def from_state(state: dict[str, Any]) -> Tokenizer:
+    """The tokenizer that gave `state`. Raises DataError for one that is not ours."""
+    if not isinstance(state, dict):
+        raise DataError(f"tokenizer state {state!r} must be a mapping with a name")
+    name = state.get("name")
+    if name == "char" and isinstance(state.get("alphabet"), str):
+        return CharTokenizer(state["alphabet"])
+    if name == "byte":
+        return ByteTokenizer()
+    if name == "gpt2":
+        return GPT2Tokenizer()
+    raise DataError(
+        f"tokenizer state {state} is unknown; name must be char (with an alphabet), byte or gpt2"
+    )
+
+
+def _code_points(text: str) -> np.ndarray:
+    return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), dtype=np.uint32)
+
+
+@functools.cache
+def _gpt2_encoding() -> Any:
+    import tiktoken
+
+    content = local_file(_GPT2_FILE, _GPT2_SHA256) or _tiktoken_cache()
+    if content is None:
+        if not online(_GPT2_URL):
+            raise DataError(
+                f"the GPT-2 vocabulary is not here and the network does not answer; "
+                f"{where_to_put({_GPT2_FILE: _GPT2_SHA256})}"
+            )
+        try:
+            return tiktoken.get_encoding("gpt2")
+        except (OSError, ValueError) as error:
+            raise DataError(f"cannot download {_GPT2_URL}: {error}") from error
+    ranks = {_plain_bytes(word): rank for word, rank in json.loads(content).items()}
+    special = {"<|endoftext|>": ranks.pop(b"<|endoftext|>")}
+    return tiktoken.Encoding(
+        "gpt2", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
+    )
+
+
+def _tiktoken_cache() -> bytes | None:
+    """The vocabulary from tiktoken's own cache, only read: tiktoken deletes what does not match."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    folder = os.path.join(tempfile.gettempdir(), "data-gym-cache") if folder is None else folder
+    path = Path(folder, hashlib.sha1(_GPT2_URL.encode()).hexdigest())
+    content = path.read_bytes() if folder and path.is_file() else b""
+    return content if hashlib.sha256(content).hexdigest() == _GPT2_SHA256 else None
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2 writes each byte as a printable character: itself, or the next one from U+0100 on."""
+    printable = {b for b in range(256) if chr(b).isprintable() and chr(b) != " "}
+    others = (b for b in range(256) if b not in printable)
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+def _plain_bytes(word: str) -> bytes:
+    table = _byte_of_character()
+    return bytes(table[character] for character in word)

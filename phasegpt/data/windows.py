@@ -1,0 +1,114 @@
+"""Windows of a token sequence: training batches as a function of (seed, k), evaluation windows.
+
+Shapes: B batch, T time.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from phasegpt.core.errors import ConfigError, DataError
+
+IGNORED = -100  # a target that is not scored, cross_entropy's own default
+
+
+class TrainBatches(Dataset):
+    """Training batches: number k is a pure function of (seed, k).
+
+    Sample i belongs to epoch e = i // windows and takes the window that stands at place
+    i % windows of a permutation keyed by (seed, e). The windows of an epoch do not overlap; they
+    start at an offset keyed likewise, so their borders move from epoch to epoch and each epoch
+    sees each token about once. Of `world_size` processes, `rank` gets its part of batch k; the
+    parts in order make the batch of one process with `world_size` times the batch size.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        *,
+        block_size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        if len(tokens) <= block_size:
+            raise DataError(
+                f"the train split has {len(tokens)} tokens, too few for one window of "
+                f"model.block_size={block_size} and its targets; use more text or a smaller block"
+            )
+        self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+        # One window less than fit, so that the offset has room for every place in a block.
+        self.windows = max(1, (len(tokens) - 1) // block_size - 1)
+        self._slack = len(tokens) - 1 - self.windows * block_size
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
+        """Batch k: idx [B,T], targets [B,T], sample [B] (the index i), all int64."""
+        first = (k * self.world_size + self.rank) * self.batch_size
+        sample_B = np.arange(first, first + self.batch_size, dtype=np.int64)
+        start_B = np.empty_like(sample_B)
+        epoch_B, place_B = np.divmod(sample_B, self.windows)
+        for epoch in np.unique(epoch_B):
+            offset, order = self._epoch(int(epoch))
+            mine = epoch_B == epoch
+            start_B[mine] = offset + order[place_B[mine]] * self.block_size
+        window = self.tokens[start_B[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
+        return {
+            "idx": torch.from_numpy(np.ascontiguousarray(window[:, :-1])),
+            "targets": torch.from_numpy(np.ascontiguousarray(window[:, 1:])),
+            "sample": torch.from_numpy(sample_B),
+        }
+
+    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        if epoch not in self._epochs:
+            # Raw bits and a stable sort: numpy keeps the bits, not its shuffles, across versions.
+            bits = np.random.Philox(key=[self.seed, epoch]).random_raw(self.windows + 1)
+            if len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            offset = int(bits[0] % np.uint64(self._slack + 1))
+            self._epochs[epoch] = offset, np.argsort(bits[1:], kind="stable")
+        return self._epochs[epoch]
+
+
+def check_stride(context: int, stride: int) -> None:
+    """Raise ConfigError for a stride that would leave tokens out."""
+    if not 1 <= stride <= context:
+        raise ConfigError(f"stride={stride} is out of range; it must be in 1..context={context}")
+
+
+class EvalWindows(Dataset):
+    """Windows over a whole split in which every token but the first is scored exactly once.
+
+    A window has `context` inputs and starts `stride` after the one before; targets that an
+    earlier window scored are -100. The last window is moved back so that it is full; a split of
+    at most `context` tokens makes one shorter window.
+    """
+
+    def __init__(self, tokens: np.ndarray, *, context: int, stride: int) -> None:
+        if len(tokens) < 2:
+            raise DataError(
+                f"a split of {len(tokens)} tokens cannot be scored; it needs at least 2"
+            )
+        check_stride(context, stride)
+        self.tokens, self.stride = tokens, stride
+        self.tokens_scored = len(tokens) - 1
+        self.length = min(context, self.tokens_scored)
+
+    def __len__(self) -> int:
+        return 1 - (self.length - self.tokens_scored) // self.stride
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        """Window i: idx [T] and targets [T], int64."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        end = min(self.length + i * self.stride, self.tokens_scored)
+        scored = 0 if i == 0 else self.length + (i - 1) * self.stride
+        start = end - self.length
+        window = torch.from_numpy(self.tokens[start : end + 1].astype(np.int64))
+        targets = window[1:].clone()
+        targets[: max(0, scored - start)] = IGNORED
+        return {"idx": window[:-1].clone(), "targets": targets}

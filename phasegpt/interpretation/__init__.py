@@ -1,0 +1,1 @@
+"""What the oscillators of one trained model do, and what they are worth."""

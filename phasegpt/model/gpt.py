@@ -1,0 +1,222 @@
+"""GPT-2 with a swappable attention in every block.
+
+Parameter names and initialisation are GPT-2's. Shapes: B batch, T time, D model width, V words,
+H heads, N oscillators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from phasegpt.attention import Attention, AttentionOutput, Phase, ReturnPhase, build
+from phasegpt.attention._cache import Cache, LayerCache
+from phasegpt.attention._oscillators import Oscillators
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.randomness import keyed_generator
+from phasegpt.model import gpt2_weights
+from phasegpt.model.config import GPTConfig
+from phasegpt.phase.steering import NoiseKey, Perturbation
+
+
+class GPTOutput(NamedTuple):
+    """logits[B,T,V], and by layer index the phases of every phase layer if asked."""
+
+    logits: Tensor
+    phase: dict[int, Phase]
+
+
+class MLP(nn.Module):
+    """Two linear maps around GELU (tanh form, as GPT-2 has it)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        """Width 4 D inside."""
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B,T,D] -> [B,T,D]."""
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x_BTD), approximate="tanh")))
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: GPTConfig, layer: int) -> None:
+        """Softmax attention unless `layer` is one of config.attention_layers."""
+        super().__init__()
+        special = layer in config.attention_layers
+        name = config.attention if special else "softmax"
+        options = config.attention_options if special else {}
+        eps = config.layer_norm_epsilon
+        self.ln_1 = nn.LayerNorm(config.n_embd, eps=eps, bias=config.bias)
+        self.attn: Attention = build(name, config, options, layer)
+        self.ln_2 = nn.LayerNorm(config.n_embd, eps=eps, bias=config.bias)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        cache: LayerCache | None,
+        perturbation: Perturbation | None,
+        return_phase: ReturnPhase,
+    ) -> AttentionOutput:
+        """The block's output as `y`, with its attention's phases."""
+        mixed = self.attn(
+            self.ln_1(x_BTD), cache=cache, perturbation=perturbation, return_phase=return_phase
+        )
+        x_BTD = x_BTD + mixed.y
+        return AttentionOutput(x_BTD + self.mlp(self.ln_2(x_BTD)), mixed.phase)
+
+
+class GPT(nn.Module):
+    """Decoder-only language model; `config` is flat and frozen.
+
+    `tokenizer` is set on models that were loaded from a checkpoint.
+
+    Parameters are drawn from streams keyed by (seed, parameter name), so two models that differ
+    in one layer's mechanism share every other initial weight. Without `seed`, one is taken from
+    torch's global generator.
+    """
+
+    tokenizer: Any = None
+
+    def __init__(self, config: GPTConfig, seed: int | None = None) -> None:
+        """Build on the CPU and initialise."""
+        super().__init__()
+        self.config = config
+        parts: dict[str, nn.Module] = {"wte": nn.Embedding(config.vocab_size, config.n_embd)}
+        if config.positions == "learned":
+            parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
+        parts["drop"] = nn.Dropout(config.dropout)
+        parts["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        eps = config.layer_norm_epsilon
+        parts["ln_f"] = nn.LayerNorm(config.n_embd, eps=eps, bias=config.bias)
+        self.transformer = nn.ModuleDict(parts)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head.weight = parts["wte"].weight  # type: ignore[assignment]
+        self.reset_parameters(int(torch.randint(2**31, ()).item()) if seed is None else seed)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in order."""
+        return cast(list[Block], list(cast(nn.ModuleList, self.transformer["h"])))
+
+    @property
+    def leaky(self) -> bool:
+        """True if some layer sees the future."""
+        return any(block.attn.leaky for block in self.blocks)
+
+    @property
+    def oscillators(self) -> dict[int, Oscillators]:
+        """Those of every layer that has some, by layer."""
+        return {
+            layer: module
+            for layer, block in enumerate(self.blocks)
+            for module in block.attn.modules()
+            if isinstance(module, Oscillators)
+        }
+
+    def reset_parameters(self, seed: int) -> None:
+        """GPT-2's rule: N(0, 0.02), residual projections over sqrt(2 n_layer), biases 0.
+
+        Oscillator parameters then follow their own layer's rule.
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)) and name != "lm_head":
+                scale = (2 * self.config.n_layer) ** -0.5 if name.endswith("c_proj") else 1.0
+                generator = keyed_generator("init", seed, f"{name}.weight")
+                nn.init.normal_(module.weight, std=0.02 * scale, generator=generator)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for layer, block in enumerate(self.blocks):
+            block.attn.reset_oscillators(partial(keyed_generator, "init", seed, f"h.{layer}"))
+
+    def num_parameters(self, *, non_embedding: bool = True) -> int:
+        """Trainable numbers; the tied head counts once, embeddings only if asked."""
+        total = sum(p.numel() for p in self.parameters())
+        if non_embedding:
+            total -= sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
+        return total
+
+    def forward(
+        self,
+        idx_BT: Tensor,
+        *,
+        cache: Cache | None = None,
+        perturbations: Mapping[int, Perturbation] | None = None,
+        return_phase: ReturnPhase = False,
+    ) -> GPTOutput:
+        """Predict the next token at every position.
+
+        idx_BT: token ids. `cache` (see new_cache) holds the tokens before and is extended; when
+        it is split, the logits are those of its 2B rows.
+        `perturbations` by layer come from draw_perturbations, in training; for `return_phase`
+        see phasegpt.attention.ReturnPhase. Raises ConfigError when the tokens do not fit into
+        block_size.
+        """
+        start = cache.length if cache is not None else 0
+        T = idx_BT.shape[1]
+        if start + T > self.config.block_size:
+            raise ConfigError(
+                f"cannot attend to {start + T} tokens: model.block_size is "
+                f"{self.config.block_size}; pass fewer tokens"
+            )
+        x_BTD = self.transformer["wte"](idx_BT)
+        if "wpe" in self.transformer:
+            position = torch.arange(start, start + T, device=idx_BT.device)
+            x_BTD = x_BTD + self.transformer["wpe"](position)
+        x_BTD = self.transformer["drop"](x_BTD)
+        recompute = self.config.activation_checkpointing and self.training and cache is None
+        phases: dict[int, Phase] = {}
+        for layer, block in enumerate(self.blocks):
+            perturbation = None if perturbations is None else perturbations.get(layer)
+            if recompute:
+                x_BTD, phase = checkpoint(
+                    block, x_BTD, None, perturbation, return_phase, use_reentrant=False
+                )
+            else:
+                layer_cache = None if cache is None else cache.layers[layer]
+                x_BTD = x_BTD if cache is None else cache.expand(layer, x_BTD)
+                x_BTD, phase = block(x_BTD, layer_cache, perturbation, return_phase)
+            if phase is not None:
+                phases[layer] = phase
+        return GPTOutput(self.lm_head(self.transformer["ln_f"](x_BTD)), phases)
+
+    def new_cache(self) -> Cache:
+        """An empty decode cache; ConfigError for a model that sees the future."""
+        if self.leaky:
+            raise ConfigError(
+                "this model sees the future (attention.as_coded=true), so it cannot decode with "
+                "a cache"
+            )
+        return Cache(self.config.n_layer)
+
+    def draw_perturbations(self, key: NoiseKey, time: int) -> dict[int, Perturbation]:
+        """Training noise of every layer that has some; a pure function of the key."""
+        device = self.lm_head.weight.device
+        drawn = {
+            layer: block.attn.draw_perturbation(key, time, device)
+            for layer, block in enumerate(self.blocks)
+        }
+        return {layer: p for layer, p in drawn.items() if p is not None}
+
+    @classmethod
+    def from_hf(cls, name_or_folder: str | Path) -> GPT:
+        """GPT-2's published weights: a folder with config.json and model.safetensors, or a hub id.
+
+        Reads the files itself, without transformers. Raises CheckpointError.
+        """
+        folder = gpt2_weights.find(name_or_folder)
+        model = cls(gpt2_weights.config(folder), seed=0)
+        gpt2_weights.fill(model, folder)
+        return model

@@ -1,0 +1,179 @@
+"""How well a model predicts a text: one definition of loss, for validation and for evaluation.
+
+Shapes: B batch, T time, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.eval_mode import inference
+from phasegpt.data.corpus import Corpus
+from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
+from phasegpt.model.gpt import GPT
+
+#: What one token is, by the tokenizer's name.
+UNITS = {"char": "character", "byte": "byte", "gpt2": "BPE token"}
+
+
+def nats(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Summed cross-entropy of the scored targets in nats (float64), and their number (int64).
+
+    Targets of IGNORED are not scored. The sum is taken in float64. Differentiable.
+    """
+    return token_nats(logits_BTV, targets_BT).double().sum(), (targets_BT != IGNORED).sum()
+
+
+def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """Cross-entropy of every target in nats, [B,T], in float32 at least; 0 where IGNORED."""
+    logits = logits_BTV.to(torch.promote_types(logits_BTV.dtype, torch.float32)).flatten(0, -2)
+    losses = F.cross_entropy(logits, targets_BT.flatten(), ignore_index=IGNORED, reduction="none")
+    return losses.view(targets_BT.shape)
+
+
+def perplexity(total_nats: float, units: float) -> float:
+    """exp(nats / units), at most e^709, where floats end: records stay finite."""
+    return math.exp(min(total_nats / units, 709.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """What a model scored on a split: totals, and the usual ratios of them.
+
+    Every token but the first of the split is scored once, in windows of `context` tokens that
+    advance by `stride`. `floor_nats` is -log p of the text under the source that wrote it, where
+    that is known: a causal model beats it by x nats with probability below e^-x.
+    """
+
+    nats: float
+    tokens: int
+    bytes: int  # UTF-8 bytes of the scored tokens
+    words: int | None  # between white space; None if the split has none
+    context: int
+    stride: int
+    floor_nats: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / self.tokens
+
+    @property
+    def ppl(self) -> float:
+        """Perplexity per token, exp(loss)."""
+        return perplexity(self.nats, self.tokens)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """nats / (ln 2 bytes): compares across tokenizers."""
+        return self.nats / math.log(2) / self.bytes
+
+    @property
+    def word_ppl(self) -> float | None:
+        """exp(nats / words), None where words are not defined."""
+        return perplexity(self.nats, self.words) if self.words else None
+
+    @property
+    def floor_loss(self) -> float | None:
+        """The source's nats per token."""
+        return None if self.floor_nats is None else self.floor_nats / self.tokens
+
+    @property
+    def floor_ppl(self) -> float | None:
+        """The source's perplexity per token."""
+        return None if self.floor_nats is None else perplexity(self.floor_nats, self.tokens)
+
+
+def score(
+    model: GPT,
+    corpus: Corpus,
+    split: str,
+    *,
+    context: int,
+    stride: int,
+    batch_size: int,
+    device: torch.device | str | None = None,
+    progress: bool = False,
+) -> Score:
+    """Score a split; the same numbers every time.
+
+    The model is moved to `device` (None: where it is), runs in eval mode without gradients, and
+    gets its modes back. `progress` shows a bar on a terminal. Raises ConfigError for a split
+    that does not exist, a context beyond the model's block_size, a stride beyond the context.
+    """
+    check_windows(model, context=context, stride=stride)
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size} must be >= 1")
+    tokens_T = corpus.split(split)
+    windows = EvalWindows(tokens_T, context=context, stride=stride)
+    if device is not None:
+        model.to(device)
+    device = next(model.parameters()).device
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    scored = torch.zeros((), dtype=torch.int64, device=device)
+    for logits_BTV, targets_BT in _predictions(model, windows, batch_size, progress):
+        batch_nats, batch_tokens = nats(logits_BTV, targets_BT)
+        total, scored = total + batch_nats, scored + batch_tokens
+    meta = corpus.meta["splits"][split]
+    return Score(
+        nats=total.item(),
+        tokens=int(scored),
+        bytes=byte_length(corpus, tokens_T[1:]),
+        words=meta["words"] or None,
+        context=context,
+        stride=stride,
+        floor_nats=meta["floor_nats"],
+    )
+
+
+def losses(model: GPT, tokens_T: np.ndarray, *, context: int, batch_size: int = 16) -> Tensor:
+    """Nats of every token but the first, [T-1], as `score` counts them with stride = context."""
+    check_windows(model, context=context, stride=context)
+    windows = EvalWindows(tokens_T, context=context, stride=context)
+    found = [
+        token_nats(logits_BTV, targets_BT)[targets_BT != IGNORED].cpu()
+        for logits_BTV, targets_BT in _predictions(model, windows, batch_size, True)
+    ]
+    return torch.cat(found)
+
+
+def _predictions(
+    model: GPT, windows: EvalWindows, batch_size: int, progress: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits and targets of the windows, batch by batch, in evaluation mode."""
+    device = next(model.parameters()).device
+    count = len(windows)
+    batches = range(0, count, batch_size)
+    for first in tqdm(batches, disable=None if progress else True, leave=False, unit="batch"):
+        rows = [windows[i] for i in range(first, min(first + batch_size, count))]
+        idx_BT = torch.stack([row["idx"] for row in rows]).to(device)
+        targets_BT = torch.stack([row["targets"] for row in rows]).to(device)
+        with inference(model):
+            logits_BTV = model(idx_BT).logits
+        yield logits_BTV, targets_BT
+
+
+def check_windows(model: GPT, *, context: int, stride: int) -> None:
+    """Raise ConfigError for windows that `model` cannot score."""
+    if not 1 <= context <= model.config.block_size:
+        raise ConfigError(
+            f"context={context} is out of range; the model attends to 1..{model.config.block_size}"
+            f" tokens (its block_size)"
+        )
+    check_stride(context, stride)
+
+
+def byte_length(corpus: Corpus, tokens_T: np.ndarray) -> int:
+    """UTF-8 bytes of tokens."""
+    ids, counts = np.unique(tokens_T, return_counts=True)
+    token_bytes = corpus.tokenizer.token_bytes
+    return sum(len(token_bytes(int(token))) * int(n) for token, n in zip(ids, counts, strict=True))

@@ -1,0 +1,1 @@
+"""One run and many: configuration, Lightning module, callbacks, run folder, sweeps."""

@@ -1,0 +1,129 @@
+"""A run's Lightning Trainer, module, data and callbacks, put together from its configuration."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+
+from phasegpt.data.corpus import Corpus
+from phasegpt.training import callbacks as cb
+from phasegpt.training.checkpointing import Saver, VerifiedIO
+from phasegpt.training.collapse_guard import CollapseGuard
+from phasegpt.training.config import RunConfig
+from phasegpt.training.datamodule import DataModule
+from phasegpt.training.lit import LitGPT
+from phasegpt.training.loggers import MetricsCSV, extra_loggers
+from phasegpt.training.phase_monitor import PhaseMonitor
+from phasegpt.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from phasegpt.training.multiprocess import Rank
+
+# torch.compile takes about a minute; shorter runs than this many steps would not earn it back.
+_COMPILE_FROM_STEPS = 3000
+
+
+class Assembled(NamedTuple):
+    """Everything `trainer.fit` needs, and what is worth knowing about it."""
+
+    trainer: pl.Trainer
+    lit: LitGPT
+    data: DataModule
+    saver: Saver
+    guard: CollapseGuard | None
+    cuda: bool
+    tokens_per_step: int
+    flops_per_token: float  # forward and backward: 6 P + 12 L T D
+
+    def fit(self, resume_point: Path | None) -> None:
+        """Train, from a checkpoint or from step 0."""
+        self.trainer.fit(self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True)
+
+
+def assemble(
+    run: RunConfig,
+    folder: RunFolder,
+    corpus: Corpus,
+    *,
+    gpu: int = 0,
+    rank: Rank | None = None,
+) -> Assembled:
+    """Seed, and build model, data, callbacks, loggers and Trainer for `run` in `folder`.
+
+    `rank` is this process among several (see multiprocess); all compute, and the first one
+    alone logs, monitors and shows. A single process takes GPU number `gpu`.
+    """
+    first = rank is None or rank.number == 0
+    for name in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    # Dropout differs between ranks; the model and the noise have seeds of their own.
+    pl.seed_everything(run.seed + (0 if rank is None else rank.number), verbose=False)
+    t = run.trainer
+    cuda = t.accelerator != "cpu" and torch.cuda.is_available()
+    lit = LitGPT(run.to_dict(), corpus.tokenizer.state(), corpus.tokenizer.vocab_size)
+    model = lit.model
+    data = DataModule(
+        corpus,
+        run.data,
+        block_size=model.config.block_size,
+        seed=run.seed,
+        total_batches=t.max_steps * t.accumulate_grad_batches,
+    )
+    if run.compile is True or (
+        run.compile == "auto" and cuda and t.max_steps >= _COMPILE_FROM_STEPS
+    ):
+        model.compile()
+
+    attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
+    flops_per_token = 6 * model.num_parameters() + attention
+    csv = MetricsCSV(folder.path / "metrics.csv")
+    saver = Saver(folder, run.callbacks.checkpoint.every_n_train_steps)
+    metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
+    callbacks: list[pl.Callback] = [metrics, cb.RngState(), saver]
+    if first and run.callbacks.phase_monitor.every_n_steps is not None:
+        # Before the metrics, whose clock starts again when a validation is over.
+        callbacks.insert(0, PhaseMonitor(run.callbacks.phase_monitor, folder.path))
+    if run.callbacks.early_stopping.patience is not None:
+        callbacks.append(cb.EarlyStopping(run.callbacks.early_stopping))
+    guard = None
+    if run.callbacks.collapse_guard.action is not None:
+        guard = CollapseGuard(run.callbacks.collapse_guard, metrics, saver)
+        callbacks.append(guard)
+    if first and run.callbacks.progress_bar:
+        callbacks.append(cb.Progress(metrics, t.max_steps))
+    trainer = pl.Trainer(
+        default_root_dir=folder.path,
+        accelerator="cuda" if cuda else "cpu",
+        devices=[gpu % torch.cuda.device_count()] if cuda and rank is None else t.devices,
+        strategy="auto" if rank is None else "ddp",
+        precision=_precision(run, cuda),
+        max_steps=t.max_steps,
+        max_epochs=-1,
+        accumulate_grad_batches=t.accumulate_grad_batches,
+        gradient_clip_val=t.gradient_clip_val,
+        val_check_interval=t.val_check_interval * t.accumulate_grad_batches,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        deterministic=t.deterministic,
+        logger=[csv, *extra_loggers(run, folder)] if first else False,
+        callbacks=callbacks,
+        plugins=[VerifiedIO()] if rank is None else [VerifiedIO(), rank],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
+    tokens_per_step *= t.devices
+    return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops_per_token)
+
+
+def _precision(run: RunConfig, cuda: bool) -> Any:
+    if run.trainer.precision == "auto":
+        return "bf16-mixed" if cuda else "32-true"
+    return run.trainer.precision

@@ -1,0 +1,204 @@
+"""Callbacks: metrics, random state, early stopping, progress.
+
+A step here is an optimizer step; hooks that run per micro-batch act only when one is complete.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
+from tqdm import tqdm
+
+from phasegpt.training.callback_config import EarlyStoppingConfig
+from phasegpt.training.checkpointing import step_done
+
+# Dense bf16 tensor-core peak, FLOP/s, by a part of the device's name.
+_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+class Metrics(Callback):
+    """Averages what training_step returns over a step, and logs it every few steps in one call."""
+
+    def __init__(self, every: int, flops_per_token: float) -> None:
+        """Log when the step is a multiple of `every`; the FLOPs serve perf/mfu."""
+        self.every, self.flops_per_token = every, flops_per_token
+        self.latest: dict[str, float] = {}
+        self._sums: dict[Any, torch.Tensor] = {}
+        self._mark, self._tokens = time.perf_counter(), 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add a micro-batch; at a complete step, log and start over."""
+        self._tokens += batch["idx"].numel() * trainer.world_size
+        done = step_done(trainer, batch_idx)
+        due = done and (trainer.global_step % self.every == 0 or trainer.global_step == 1)
+        # Only the micro-batches of a step that will be logged need their sums.
+        accumulation = trainer.accumulate_grad_batches
+        current = batch_idx // accumulation + 1
+        if due or (current % self.every == 0 or current == 1):
+            self._add("loss", outputs["nll"])
+            if outputs["penalty"] is not None:
+                self._add("penalty", outputs["penalty"])
+            for layer, R_H in outputs["R"].items():
+                self._add(layer, R_H)
+        if due:
+            self._log(trainer, pl_module, accumulation, outputs["lambda"])
+        if done:
+            self._sums = {}
+
+    def _add(self, key: Any, value: torch.Tensor) -> None:
+        self._sums[key] = self._sums[key] + value if key in self._sums else value
+
+    def _log(
+        self, trainer: pl.Trainer, pl_module: Any, accumulation: int, penalty_weight: float
+    ) -> None:
+        reduce = trainer.strategy.reduce
+        mean = {k: reduce(v / accumulation, reduce_op="mean") for k, v in self._sums.items()}
+        metrics = {
+            "train/loss": mean.pop("loss").item(),
+            "train/grad_norm": pl_module.grad_norm.item(),
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        if "penalty" in mean:
+            metrics["reg/coherence"] = mean.pop("penalty").item()
+            metrics["reg/lambda"] = penalty_weight
+        for layer, R_H in mean.items():
+            metrics[f"phase/R/layer{layer}/mean"] = R_H.mean().item()
+            for head, R in enumerate(R_H.tolist()):
+                metrics[f"phase/R/layer{layer}/head{head}"] = R
+        if mean:
+            layers = [metrics[f"phase/R/layer{layer}/mean"] for layer in mean]
+            metrics["phase/R/final"] = sum(layers) / len(layers)
+        seconds = time.perf_counter() - self._mark
+        if self._tokens and seconds > 0:
+            metrics |= self._speed(self._tokens / seconds, pl_module.device, trainer.world_size)
+        self.restart_clock()
+        self.send(trainer, metrics)
+
+    def _speed(self, tokens_per_s: float, device: torch.device, devices: int) -> dict[str, float]:
+        speed = {"perf/tokens_per_s": tokens_per_s}
+        if device.type == "cuda":
+            name = torch.cuda.get_device_name(device)
+            for part, peak in _PEAK_FLOPS.items():
+                if part in name:
+                    speed["perf/mfu"] = tokens_per_s * self.flops_per_token / (peak * devices)
+        return speed
+
+    def restart_clock(self) -> None:
+        """Leave what happened since the last log (a validation, a save) out of the speed."""
+        self._mark, self._tokens = time.perf_counter(), 0
+
+    def send(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """Give metrics to every logger under the optimizer step."""
+        self.latest |= metrics
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Log val/*."""
+        self.send(trainer, pl_module.validation)
+        self.restart_clock()
+
+
+class RngState(Callback):
+    """Carries torch's random state (dropout) through a checkpoint, that of every process."""
+
+    def __init__(self) -> None:
+        """Nothing to restore yet."""
+        self._loaded: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the CPU generator and of every GPU's; of other processes under `ranks`."""
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        state = {"cpu": torch.get_rng_state(), "cuda": cuda}
+        if not torch.distributed.is_initialized():
+            return state
+        ranks: list[Any] = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(ranks, state)
+        return {**state, "ranks": ranks}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep it until training starts: set-up in between may draw numbers."""
+        self._loaded = state_dict
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Restore it."""
+        if self._loaded is not None:
+            if "ranks" in self._loaded:
+                self._loaded = self._loaded["ranks"][trainer.global_rank]
+            torch.set_rng_state(self._loaded["cpu"].cpu())
+            if torch.cuda.is_available() and self._loaded["cuda"]:
+                torch.cuda.set_rng_state_all(self._loaded["cuda"])
+
+
+class EarlyStopping(LightningEarlyStopping):
+    """Lightning's, on val/ppl; a run resumed after it had stopped stays stopped."""
+
+    def __init__(self, config: EarlyStoppingConfig) -> None:
+        """Count validations without an improvement of `min_delta`."""
+        assert config.patience is not None
+        super().__init__(
+            monitor="val/ppl",
+            mode="min",
+            patience=config.patience,
+            min_delta=config.min_delta,
+            check_on_train_epoch_end=False,
+            check_finite=False,
+        )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stop again if the patience was already used up."""
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class Progress(Callback):
+    """A bar with loss, R and tokens per second; plain lines where there is no terminal."""
+
+    def __init__(self, metrics: Metrics, max_steps: int) -> None:
+        """Show what `metrics` logged last."""
+        self.metrics, self.max_steps = metrics, max_steps
+        self._bar: tqdm | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Open the bar."""
+        if sys.stderr.isatty():
+            self._bar = tqdm(total=self.max_steps, initial=trainer.global_step, unit="step")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Advance; refresh the numbers when they are new."""
+        step = trainer.global_step
+        if not step_done(trainer, batch_idx):
+            return
+        if self._bar is not None:
+            self._bar.set_postfix_str(self._text(), refresh=False)
+            self._bar.update(step - self._bar.n)
+        elif step % max(1, self.max_steps // 20) == 0:
+            sys.stderr.write(f"step {step}/{self.max_steps} {self._text()}\n")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Show the perplexity."""
+        ppl = pl_module.validation["val/ppl"]
+        line = f"step {trainer.global_step}/{self.max_steps} validation perplexity {ppl:.4g}"
+        tqdm.write(line, file=sys.stderr)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _text(self) -> str:
+        shown = {"train/loss": "loss {:.3f}", "phase/R/final": "R {:.3f}"}
+        shown["perf/tokens_per_s"] = "{:,.0f} tokens/s"
+        found = self.metrics.latest
+        return " ".join(form.format(found[name]) for name, form in shown.items() if name in found)

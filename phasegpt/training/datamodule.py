@@ -1,0 +1,117 @@
+"""The loaders of one run over a tokenised corpus, resumable at any batch."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sized
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from phasegpt.data.config import DataConfig
+from phasegpt.data.corpus import Corpus
+from phasegpt.data.windows import EvalWindows, TrainBatches
+
+
+class _Steps(Sampler, Sized):
+    """Batch numbers from `start` on; Lightning counts the length, which is the whole run's."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total = start, total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+    def __len__(self) -> int:
+        return self.total
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """A signal to the whole process group must not kill workers while the parent finishes."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+class _ResumableLoader(DataLoader):
+    """Tells Lightning that this loader may be resumed; DataModule keeps the position itself."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+class DataModule(pl.LightningDataModule):
+    """Loaders for one run of `total_batches` micro-batches per process, seen as a single epoch.
+
+    A resumed run goes on with the first batch that no optimizer step has used. The loaders have
+    generators of their own and leave the global ones alone. Trainers with several processes need
+    `use_distributed_sampler=False`: each rank takes its part of a batch here, and validates on
+    the whole split.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: DataConfig,
+        *,
+        block_size: int,
+        seed: int,
+        total_batches: int,
+    ) -> None:
+        super().__init__()
+        self.corpus, self.config = corpus, config
+        self.block_size, self.seed, self.total_batches = block_size, seed, total_batches
+        self.consumed = 0
+        self.val_windows = EvalWindows(corpus.split("val"), context=block_size, stride=block_size)
+        self._train_batches()  # a corpus that is too short fails here, not after a set-up
+
+    def _train_batches(self) -> TrainBatches:
+        return TrainBatches(
+            self.corpus.split("train"),
+            block_size=self.block_size,
+            batch_size=self.config.batch_size,
+            seed=self.seed,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+
+    def _loader_options(self) -> dict[str, Any]:
+        device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
+        return {
+            "generator": torch.Generator().manual_seed(self.seed),
+            "pin_memory": device == "cuda",
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches `consumed`, `consumed` + 1, ... of TrainBatches."""
+        workers = self.config.num_workers
+        return _ResumableLoader(
+            self._train_batches(),
+            batch_size=None,
+            sampler=_Steps(self.consumed, self.total_batches),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            worker_init_fn=_leave_signals_to_the_parent,
+            **self._loader_options(),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """The whole validation split, in windows of block_size that do not overlap."""
+        return DataLoader(
+            self.val_windows, batch_size=self.config.batch_size, **self._loader_options()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: how many micro-batches the finished optimizer steps have used."""
+        if self.trainer is None:
+            return {"consumed": self.consumed}
+        return {"consumed": self.trainer.global_step * self.trainer.accumulate_grad_batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the batches that the checkpoint has used."""
+        self.consumed = int(state_dict["consumed"])

@@ -1,0 +1,204 @@
+"""LitGPT: the training step, validation and optimizer of a GPT, as a LightningModule.
+
+What a step measures is returned from it (`nll`, `penalty`, `R`, phases), for callbacks to average
+and log.
+
+Shapes: B batch, T time, H heads, N oscillators, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from phasegpt.attention import Phase
+from phasegpt.core.errors import Collapsed
+from phasegpt.model.gpt import GPT
+from phasegpt.model.scoring import byte_length, nats, perplexity
+from phasegpt.phase.steering import NoiseKey, PenaltyWeight, coherence, coherence_regularizer
+from phasegpt.training.checkpointing import step_done
+from phasegpt.training.config import RunConfig
+from phasegpt.training.optim import adamw, schedule
+
+
+class LitGPT(pl.LightningModule):
+    """A GPT and how it is trained. `config` and `tokenizer` are plain and go into checkpoints."""
+
+    def __init__(self, config: dict[str, Any], tokenizer: dict[str, Any], vocab_size: int) -> None:
+        """Build the model of `config` (a RunConfig's dict) for `vocab_size` tokens."""
+        super().__init__()
+        self.save_hyperparameters()
+        self.run = RunConfig.parse(config)
+        self.model = GPT(self.run.gpt(vocab_size), seed=self.run.seed)
+        r = self.run.regularizer
+        self.penalty_weight = PenaltyWeight(
+            r.schedule, weight=r.weight, target=r.target, warmup_steps=r.warmup_steps
+        )
+        self._order: list[Tensor] = []  # R of each micro-batch, for an adaptive weight
+        self.grad_norm: Tensor | None = None
+        self.validation: dict[str, float] = {}
+
+    def forward(self, idx_BT: Tensor) -> Tensor:
+        """Logits [B,T,V]."""
+        return self.model(idx_BT).logits
+
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict[str, Tensor]:
+        """Move all but `sample`: it keys noise, and reading it back would wait for the GPU."""
+        moved = {name: value for name, value in batch.items() if name != "sample"}
+        return batch | super().transfer_batch_to_device(moved, device, dataloader_idx)
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Loss of one micro-batch: cross-entropy plus the coherence penalty, and what to log."""
+        self._last_idx_BT = batch["idx"]
+        r = self.run.regularizer
+        out = self.model(
+            batch["idx"],
+            perturbations=self.model.draw_perturbations(
+                NoiseKey(self.run.seed, self.global_step, tuple(batch["sample"].tolist())),
+                batch["idx"].shape[1],
+            ),
+            return_phase="coupling" if r.mode != "none" and r.through == "coupling" else True,
+        )
+        total, count = nats(out.logits, batch["targets"])
+        nll = total / count
+        weight = self.penalty_weight.at(self.global_step)
+        penalty = self._penalty(out.phase, weight)
+        loss = nll if penalty is None else nll + penalty
+        R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
+        return {"loss": loss, "nll": nll, "penalty": penalty, "lambda": weight, "R": R_H}
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """Add the batch's summed nats and number of scored tokens; return its phases."""
+        out = self.model(batch["idx"], return_phase=True)
+        total, count = nats(out.logits, batch["targets"])
+        self._val_nats += total.double()
+        self._val_tokens += count
+        return {"phase": out.phase}
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums of a validation."""
+        self._val_nats = torch.zeros((), dtype=torch.float64, device=self.device)
+        self._val_tokens = torch.zeros((), dtype=torch.int64, device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """`val/loss` (nats per token), `val/ppl` and `val/bpb` of the whole split."""
+        sums = self._val_nats.item(), self._val_tokens.item()
+        # Every process scores the whole split; what follows from it must be the same on all.
+        total, tokens = self.trainer.strategy.broadcast(sums)
+        if not math.isfinite(total):
+            raise Collapsed(self._diagnosis())
+        corpus = self.trainer.datamodule.corpus  # type: ignore[attr-defined]
+        bits = total / math.log(2) / byte_length(corpus, corpus.split("val")[1:])
+        self.validation = {
+            "val/loss": total / tokens,
+            "val/ppl": perplexity(total, tokens),
+            "val/bpb": bits,
+        }
+        self.log_dict(self.validation, logger=False)  # float32, for callbacks that monitor
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, and the schedule per optimizer step."""
+        optimizer = adamw(self.model, self.run.optimizer)
+        factor = schedule(self.run.optimizer, self.run.trainer.max_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Adapt lambda, once per optimizer step and before anything is saved."""
+        if self._order:
+            order = torch.stack(self._order).mean()
+            self.penalty_weight.update(self.trainer.strategy.reduce(order, reduce_op="mean").item())
+            self._order = []
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep an adaptive lambda; other schedules have no state."""
+        if self.run.regularizer.schedule == "adaptive":
+            checkpoint["regularizer"] = self.penalty_weight.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with it."""
+        if self.run.regularizer.schedule == "adaptive":
+            self.penalty_weight.load_state_dict(checkpoint["regularizer"])
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the global norm and remember it; a norm that is not finite ends the run."""
+        limit = math.inf if gradient_clip_val is None else gradient_clip_val
+        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        if not torch.isfinite(self.grad_norm):
+            raise Collapsed(self._diagnosis())
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Free the gradients of a finished step, and ask for a validation at the last one."""
+        if step_done(self.trainer, batch_idx):
+            self.optimizers(use_pl_optimizer=False).zero_grad()  # type: ignore[union-attr]
+        if self.global_step >= self.run.trainer.max_steps:
+            self.trainer.should_stop = True
+
+    def _penalty(self, phases: dict[int, Phase], weight: float) -> Tensor | None:
+        """The regularizer summed over phase layers, or None when it is off."""
+        r = self.run.regularizer
+        if r.mode == "none" or not phases:
+            return None
+        terms, order = [], []
+        for layer, (theta, _) in phases.items():
+            axis = self.model.blocks[layer].attn.coupled_axis if r.axis == "coupled" else r.axis
+            terms.append(
+                coherence_regularizer(
+                    theta, target=r.target, weight=weight, mode=r.mode, width=r.width, axis=axis
+                )
+            )
+            if r.schedule == "adaptive":
+                order.append(coherence(theta.detach(), axis).mean())
+        if order:
+            self._order.append(torch.stack(order).mean())
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def _diagnosis(self) -> str:
+        """Where the numbers stopped being finite: step, layer and R."""
+        broken: list[int] = []
+        hooks = [
+            block.register_forward_hook(
+                lambda _module, _args, out, layer=layer: (
+                    None if torch.isfinite(out.y).all() else broken.append(layer)
+                )
+            )
+            for layer, block in enumerate(self.model.blocks)
+        ]
+        with torch.random.fork_rng(devices=[]):
+            out = self.model(self._last_idx_BT, return_phase=True)
+        for hook in hooks:
+            hook.remove()
+        where = f"layer {broken[0]} in the forward pass" if broken else self._broken_gradient()
+        order = ", ".join(f"layer {k}: {p.R.mean():.3f}" for k, p in out.phase.items())
+        return (
+            f"step {self.global_step}: the loss or its gradient is not finite, first in {where}; "
+            f"R is {order or 'not defined (no phase layer)'}. Lower optimizer.lr or "
+            f"attention.coupling"
+        )
+
+    def _broken_gradient(self) -> str:
+        """The parameter nearest the loss whose gradient is not finite."""
+        for name, p in reversed(list(self.model.named_parameters())):
+            if p.grad is not None and not torch.isfinite(p.grad).all():
+                return f"the gradient of {name}"
+        return "the gradient norm"
+
+
+def _per_head(phase: Phase) -> Tensor:
+    """R averaged over everything but heads, [H]."""
+    return phase.R.detach().transpose(0, 2).flatten(1).mean(1)

@@ -1,0 +1,257 @@
+"""Where metrics go: metrics.csv, and beside it Weights & Biases or TensorBoard.
+
+Those two show the same scalars under the optimizer step, histograms, pictures and the closing
+sample. Nothing here needs an account or a network unless `logger=wandb` is online.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from phasegpt.core.files import write_atomic
+from phasegpt.training.config import RunConfig
+from phasegpt.training.run_folder import RunFolder, read_metrics
+from phasegpt.training.wandb_dashboard import STEP, SUMMARY
+
+
+class MetricsCSV(Logger):
+    """metrics.csv: one row per optimizer step that logged anything, `step` first.
+
+    Values of one step share a row; a new metric adds a column. Floats are written exactly.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Write to `path`, after what it already holds."""
+        super().__init__()
+        self.path = path
+        self._pending: tuple[int, dict[str, float]] | None = None
+        self._columns = ["step"]
+        if path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                self._columns = next(csv.reader(file), ["step"])
+
+    @property
+    def name(self) -> str:
+        """Lightning asks for a name."""
+        return "metrics.csv"
+
+    @property
+    def version(self) -> int:
+        """Lightning asks for a version."""
+        return 0
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml holds them."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Add metrics to the row of `step`."""
+        assert step is not None
+        if self._pending and self._pending[0] != step:
+            self.save()
+        _, row = self._pending or (step, {})
+        self._pending = (step, row | {k: float(v) for k, v in metrics.items()})
+
+    def save(self) -> None:
+        """Write the open row."""
+        if self._pending is None:
+            return
+        step, row = self._pending
+        self._pending = None
+        new = [name for name in row if name not in self._columns]
+        if new or not self.path.is_file():
+            self._columns += new
+            self._rewrite(read_metrics(self.path))
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self._columns).writerow({"step": step} | _text(row))
+
+    def finalize(self, status: str) -> None:
+        """Write the open row."""
+        self.save()
+
+    def cut(self, step: int) -> None:
+        """Drop rows past `step`: they will be written again."""
+        self._pending = None
+        if self.path.is_file():
+            self._rewrite([row for row in read_metrics(self.path) if row["step"] <= step])
+
+    def _rewrite(self, rows: list[dict[str, float]]) -> None:
+        buffer = io.StringIO(newline="")
+        writer = csv.DictWriter(buffer, self._columns)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow(_text(row) | {"step": int(row["step"])})
+        write_atomic(self.path, buffer.getvalue().encode())
+
+
+class Wandb(WandbLogger):
+    """One W&B run per run folder: `wandb_id` in run.json, so that a resumed run goes on in it.
+
+    W&B's own step is the optimizer step. Rows that a resumed run repeats are dropped online, and
+    offline they lie in the second of two folders of the same run. W&B writes late: what a kill -9
+    leaves unwritten there is in metrics.csv.
+    """
+
+    def __init__(self, run: RunConfig, folder: RunFolder) -> None:
+        """Open nothing yet; draw an id unless the run has one."""
+        settings = run.logger
+        if "wandb_id" not in folder.record:
+            folder.update(wandb_id=secrets.token_hex(4), wandb_group=settings.group)
+        group = folder.record.get("wandb_group", settings.group)
+        super().__init__(
+            project=settings.project,
+            entity=settings.entity,
+            group=group,
+            name=f"{run.name}-{folder.path.name}" if group else run.name,
+            id=folder.record["wandb_id"],
+            resume="allow",
+            mode="offline" if settings.offline else None,
+            save_dir=folder.path,
+            config=run.to_dict(),
+        )
+        self._wandb_init.pop("anonymous", None)  # Lightning passes it, W&B warns of it
+        self._defined = False
+
+    @property
+    def experiment(self) -> Any:
+        """The wandb run, opened at first use."""
+        run = super().experiment
+        if not self._defined and hasattr(run, "define_metric"):
+            self._defined = True
+            for name, summary in SUMMARY.items():
+                run.define_metric(name, step_metric=STEP, summary=summary)
+        return run
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Nothing: the run was opened with its configuration."""
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add metrics to the row of `step`."""
+        self.experiment.log({**metrics, STEP: step}, step=step)
+
+    def histogram(self, name: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
+        """A histogram of counts between edges."""
+        import wandb
+
+        self.log_metrics({name: wandb.Histogram(np_histogram=(counts, edges))}, step)
+
+    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """An image, [height, width, 3] bytes."""
+        import wandb
+
+        self.log_metrics({name: wandb.Image(pixels)}, step)
+
+    def sample(self, prompt: str, text: str, step: int) -> None:
+        """A table with one generated text, beside the metrics of the last step."""
+        import wandb
+
+        table = wandb.Table(columns=["step", "prompt", "text"], data=[[step, prompt, text]])
+        self.log_metrics({"samples": table}, step)
+
+
+class TensorBoard(TensorBoardLogger):
+    """Event files in the run's folder `tensorboard`."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        """Write into `folder`."""
+        super().__init__(folder.path, name="", version="tensorboard")
+
+    def cut(self, step: int) -> None:
+        """Hide what lies past `step`: it will be written again."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        restart = SessionLog(status=SessionLog.START)
+        self.experiment._get_file_writer().add_event(Event(step=step + 1, session_log=restart))
+
+    def histogram(self, name: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
+        """A histogram of counts between edges."""
+        middle = (edges[1:] + edges[:-1]) / 2
+        self.experiment.add_histogram_raw(
+            name,
+            min=edges[0],
+            max=edges[-1],
+            num=counts.sum(),
+            sum=(counts * middle).sum(),
+            sum_squares=(counts * middle**2).sum(),
+            bucket_limits=edges[1:].tolist(),
+            bucket_counts=counts.tolist(),
+            global_step=step,
+        )
+
+    def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
+        """An image, [height, width, 3] bytes."""
+        self.experiment.add_image(name, pixels, step, dataformats="HWC")
+
+    def sample(self, prompt: str, text: str, step: int) -> None:
+        """One generated text, its line breaks kept."""
+        self.experiment.add_text("samples", f"    {prompt}{text}".replace("\n", "\n    "), step)
+        self.experiment.flush()
+
+
+def extra_loggers(run: RunConfig, folder: RunFolder) -> list[Wandb | TensorBoard]:
+    """The logger beside metrics.csv; its run goes on when ours does."""
+    if run.logger.name == "wandb":
+        return [Wandb(run, folder)]
+    if run.logger.name == "tensorboard":
+        return [TensorBoard(folder)]
+    return []
+
+
+def showing(loggers: list[Any]) -> list[Wandb | TensorBoard]:
+    """Those of the loggers that take pictures."""
+    return [logger for logger in loggers if isinstance(logger, Wandb | TensorBoard)]
+
+
+def finish(folder: RunFolder) -> None:
+    """Hand run.json to the open W&B run, if there is one, and close it.
+
+    The next job of a sweep then opens its own.
+    """
+    if "wandb_id" not in folder.record:
+        return
+    import wandb
+
+    if wandb.run is None:
+        return
+    ours = Path(wandb.run.dir) / "phasegpt"
+    ours.mkdir(exist_ok=True)
+    for name in ("config.yaml", "run.json"):
+        if (folder.path / name).is_file():
+            shutil.copy(folder.path / name, ours)
+    wandb.run.save(str(ours / "*"), base_path=wandb.run.dir, policy="now")
+    wandb.finish(exit_code=0 if folder.record.get("status") == "ok" else 1)
+
+
+def heat_map(values: np.ndarray, rows: list[str], title: str, xlabel: str) -> np.ndarray:
+    """A picture of values in [0, 1] with one named row each, [height, width, 3] bytes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    height, width = values.shape
+    size = (min(max(4.0, 0.35 * width), 12) + 2, min(max(1.6, 0.28 * height), 16) + 1)
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")
+    named = range(0, height, -(-height // 60))  # as many names as there is room for
+    axes.set(title=title, xlabel=xlabel, xticks=range(0, width, -(-width // 30)), yticks=named)
+    axes.set_yticklabels([rows[y] for y in named])
+    if values.size <= 200:
+        for (y, x), value in np.ndenumerate(values):
+            color = "black" if value > 0.6 else "white"
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", color=color, fontsize=7)
+    figure.colorbar(image)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _text(row: Mapping[str, float]) -> dict[str, str]:
+    return {name: repr(value) for name, value in row.items()}

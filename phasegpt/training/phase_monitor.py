@@ -1,0 +1,177 @@
+"""PhaseMonitor: how the phases of a run develop, measured beside the training and never in it.
+
+Every n optimizer steps the scalars of phasegpt.training.phase_measures.MEASURES, on a few rows of
+the batch that was just trained on; at every validation the same on fixed windows of the validation
+text, and arrays in the run's folder `phase`. The monitor has a forward pass of its own without
+dropout, noise, jitter, gradients or random numbers: weights and losses are the same with and
+without it.
+
+Shapes: B batch, T time, D model width, H heads, S integration steps, V validations.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from torch import Tensor
+
+from phasegpt.attention import Attention, Trajectory
+from phasegpt.core.eval_mode import inference
+from phasegpt.core.files import write_atomic
+from phasegpt.model.gpt import GPT
+from phasegpt.training import phase_measures
+from phasegpt.training.callback_config import PhaseMonitorConfig
+from phasegpt.training.checkpointing import step_done, step_of
+from phasegpt.training.loggers import heat_map, showing
+
+ROWS = 2  # of the training batch, so that every 50 steps it costs little
+WINDOWS = 8  # of the validation text, spread over it evenly
+
+
+def trajectories(model: GPT, idx_BT: Tensor) -> dict[int, Trajectory]:
+    """A snapshot of the noiseless trajectory of every phase layer on the tokens, by layer.
+
+    Below a compiled model it runs the plain one. Leaves modes and random states as they are.
+    """
+    inputs: dict[int, Tensor] = {}
+
+    def keep(layer: int, module: Any, args: tuple[Tensor, ...]) -> None:
+        inputs[layer] = args[0]
+
+    attention = {layer: model.blocks[layer].attn for layer in model.config.attention_layers}
+    hooks = [
+        module.register_forward_pre_hook(partial(keep, layer))
+        for layer, module in attention.items()
+        if type(module).trajectory is not Attention.trajectory
+    ]
+    if not hooks:
+        return {}
+    try:
+        with inference(model):
+            model.forward(idx_BT)
+            paths = {layer: attention[layer].trajectory(x) for layer, x in inputs.items()}
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {
+        layer: path._replace(
+            omega=path.omega.detach().clone(), coupling=path.coupling.detach().clone()
+        )
+        for layer, path in paths.items()
+        if path is not None
+    }
+
+
+class PhaseMonitor(Callback):
+    """Logs phase/*, and writes phase/step-N.npz; see read_phases."""
+
+    def __init__(self, config: PhaseMonitorConfig, folder: Path) -> None:
+        """Write arrays below the run's folder."""
+        assert config.every_n_steps is not None
+        self.every, self.band = config.every_n_steps, config.band
+        self.directory = folder / "phase"
+        self._val_idx_BT: Tensor | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Drop the files past the step we start from: they will be written again."""
+        for partial_file in self.directory.glob(".*.tmp"):
+            partial_file.unlink()
+        for path in self.directory.glob("step-*.npz"):
+            if step_of(path) > trainer.global_step:
+                path.unlink()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Every n steps, and after the first: the scalars of a few rows of this batch."""
+        step = trainer.global_step
+        if step_done(trainer, batch_idx) and (step % self.every == 0 or step == 1):
+            self.measure(trainer, pl_module, batch["idx"][:ROWS], "phase")
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """The scalars of the fixed windows, their arrays, and pictures for loggers that show."""
+        if trainer.state.fn != "fit":
+            return
+        if self._val_idx_BT is None:
+            windows = trainer.datamodule.val_windows  # type: ignore[attr-defined]
+            places = np.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).round()
+            self._val_idx_BT = torch.stack([windows[int(i)]["idx"] for i in places])
+        idx_BT = self._val_idx_BT.to(pl_module.device)
+        paths, found = self.measure(trainer, pl_module, idx_BT, "phase/val")
+        if not paths or not trainer.is_global_zero:
+            return
+        kept = {
+            f"layer{layer}/{name}": array
+            for layer, path in paths.items()
+            for name, array in phase_measures.arrays(path, found[layer]).items()
+        }
+        self._write(trainer.global_step, kept)
+        self._show(trainer, list(paths), kept)
+
+    def measure(
+        self, trainer: pl.Trainer, pl_module: Any, idx_BT: Tensor, prefix: str
+    ) -> tuple[dict[int, Trajectory], dict[int, dict[str, Tensor]]]:
+        """Trajectories and what is found in them, by layer; its scalars go to every logger."""
+        with trainer.precision_plugin.forward_context():
+            paths = trajectories(pl_module.model, idx_BT)
+        with torch.inference_mode():  # not in bf16: a covariance is a matrix product
+            found = {i: phase_measures.measure(path, self.band) for i, path in paths.items()}
+            metrics = phase_measures.scalars(found, prefix)
+        if metrics:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step)
+        return paths, found
+
+    def _write(self, step: int, kept: dict[str, np.ndarray]) -> None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **kept)  # type: ignore[arg-type]
+        self.directory.mkdir(exist_ok=True)
+        write_atomic(self.directory / f"step-{step:08d}.npz", buffer.getvalue())
+
+    def _show(self, trainer: pl.Trainer, layers: list[int], kept: dict[str, np.ndarray]) -> None:
+        loggers, step = showing(trainer.loggers), trainer.global_step
+        if not loggers:
+            return
+        R_HS = [kept[f"layer{layer}/R_HS"] for layer in layers]
+        names = [f"layer {layer}" for layer in layers]
+        heads = [f"{name}, head {h}" for name, R in zip(names, R_HS, strict=True)
+                 for h in range(len(R))]  # fmt: skip
+        by_head = np.stack([R[:, -1] for R in R_HS])
+        pictures = {
+            "phase/R_by_head": heat_map(by_head, names, f"R at step {step}", "head"),
+            "phase/R_by_integration_step": heat_map(
+                np.concatenate(R_HS), heads, f"R at step {step}", "integration step"
+            ),
+        }
+        edges = np.linspace(-math.pi, math.pi, phase_measures.BINS + 1)
+        for logger in loggers:
+            for name, pixels in pictures.items():
+                logger.picture(name, pixels, step)
+            for layer in layers:
+                counts = kept[f"layer{layer}/theta_HK"].sum(0)
+                logger.histogram(f"phase/theta/layer{layer}", counts, edges, step)
+
+
+def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a run folder by name, stacked over its V validations; `step` [V] says when.
+
+    `layer7/R_HS` is then [V,H,S+1]. Names and shapes: phasegpt.training.phase_measures.ARRAYS,
+    and MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
+    """
+    files = sorted((Path(folder) / "phase").glob("step-*.npz"))
+    if not files:
+        return {}
+    loaded = []
+    for path in files:
+        with np.load(path) as file:
+            loaded.append(dict(file))
+    stacked = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
+    return {"step": np.array([step_of(path) for path in files]), **stacked}

@@ -1,0 +1,91 @@
+"""How runs look in W&B: their x-axis, their summaries, and the saved workspace of a project.
+
+The workspace needs the package wandb-workspaces (the extra `dashboard`); building it asks no
+server.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from phasegpt.core.errors import ConfigError
+
+#: Lightning's name of the optimizer step, the x-axis.
+STEP = "trainer/global_step"
+#: What W&B keeps of a metric in place of its last value.
+SUMMARY = {"val/ppl": "min", "val/loss": "min", "val/bpb": "min", "perf/tokens_per_s": "mean"}
+
+#: Axes of the parallel coordinates: what sweeps vary, and at the end what comes out.
+_SWEPT = ("attention.name", "attention.coupling", "attention.num_oscillators", "attention.steps",
+          "attention.dt", "attention.noise_sigma", "regularizer.mode", "regularizer.target",
+          "regularizer.weight", "optimizer.lr", "seed")  # fmt: skip
+_RESULTS = ("phase/R/final", "perf/tokens_per_s", "val/ppl")
+
+#: Sections of line charts: title of a chart, and its metrics or a regular expression for them.
+_CHARTS: dict[str, dict[str, tuple[str, ...] | str]] = {
+    "Synchronization": {
+        "R by layer": "phase/R/layer[0-9]+/mean",
+        "R by head": "phase/R/layer[0-9]+/head[0-9]+",
+        "R before and after the integration": "phase/val/R/layer[0-9]+/(start|end)",
+        "dR, by coupling": "phase/val/dR/.*",
+        "Pairwise phase consistency": "phase/val/ppc/.*",
+        "Daido harmonics": "phase/val/daido/.*",
+        "Share that ends in the band": "phase/val/band/layer[0-9]+/final",
+        "Integration time in the band": "phase/val/band/layer[0-9]+/(inside|entry)",
+        "Locked fraction, and without coupling": "phase/val/locked(_null)?/.*",
+        "Metastability and chimera index": "phase/val/(metastability|chimera)/.*",
+        "Participation ratio": "phase/val/participation/.*",
+        "Offsets": "phase/val/offsets/.*",
+        "Coupling budget": "phase/val/budget/.*",
+    },
+    "Language model": {
+        "Validation perplexity": ("val/ppl",),
+        "Loss": ("train/loss", "val/loss"),
+        "Learning rate": ("train/lr",),
+        "Gradient norm": ("train/grad_norm",),
+    },
+    "Regularizer": {"Coherence penalty": ("reg/coherence",), "Its weight": ("reg/lambda",)},
+    "Throughput": {"Tokens per second": ("perf/tokens_per_s",), "MFU": ("perf/mfu",)},
+}
+_PICTURES = ("phase/R_by_head", "phase/R_by_integration_step")
+
+
+def workspace(entity: str, project: str, name: str = "PhaseGPT") -> Any:
+    """The workspace, ready to save(). Raises ConfigError where wandb-workspaces is missing."""
+    try:
+        import wandb_workspaces.reports.v2 as wr
+        import wandb_workspaces.workspaces as ws
+    except ImportError as error:
+        raise ConfigError(
+            "the dashboard needs the package wandb-workspaces, which is not installed; "
+            "pip install 'phasegpt[dashboard]'"
+        ) from error
+
+    def chart(title: str, metrics: tuple[str, ...] | str) -> Any:
+        if isinstance(metrics, str):
+            return wr.LinePlot(title=title, x=STEP, metric_regex=metrics)
+        return wr.LinePlot(title=title, x=STEP, y=list(metrics))
+
+    axes = [wr.ParallelCoordinatesPlotColumn(wr.Config(key)) for key in _SWEPT]
+    axes += [
+        wr.ParallelCoordinatesPlotColumn(
+            wr.SummaryMetric(f"{key}.{SUMMARY[key]}" if key in SUMMARY else key)
+        )
+        for key in _RESULTS
+    ]
+    sections = [
+        ws.Section(
+            name=title, panels=[chart(*entry) for entry in charts.items()], is_open=index < 2
+        )
+        for index, (title, charts) in enumerate(_CHARTS.items())
+    ]
+    sections[0].panels += [wr.MediaBrowser(title="R", media_keys=list(_PICTURES))]
+    sweep = wr.ParallelCoordinatesPlot(title="Sweep", columns=axes)
+    sections.append(ws.Section(name="Sweep", panels=[sweep], is_open=True))
+    return ws.Workspace(entity=entity, project=project, name=name, sections=sections)
+
+
+def specification(view: Any) -> str:
+    """The workspace as the JSON that save() would send; asks no server and needs no account."""
+    return json.dumps(view._spec, indent=2, sort_keys=True, default=str) + "\n"

@@ -1,0 +1,101 @@
+"""results/ follows from its records: tables, figures, pages; the commands there compose."""
+
+import csv
+import re
+import shlex
+from typing import Any
+
+import pytest
+from helpers import ROOT
+
+from phasegpt.analysis import load_records, write_study
+from phasegpt.analysis.tables import baseline_of
+from phasegpt.core.composition import CONF_DIR, compose
+from phasegpt.training.config import run_config
+
+STUDIES = sorted(p.parent for p in (ROOT / "results").glob("*/runs"))
+ROW = re.compile(r"\| (\w+) \| ([\w.-]+) \| (\d+) \| ([\d.]+) \[([\d.]+) to ([\d.]+)\] \|")
+EXPECTED = ROW.findall((ROOT / "REPRODUCIBILITY.md").read_text())
+
+
+@pytest.mark.parametrize("row", EXPECTED, ids=lambda row: "/".join(row[:2]))
+def test_expected_numbers_are_those_of_the_tables(row):
+    study, arm, *numbers = row
+    with open(ROOT / "results" / study / "table.csv", newline="") as file:
+        (found,) = (r for r in csv.DictReader(file) if r["arm"] == arm)
+    there = [float(found[name]) for name in ("n", "mean", "low", "high")]
+    assert [float(number) for number in numbers] == pytest.approx(there, abs=0.00056)
+
+
+def test_every_study_has_a_page_and_stands_in_the_overview():
+    overview = (ROOT / "results" / "README.md").read_text()
+    studies = [p.name for p in (ROOT / "results").iterdir() if p.is_dir()]
+    assert len(EXPECTED) >= 8 and studies
+    for study in studies:
+        assert (ROOT / "results" / study / "README.md").is_file(), study
+        assert f"({study}/README.md)" in overview, study
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.name)
+def test_committed_files_follow_from_the_committed_records(study, tmp_path):
+    """Tables equal the committed ones; all files, written twice on one machine, each other."""
+    for name in ("runs", "attention.json"):
+        if (study / name).exists():
+            (tmp_path / name).symlink_to(study / name)
+    first = {path.name: path.read_bytes() for path in write_study(tmp_path)}
+    assert first == {path.name: path.read_bytes() for path in write_study(tmp_path)}
+    committed = {p.name for p in study.iterdir() if p.suffix in (".csv", ".md", ".tex", ".png")}
+    strange = {"README.md", "verdicts.md"}
+    assert committed - strange == {name for name in first if name != "report.html"}
+    for name, content in first.items():
+        if name.endswith((".csv", ".md", ".tex")):
+            assert content == (study / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda p: p.name)
+def test_arms_of_a_committed_study_differ_only_in_the_treatment(study):
+    """Pairs have the same data, steps and seed; attention and positions are the treatment.
+
+    A study may grow: arms and seeds that came later are of a later commit.
+    """
+    arms = load_records(study)
+    baseline = {r["seed"]: r for r in arms[baseline_of(arms)]}
+
+    def same(found: dict[str, Any]) -> list[Any]:
+        config = found["config"]
+        model = {k: v for k, v in config["model"].items() if k != "positions"}
+        parts = [config[name] for name in ("data", "optimizer", "trainer")]
+        return [model, *parts, found["data"]["fingerprint"]]
+
+    for arm, records in arms.items():
+        paired = [r for r in records if r["seed"] in baseline]
+        assert len(paired) >= 3, arm
+        for found in paired:
+            assert same(found) == same(baseline[found["seed"]]), (arm, found["seed"])
+        assert all(r["git"]["dirty"] is False for r in records), arm
+
+
+def test_the_studies_of_the_makefile_name_sweeps_that_exist():
+    text = (ROOT / "Makefile").read_text()
+    studies = dict(re.findall(r"^STUDY_(\w+) := (.+)$", text, re.MULTILINE))
+    assert all(sweeps.split()[0] == name for name, sweeps in studies.items())
+    named = [sweep for sweeps in studies.values() for sweep in sweeps.split()]
+    assert sorted(named) == sorted(p.stem for p in (CONF_DIR / "sweep").glob("phase_*.yaml"))
+
+
+def commands(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    return re.findall(r"^python -m phasegpt\.train ([^#\n]*[^#\n ])", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "page", ["README.md", "results/first_light/README.md", "results/synchronization/README.md"]
+)
+def test_the_training_commands_of_a_page_compose(page):
+    found = [c for c in commands(page) if c != "--help"]
+    assert len(found) >= 4
+    for command in found:
+        words = [w for w in shlex.split(command) if not w.startswith(("-", "hydra."))]
+        words = [w.replace("glob(*)", "baseline") for w in words]  # a sweep's first job
+        words = [w if "[" in w else w.split(",")[0] for w in words]
+        run_config(compose(words))
