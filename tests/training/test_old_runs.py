@@ -1,0 +1,60 @@
+"""Runs, checkpoints and exports made before the folders existed load, resume and score the same."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT
+
+import phasegpt
+from phasegpt.evaluate import EvaluateConfig, evaluate
+from phasegpt.training.config import run_config
+from phasegpt.training.run_folder import read_metrics
+
+BEFORE = ROOT / "tests" / "fixtures" / "before_the_house"
+EXPECTED: dict[str, Any] = json.loads((BEFORE / "expected.json").read_text())
+NAMES = ("kuramoto", "phase_sync")
+CLOSE = 1e-5  # relative: float32 rounds differently on other machines
+
+
+def close(value: Any) -> Any:
+    return pytest.approx(value, rel=CLOSE, abs=1e-7)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_configuration_keeps_its_hash(name: str) -> None:
+    expected = EXPECTED[name]
+    assert run_config(phasegpt.compose(expected["words"])).hash == expected["config_hash"]
+    record = json.loads((BEFORE / name / "run.json").read_text())
+    assert run_config(record["config"]).hash == expected["config_hash"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_run_resumes_to_the_numbers_of_an_uncut_one(name: str, tmp_path: Path) -> None:
+    folder, expected = tmp_path / "run", EXPECTED[name]
+    shutil.copytree(BEFORE / name, folder, symlinks=True)
+    record = phasegpt.fit(phasegpt.compose([*expected["words"], "resume=true"]), folder)
+    assert record["best"] == close(expected["best"])
+    rows = [
+        {k: v for k, v in row.items() if not k.startswith("perf/")}
+        for row in read_metrics(folder / "metrics.csv")
+    ]
+    expected_rows = [{k: float(v) for k, v in row.items()} for row in expected["metrics"]]
+    assert len(rows) == len(expected_rows)
+    for row, old in zip(rows, expected_rows, strict=True):
+        assert row == close(old)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_old_export_scores_the_same(name: str, tmp_path: Path) -> None:
+    shutil.copytree(BEFORE / f"{name}_export", tmp_path / "export")
+    found = evaluate(EvaluateConfig(checkpoint=str(tmp_path / "export"), split="test"))
+    expected = EXPECTED[name]["evaluate"]
+    assert {key: found[key] for key in expected} == close(expected)
