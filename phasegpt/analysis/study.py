@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phasegpt.attention import coupled_axis
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import read_json, write_atomic
-from phasegpt.phase import first_prefix
 from phasegpt.training.run_folder import FINISHED, curves, read_record
 
 if TYPE_CHECKING:
@@ -113,6 +111,9 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     files = sorted((folder / "phase").glob("step-*.npz"))
     if not files:
         return {}
+    from phasegpt.attention import coupled_axis  # they load torch, which a study does not need
+    from phasegpt.phase import first_prefix
+
     over_prefix = coupled_axis(record["config"]["attention"]) == "prefix"
     found = {}
     with np.load(files[-1]) as arrays:

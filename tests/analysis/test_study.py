@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from helpers import script
 
-from phasegpt.analysis import collect, load_records, summarise, write_study
-from phasegpt.analysis.study import TEST_FILE, loss_sd
-from phasegpt.analysis.study_view import band, study_view
-from phasegpt.analysis.tables import baseline_of, cells, off_control, summary
+from phasegpt.analysis.study import TEST_FILE, collect, load_records, loss_sd
+from phasegpt.analysis.study_view import band, study_view, write_study
+from phasegpt.analysis.tables import baseline_of, cells, off_control, summarise, summary
 from phasegpt.core.errors import ConfigError, DataError
 
 KURAMOTO = {"name": "kuramoto", "readout": "bias", "coupling": 1.0, "steps": 10, "dt": 0.1}
