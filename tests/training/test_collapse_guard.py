@@ -102,7 +102,8 @@ def test_report_warns_logs_and_changes_nothing_else(run, tmp_path) -> None:
 
 
 def test_the_R_that_is_judged_is_the_mean_over_the_scored_validation_tokens(run, tmp_path) -> None:
-    from phasegpt.data.corpus import EvalWindows, prepare
+    from phasegpt.data.corpus import prepare
+    from phasegpt.data.windows import EvalWindows
     from phasegpt.training.config import RunConfig
 
     record = run(*guard(action="report"))

@@ -12,7 +12,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 import phasegpt
 from phasegpt.core.errors import ConfigError
-from phasegpt.data.corpus import EvalWindows, prepare
+from phasegpt.data.corpus import prepare
+from phasegpt.data.windows import EvalWindows
 from phasegpt.model import checkpoint
 from phasegpt.training import phase_measures
 from phasegpt.training.callback_config import PhaseMonitorConfig
