@@ -1,6 +1,6 @@
 """A study is a folder with runs/*.json, one small record per run; all else there follows from them.
 
-Records are copied from run folders once and committed. phasegpt.analysis.tables, figures and report
+Records are copied from run folders once and committed. The modules tables, study_figures and report
 make the other files.
 """
 
