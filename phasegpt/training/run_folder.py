@@ -175,7 +175,7 @@ def step_of(path: Path) -> int:
 
 def _git() -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout this package runs from, if it is one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
 
     def git(*args: str) -> str:
         done = subprocess.run(
