@@ -45,6 +45,7 @@ def collect(runs: Path, study: Path) -> list[Path]:
     Raises ConfigError where the study has runs of another size, as scales are not mixed, or a
     record of the same name with another configuration; then nothing is written.
     """
+    # The finished runs; one size and one configuration by name, with what the study has already.
     records = {path.parent: read_record(path.parent) for path in sorted(runs.glob("*/run.json"))}
     records = {path: r for path, r in records.items() if r.get("status") in FINISHED}
     there = read_records(study)
@@ -62,6 +63,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
                 f"{folder} of {new}; give the run's study another folder, or delete the record to "
                 f"replace it"
             )
+
+    # Each record with what else its run folder knows, small enough to commit.
     written = []
     for folder, record in records.items():
         record["curves"] = curves(folder / "metrics.csv", _CURVES, _POINTS)
@@ -69,6 +72,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
             record["R_histogram"] = histograms
         if score := best_test_score(folder, record):
             record["best"] |= {"test/loss": score["loss"], "test/ppl": score["perplexity"]}
+
+        # Sorted and without spaces: the same run gives the same bytes.
         target = study / "runs" / f"{folder.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, sort_keys=True, separators=(",", ":"))
