@@ -102,7 +102,8 @@ def test_report_warns_logs_and_changes_nothing_else(run, tmp_path) -> None:
 
 
 def test_the_R_that_is_judged_is_the_mean_over_the_scored_validation_tokens(run, tmp_path) -> None:
-    from phasegpt.data.corpus import EvalWindows, prepare
+    from phasegpt.data.corpus import prepare
+    from phasegpt.data.windows import EvalWindows
     from phasegpt.training.config import RunConfig
 
     record = run(*guard(action="report"))
@@ -127,14 +128,12 @@ def test_stop_ends_the_run_and_says_why(run, tmp_path) -> None:
 
 
 def test_a_run_that_the_guard_stopped_stays_stopped_when_resumed(run, tmp_path, monkeypatch):
-    import phasegpt.summary
-
     def dies(path: Path) -> None:
         raise RuntimeError("crash")
 
     stop = [*CLUSTERED, *guard(action="stop", patience=2)]
     with monkeypatch.context() as patch:
-        patch.setattr(phasegpt.training.summary, "draw_curves", dies)
+        patch.setattr("phasegpt.training.run.draw_curves", dies)
         with pytest.raises(RuntimeError, match="crash"):
             run(*stop)
     assert read_record(tmp_path)["status"] == "failed"

@@ -12,7 +12,8 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 import phasegpt
 from phasegpt.core.errors import ConfigError
-from phasegpt.data.corpus import EvalWindows, prepare
+from phasegpt.data.corpus import prepare
+from phasegpt.data.windows import EvalWindows
 from phasegpt.model import checkpoint
 from phasegpt.training import phase_measures
 from phasegpt.training.callback_config import PhaseMonitorConfig
@@ -20,9 +21,9 @@ from phasegpt.training.checkpointing import Saver
 from phasegpt.training.config import run_config
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.phase_measures import MEASURES, measure
-from phasegpt.training.phase_monitor import WINDOWS, PhaseMonitor, read_phases, trajectories
+from phasegpt.training.phase_monitor import WINDOWS, PhaseMonitor, trajectories
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import read_metrics
+from phasegpt.training.run_folder import read_metrics, read_phases
 
 BAND = (0.35, 0.55)
 TINY = [*SIX_STEPS, "callbacks.sample_text.max_new_tokens=0"]
