@@ -1,6 +1,6 @@
 """PhaseMonitor: how the phases of a run develop, measured beside the training and never in it.
 
-Every n optimizer steps the scalars of phasegpt.training.phase_measures.MEASURES, on a few rows of
+Every n optimizer steps the scalars of phasegpt.training.metric_names.MEASURES, on a few rows of
 the batch that was just trained on; at every validation the same on fixed windows of the validation
 text, and arrays in the run's folder `phase`. The monitor has a forward pass of its own without
 dropout, noise, jitter, gradients or random numbers: weights and losses are the same with and
@@ -31,6 +31,7 @@ from phasegpt.training import phase_measures
 from phasegpt.training.callback_config import PhaseMonitorConfig
 from phasegpt.training.checkpointing import step_done, step_of
 from phasegpt.training.loggers import heat_map, showing
+from phasegpt.training.metric_names import today_array
 
 ROWS = 2  # of the training batch, so that every 50 steps it costs little
 WINDOWS = 8  # of the validation text, spread over it evenly
@@ -164,7 +165,7 @@ def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a run folder by name, stacked over its V validations; `step` [V] says when.
 
     `layer7/R_HS` is then [V,H,S+1]. Names and shapes: phasegpt.training.phase_measures.ARRAYS,
-    and MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
+    and metric_names.MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
     """
     files = sorted((Path(folder) / "phase").glob("step-*.npz"))
     if not files:
@@ -172,6 +173,6 @@ def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
     loaded = []
     for path in files:
         with np.load(path) as file:
-            loaded.append(dict(file))
+            loaded.append({today_array(name): array for name, array in file.items()})
     stacked = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
     return {"step": np.array([step_of(path) for path in files]), **stacked}

@@ -21,6 +21,7 @@ import torch
 from phasegpt.core.errors import CheckpointError, DataError
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.training.config import RunConfig
+from phasegpt.training.metric_names import today, with_names_of_today
 
 FINISHED = ("ok", "collapsed")
 
@@ -65,12 +66,15 @@ def held(path: Path) -> bool:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """run.json of a folder, or an empty dict. Raises CheckpointError where it is damaged."""
+    """run.json of a folder, metrics by today's names, or an empty dict where there is none.
+
+    Raises CheckpointError where it is damaged.
+    """
     file = path / "run.json"
     if not file.is_file():
         return {}
     try:
-        return read_json(file)
+        return with_names_of_today(read_json(file))
     except DataError as error:
         raise CheckpointError(
             f"unreadable {file}: {error}, or move the folder {path} away to start that run anew"
@@ -118,7 +122,7 @@ def environment() -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv as numbers; a cell that was not logged is absent.
+    """Rows of a metrics.csv as numbers by today's names; a cell that was not logged is absent.
 
     A last line without its end was cut by a crash and does not count.
     """
@@ -126,7 +130,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return []
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     return [
-        {name: float(cell) for name, cell in row.items() if cell}
+        {today(name): float(cell) for name, cell in row.items() if cell}
         for row in csv.DictReader(whole.splitlines())
     ]
 

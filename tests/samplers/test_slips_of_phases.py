@@ -69,11 +69,12 @@ def test_the_R_gate_is_open_only_where_a_head_is_over_synchronized(
 def test_the_R_of_the_gate_is_that_of_the_model(
     make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
-    from phasegpt.samplers.intervene import order
 
     model, ids = roughen(make_model("kuramoto")), text_ids(2, 9)
     with torch.no_grad():
         cache = model.new_cache()
         model(ids, cache=cache)
         theta = model(ids, return_phase=True).phase[1].theta[:, -1]
-    torch.testing.assert_close(order(cache.layers[1]), order_parameter(theta), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        cache.layers[1].order_parameter(), order_parameter(theta), atol=1e-5, rtol=0
+    )

@@ -12,14 +12,16 @@ from pytorch_lightning.plugins.precision import MixedPrecision
 
 import phasegpt
 from phasegpt.core.errors import ConfigError
-from phasegpt.data.corpus import EvalWindows, prepare
+from phasegpt.data.corpus import prepare
+from phasegpt.data.windows import EvalWindows
 from phasegpt.model import checkpoint
 from phasegpt.training import phase_measures
 from phasegpt.training.callback_config import PhaseMonitorConfig
 from phasegpt.training.checkpointing import Saver
 from phasegpt.training.config import run_config
 from phasegpt.training.lit import LitGPT
-from phasegpt.training.phase_measures import MEASURES, measure
+from phasegpt.training.metric_names import MEASURES, TOTAL_BUDGET
+from phasegpt.training.phase_measures import measure
 from phasegpt.training.phase_monitor import WINDOWS, PhaseMonitor, read_phases, trajectories
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics
@@ -35,14 +37,14 @@ def run(folder: Path, text: list[str], *extra: str) -> dict:
 
 def monitored(row: dict[str, float], prefix: str = "phase/") -> set[str]:
     """What the monitor logged of a row; the training's own R is not among it."""
-    own = {name for name in row if name.endswith("/mean") or "/head" in name}
+    own = {name for name in row if name.startswith(("phase/R/", "phase/val/R/"))}
     val = {name for name in row if name.startswith("phase/val/") and prefix == "phase/"}
-    return {name for name in row if name.startswith(prefix)} - own - val - {"phase/R/final"}
+    return {name for name in row if name.startswith(prefix)} - own - val
 
 
 def documented(layer: int, prefix: str) -> set[str]:
-    names = {f"{prefix}/{name.format(f'layer{layer}')}" for name in MEASURES}
-    return names | {f"{prefix}/{phase_measures.TOTAL_BUDGET}"}
+    names = {f"{prefix}/{name}/layer{layer}" for name in MEASURES}
+    return names | {f"{prefix}/{TOTAL_BUDGET}"}
 
 
 def test_the_monitor_logs_what_is_documented_when_it_is_due(tmp_path, text):
