@@ -62,7 +62,8 @@ class LayerCache:
     def order_parameter(self) -> Tensor | None:
         """Attention.order_parameter at the newest token from what is stored of it, [R,H].
 
-        Of prefixes the mean over a head's channels. None where no phases are stored.
+        Of prefixes the mean over a head's channels, and of the phases before the last step: the
+        running sums are those that pull. None where no phases are stored.
         """
         if self.phases is not None:
             cos, sin = self.phases[:, :, -1].chunk(2, dim=-1)

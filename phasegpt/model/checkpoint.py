@@ -197,9 +197,9 @@ def _load_exported(folder: Path) -> Loaded:
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
     record = read_json(folder / "run.json") if "run.json" in sums else {}
-    attention = {"name": values.get("attention"), **values.get("attention_options", {})}
-    values["attention_options"] = migrated(attention)
-    values["attention"] = values["attention_options"].pop("name")
+    if isinstance(options := values.get("attention_options"), dict):
+        options = migrated({**options, "name": values.get("attention")})
+        values |= {"attention": options.pop("name"), "attention_options": options}
     model = _assemble(GPTConfig.parse(values), weights, tokenizer)
     config = _of_today(record["config"]) if "config" in record else None
     return Loaded(model, tokenizer, config, folder, sums["model.safetensors"])
@@ -229,8 +229,9 @@ def _verify_exported(folder: Path) -> dict[str, str]:
 
 
 def _of_today(config: dict[str, Any]) -> dict[str, Any]:
-    """A run's configuration as it would be written now."""
-    return {**config, "attention": migrated(config["attention"])}
+    """A run's configuration as it would be written now; what is damaged is judged by others."""
+    attention = config.get("attention") if isinstance(config, dict) else None
+    return {**config, "attention": migrated(attention)} if isinstance(attention, dict) else config
 
 
 def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: Tokenizer) -> GPT:

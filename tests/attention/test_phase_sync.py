@@ -73,6 +73,19 @@ def test_R_of_a_channel_is_over_its_prefix(make_model: Callable, roughen: Callab
     torch.testing.assert_close(phase.R[:, 0], torch.ones_like(phase.R[:, 0]), rtol=0, atol=1e-12)
 
 
+def test_R_of_a_forgetting_channel_has_the_weights_of_its_coupling(
+    make_model: Callable, roughen: Callable
+) -> None:
+    layer = layer_of(make_model, roughen, forget=0.8)
+    theta = torch.randn(2, 9, 3, 5, dtype=F64, requires_grad=True)
+    R, decay = layer.order_parameter(theta), layer.forget_logit.sigmoid().view(3, 5)
+    for t in (0, 4, 8):
+        weight = torch.stack([decay ** (t - u) for u in range(t + 1)])
+        mean = (weight * torch.exp(1j * theta[:, : t + 1])).sum(1) / weight.sum(0)
+        torch.testing.assert_close(R[:, t], mean.abs(), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(layer.order_parameter, (theta,))
+
+
 def test_forgetting_starts_at_the_value_asked_for_and_is_learned(
     make_model: Callable, text_ids: Callable
 ) -> None:

@@ -56,12 +56,28 @@ def test_a_trajectory_ends_in_the_phases_of_the_forward_pass(
     for layer, path in found.items():
         assert torch.equal(path.theta, out.phase[layer].theta)
         assert path.steps == 4 and path.R.shape == (*out.phase[layer].R.shape, 5)
-        if "forget" not in options:
-            torch.testing.assert_close(path.R[..., -1], out.phase[layer].R)
+        torch.testing.assert_close(path.R[..., -1], out.phase[layer].R)
         torch.testing.assert_close(
             phase_measures.order(path, path.theta)[:, -1],
             out.phase[layer].R[:, -1].mean(-1) if path.over_prefix else out.phase[layer].R[:, -1],
         )
+
+
+@pytest.mark.parametrize(
+    ("attention", "options"),
+    [("kuramoto", {"lag": 0.3}), ("phase_sync", {"forget": 0.8}), ("hybrid", {})],
+)
+def test_the_path_of_a_trajectory_is_its_phases_at_every_step(
+    make_model, roughen, attention, options
+):
+    layer = roughen(make_model(attention, steps=4, **options)).blocks[0].attn
+    with torch.no_grad():
+        found = layer.trajectory(torch.randn(2, 9, 16), return_path=True)
+        assert torch.equal(found.path[0], found.theta0) and len(found.path) == 5
+        torch.testing.assert_close(found.path[-1], found.theta)
+        R = torch.stack([layer.order_parameter(theta) for theta in found.path], -1)
+    torch.testing.assert_close(R, found.R)
+    assert layer.trajectory(torch.randn(1, 3, 16)).path is None
 
 
 @pytest.mark.filterwarnings("ignore:layer 0. attention.as_coded")
