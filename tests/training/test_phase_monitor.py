@@ -20,7 +20,7 @@ from phasegpt.training.callback_config import PhaseMonitorConfig
 from phasegpt.training.checkpointing import Saver
 from phasegpt.training.config import run_config
 from phasegpt.training.lit import LitGPT
-from phasegpt.training.metric_names import MEASURES, TOTAL_BUDGET
+from phasegpt.training.metric_names import MEASURES, SINGLE, TOTAL_BUDGET
 from phasegpt.training.phase_measures import measure
 from phasegpt.training.phase_monitor import WINDOWS, PhaseMonitor, read_phases, trajectories
 from phasegpt.training.run import fit
@@ -67,7 +67,7 @@ def test_the_files_hold_the_fixed_validation_windows_of_the_model(tmp_path, text
     shapes["frequency_HN"] = (H, N)
     assert shapes.keys() == phase_measures.ARRAYS.keys()
     for name in MEASURES:
-        shapes[name.replace("/{}", "")] = () if name in phase_measures.SINGLE else (H,)
+        shapes[name] = () if name in SINGLE else (H,)
     assert {k: v.shape for k, v in kept.items() if k != "step"} == {
         f"layer1/{name}": (2, *shape) for name, shape in shapes.items()
     }
