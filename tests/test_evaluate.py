@@ -104,7 +104,7 @@ def test_the_embedded_corpus_is_reported_with_its_floor(
 @pytest.mark.filterwarnings("ignore:.*sees the future")
 def test_a_model_that_sees_the_future_is_marked(tmp_path: Path) -> None:
     data = text_data(tmp_path, TEXT)
-    run = make_run(tmp_path / "run", "attention=phase_sync", "attention.as_coded=true", *data)
+    run = make_run(tmp_path / "run", "attention=as_coded", *data)
     result = evaluate(EvaluateConfig(checkpoint=str(run), split="val"))
     assert result["leaky"] is True
     assert "LEAKY" in table(result)

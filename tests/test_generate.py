@@ -276,7 +276,7 @@ def test_a_prompt_beyond_the_context_says_that_only_its_end_is_seen(run: Path, c
 @pytest.mark.filterwarnings("ignore:.*sees the future")
 def test_a_model_that_sees_the_future_writes_only_without_the_cache(tmp_path: Path) -> None:
     data = text_data(tmp_path, TEXT)
-    run = make_run(tmp_path / "run", "attention=phase_sync", "attention.as_coded=true", *data)
+    run = make_run(tmp_path / "run", "attention=as_coded", *data)
     with pytest.raises(ConfigError, match="use_cache=false"):
         generate(settings(run))
     assert len(generate(settings(run, use_cache=False))[0]) == 61

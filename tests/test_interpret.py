@@ -32,7 +32,7 @@ def run(folder: Path) -> Path:
     config = run_config(*overrides).to_dict()
     record = {"config": config, "status": "ok", "best": {"val/ppl": 5.0}, "seed": 42}
     (made / "run.json").write_text(json.dumps(record))
-    lines = ["step,train/loss,val/loss,phase/R/layer1/mean,phase/R/final", "1,3.0,,0.3,0.3"]
+    lines = ["step,train/loss,val/loss,phase/R/layer1,phase/R/mean", "1,3.0,,0.3,0.3"]
     (made / "metrics.csv").write_text("\n".join([*lines, "10,2.5,2.6,0.4,0.4", ""]))
     return made
 
@@ -85,7 +85,7 @@ def test_the_json_says_what_was_measured_and_how(run: Path, tmp_path: Path) -> N
     }
     assert len(layer["heads"]) == 2
     assert set(layer["heads"][0]) == common | {
-        *("head", "participation_ratio", "offset_spread", "coupling", "coupling_budget"),
+        *("head", "participation", "offsets", "coupling", "budget"),
         *("plv_clusters", "plv_effective", "R_over_steps", "R_over_steps_uncoupled"),
         *("daido", "daido_uncoupled", "loss_correlation", "attention"),
     }

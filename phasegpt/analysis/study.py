@@ -18,6 +18,7 @@ import numpy as np
 
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import read_json, write_atomic
+from phasegpt.training.metric_names import with_names_of_today
 from phasegpt.training.run_folder import FINISHED, curves, read_record
 
 if TYPE_CHECKING:
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 
 #: What the last validation measured, averaged over phase layers.
 MEASURED = ("ppc", "participation", "offsets")
-#: Columns of the run table, as measure and part of a name such as phase/val/R/layer7/end.
-PHASES = {"R_start": ("R", "/start"), "R": ("R", "/end"), "dR": ("dR", "")}
+#: Columns of the run table, and their measures.
+PHASES = {"R_start": "R_start", "R": "R_end", "dR": "dR"}
 #: Of the training losses, from this share of the run on, `loss_sd` is.
 LAST_PART = 0.75
 #: Where `python -m phasegpt.evaluate split=test` leaves its result in a run folder.
 TEST_FILE = "evaluation-test.json"
 
-_CURVES = r"val/ppl|train/loss|phase/R/layer\d+/mean|phase/val/R/layer\d+/end"
+_CURVES = r"val/ppl|train/loss|phase/R/layer\d+|phase/val/R_end/layer\d+"
 _POINTS = 300  # of a curve of training
 _BINS = 50  # of a histogram of R over [0, 1]
 
@@ -131,9 +132,12 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def read_records(study: Path) -> dict[str, dict[str, Any]]:
-    """Every record of a study by the name of its file, ARM-seedN. Raises DataError."""
+    """Every record of a study by the name of its file, ARM-seedN. Raises DataError.
+
+    Metrics have today's names, whenever the record was written.
+    """
     files = sorted((study / "runs").glob("*.json"))
-    return {file.stem: read_json(file, "seed") for file in files}
+    return {file.stem: with_names_of_today(read_json(file, "seed")) for file in files}
 
 
 def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
@@ -166,7 +170,7 @@ def runs(arms: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     and after the integration), dR, ppc, participation and offsets are of the last validation,
     averaged over phase layers.
     """
-    phases = PHASES | {name: (name, "") for name in MEASURED}
+    phases = PHASES | {name: name for name in MEASURED}
     rows = []
     for arm, records in arms.items():
         for record in records:
@@ -181,7 +185,7 @@ def runs(arms: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                     "test_ppl": (record.get("best") or {}).get("test/ppl"),
                     "loss_sd": loss_sd(record),
                     "budget": coupling_budget(record),
-                    **{name: phase_value(record, *which) for name, which in phases.items()},
+                    **{name: phase_value(record, measure) for name, measure in phases.items()},
                     "parameters": record.get("parameters", {}).get("non_embedding"),
                     "steps": record.get("step"),
                     "stopped": record.get("stopped"),
@@ -208,9 +212,9 @@ def best_validation(record: dict[str, Any]) -> float | None:
     return best if best is not None else min((v for _, v in curve), default=None)
 
 
-def phase_value(record: dict[str, Any], measure: str, part: str = "") -> float | None:
-    """A measure of the last validation, such as R with part /end, averaged over phase layers."""
-    name = re.compile(rf"phase/val/{measure}/layer\d+{part}")
+def phase_value(record: dict[str, Any], measure: str) -> float | None:
+    """A measure of the last validation (metric_names.MEASURES), averaged over phase layers."""
+    name = re.compile(rf"phase/val/{measure}/layer\d+")
     values = [v for k, v in record.get("final", {}).items() if name.fullmatch(k)]
     return float(np.mean(values)) if values else None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from phasegpt.analysis import statistics, study_figures
 from phasegpt.analysis.report import study_page
-from phasegpt.analysis.study import best_validation, loss_sd, phase_value
+from phasegpt.analysis.study import PHASES, best_validation, loss_sd, phase_value
 from phasegpt.analysis.tables import LEAKY, Row, Summary, caption, cells, summary, write_tables
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.training.callback_config import PhaseMonitorConfig
@@ -63,7 +63,7 @@ def arm_view(row: Row, records: list[Record]) -> dict[str, Any]:
     of the table.
     """
     names = {name for r in records for name in r.get("curves", {}) if name.startswith("phase/R/")}
-    R, dR = ([phase_value(r, *which) for r in records] for which in (("R", "/end"), ("dR",)))
+    R, dR = ([phase_value(r, PHASES[column]) for r in records] for column in ("R", "dR"))
     ppl = [best_validation(r) for r in records]
     return {
         "arm": row["arm"],

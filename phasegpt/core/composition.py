@@ -19,6 +19,13 @@ CONF_DIR = next(
 )
 
 
+#: Keys of command lines that may still be around, and what to write instead.
+_RESPELT = {
+    "attention.as_coded": "the seed code's layer is a mechanism: attention=as_coded (with "
+    "attention=phase_sync leave the key out)"
+}
+
+
 def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> Any:
     """Compose conf/ as the command line does and return Hydra's DictConfig.
 
@@ -40,11 +47,13 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
 def check_groups(overrides: Sequence[str]) -> None:
     """ConfigError for words that Hydra answers with a traceback, or takes in an order of its own.
 
-    That is a group set to nothing (logger=null), and a +scale before the +experiment whose sizes it
-    is to replace: of appended groups the last wins.
+    That is a group set to nothing (logger=null), a +scale before the +experiment whose sizes it
+    is to replace: of appended groups the last wins, and a key that is spelt otherwise by now.
     """
     scale = None
     for word in overrides:
+        if (key := word.partition("=")[0].lstrip("+~")) in _RESPELT:
+            raise ConfigError(f"{key} is no key any more; {_RESPELT[key]}")
         if word.startswith("+scale"):
             scale = word
         elif scale and word.startswith("+experiment"):

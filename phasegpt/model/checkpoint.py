@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
+from phasegpt.attention._migration import migrated
 from phasegpt.core.errors import CheckpointError
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.data.config import DataConfig
@@ -142,7 +143,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
     hyper = payload.get("hyper_parameters") if isinstance(payload, dict) else None
     if not isinstance(hyper, dict) or not {"config", "tokenizer"} <= hyper.keys():
         raise CheckpointError(f"{path} is not a PhaseGPT checkpoint; it has no configuration")
-    config, tokenizer = hyper["config"], from_state(hyper["tokenizer"])
+    config, tokenizer = _of_today(hyper["config"]), from_state(hyper["tokenizer"])
     gpt = gpt_config(
         ModelSection.parse(config["model"]),
         config["attention"],
@@ -196,8 +197,12 @@ def _load_exported(folder: Path) -> Loaded:
     weights = load_file(folder / "model.safetensors")
     weights["lm_head.weight"] = weights["transformer.wte.weight"]
     record = read_json(folder / "run.json") if "run.json" in sums else {}
+    if isinstance(options := values.get("attention_options"), dict):
+        options = migrated({**options, "name": values.get("attention")})
+        values |= {"attention": options.pop("name"), "attention_options": options}
     model = _assemble(GPTConfig.parse(values), weights, tokenizer)
-    return Loaded(model, tokenizer, record.get("config"), folder, sums["model.safetensors"])
+    config = _of_today(record["config"]) if "config" in record else None
+    return Loaded(model, tokenizer, config, folder, sums["model.safetensors"])
 
 
 def _verify_exported(folder: Path) -> dict[str, str]:
@@ -221,6 +226,12 @@ def _verify_exported(folder: Path) -> dict[str, str]:
                 f"{folder}/{name} is missing or damaged: its sha256 is not the one in {_SUMS}"
             )
     return sums
+
+
+def _of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration as it would be written now; what is damaged is judged by others."""
+    attention = config.get("attention") if isinstance(config, dict) else None
+    return {**config, "attention": migrated(attention)} if isinstance(attention, dict) else config
 
 
 def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: Tokenizer) -> GPT:

@@ -203,8 +203,7 @@ class GPT(nn.Module):
         """An empty decode cache; ConfigError for a model that sees the future."""
         if self.leaky:
             raise ConfigError(
-                "this model sees the future (attention.as_coded=true), so it cannot decode with "
-                "a cache"
+                "this model sees the future (attention=as_coded), so it cannot decode with a cache"
             )
         return Cache(self.config.n_layer)
 

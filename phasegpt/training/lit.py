@@ -160,14 +160,16 @@ class LitGPT(pl.LightningModule):
             return None
         terms, order = [], []
         for layer, (theta, _) in phases.items():
-            axis = self.model.blocks[layer].attn.coupled_axis if r.axis == "coupled" else r.axis
+            if r.axis == "coupled":
+                attn = self.model.blocks[layer].attn
+                R = attn.order_parameter(theta)[:, attn.first_token(theta.shape[1]) :]
+            else:
+                R = coherence(theta, r.axis)
             terms.append(
-                coherence_regularizer(
-                    theta, target=r.target, weight=weight, mode=r.mode, width=r.width, axis=axis
-                )
+                coherence_regularizer(R, target=r.target, weight=weight, mode=r.mode, width=r.width)
             )
             if r.schedule == "adaptive":
-                order.append(coherence(theta.detach(), axis).mean())
+                order.append(R.detach().mean())
         if order:
             self._order.append(torch.stack(order).mean())
         return torch.stack(terms).sum()

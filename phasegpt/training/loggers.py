@@ -19,6 +19,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from phasegpt.core.files import write_atomic
 from phasegpt.training.config import RunConfig
+from phasegpt.training.metric_names import today
 from phasegpt.training.run_folder import RunFolder, read_metrics
 from phasegpt.training.wandb_dashboard import STEP, SUMMARY
 
@@ -37,7 +38,7 @@ class MetricsCSV(Logger):
         self._columns = ["step"]
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
-                self._columns = next(csv.reader(file), ["step"])
+                self._columns = list(map(today, next(csv.reader(file), ["step"])))
 
     @property
     def name(self) -> str:

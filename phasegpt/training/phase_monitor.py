@@ -1,6 +1,6 @@
 """PhaseMonitor: how the phases of a run develop, measured beside the training and never in it.
 
-Every n optimizer steps the scalars of phasegpt.training.phase_measures.MEASURES, on a few rows of
+Every n optimizer steps the scalars of phasegpt.training.metric_names.MEASURES, on a few rows of
 the batch that was just trained on; at every validation the same on fixed windows of the validation
 text, and arrays in the run's folder `phase`. The monitor has a forward pass of its own without
 dropout, noise, jitter, gradients or random numbers: weights and losses are the same with and

@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from phasegpt.attention._migration import migrated
 from phasegpt.core.composition import to_yaml
 from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, UserError
 from phasegpt.core.files import write_atomic
@@ -253,7 +254,7 @@ def _write_config(folder: RunFolder, run: RunConfig) -> None:
 
 def _difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
     """Error text naming the keys in which two configurations differ."""
-    a, b = hashed_fields(old), hashed_fields(new)
+    a, b = (hashed_fields(config, migrated) for config in (old, new))
     changed = [
         f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)
     ]

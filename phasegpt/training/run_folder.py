@@ -21,6 +21,7 @@ import numpy as np
 
 from phasegpt.core.errors import CheckpointError, DataError
 from phasegpt.core.files import read_json, write_atomic
+from phasegpt.training.metric_names import today, today_array, with_names_of_today
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -68,12 +69,15 @@ def held(path: Path) -> bool:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """run.json of a folder, or an empty dict. Raises CheckpointError where it is damaged."""
+    """run.json of a folder, metrics by today's names, or an empty dict where there is none.
+
+    Raises CheckpointError where it is damaged.
+    """
     file = path / "run.json"
     if not file.is_file():
         return {}
     try:
-        return read_json(file)
+        return with_names_of_today(read_json(file))
     except DataError as error:
         raise CheckpointError(
             f"unreadable {file}: {error}, or move the folder {path} away to start that run anew"
@@ -122,7 +126,7 @@ def environment() -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv as numbers; a cell that was not logged is absent.
+    """Rows of a metrics.csv as numbers by today's names; a cell that was not logged is absent.
 
     A last line without its end was cut by a crash and does not count.
     """
@@ -130,7 +134,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
         return []
     whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
     return [
-        {name: float(cell) for name, cell in row.items() if cell}
+        {today(name): float(cell) for name, cell in row.items() if cell}
         for row in csv.DictReader(whole.splitlines())
     ]
 
@@ -155,7 +159,7 @@ def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a run folder by name, stacked over its V validations; `step` [V] says when.
 
     `layer7/R_HS` is then [V,H,S+1]. Names and shapes: phasegpt.training.phase_measures.ARRAYS,
-    and MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
+    and metric_names.MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
     """
     files = sorted((Path(folder) / "phase").glob("step-*.npz"))
     if not files:
@@ -163,7 +167,7 @@ def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
     loaded = []
     for path in files:
         with np.load(path) as file:
-            loaded.append(dict(file))
+            loaded.append({today_array(name): array for name, array in file.items()})
     stacked = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
     return {"step": np.array([step_of(path) for path in files]), **stacked}
 

@@ -20,9 +20,9 @@ KURAMOTO = {"name": "kuramoto", "readout": "bias", "coupling": 1.0, "steps": 10,
 def record(seed: int, ppl: float, **more: Any) -> dict[str, Any]:
     return {
         **{"status": "ok", "seed": seed, "step": 10, "best": {"val/ppl": ppl}},
-        "final": {"phase/R/final": 0.5},
+        "final": {"phase/val/R_end/layer2": 0.5},
         "parameters": {"non_embedding": 7},
-        "curves": {"val/ppl": [[5, ppl + 1], [10, ppl]], "phase/R/layer2/mean": [[5, 0.4]]},
+        "curves": {"val/ppl": [[5, ppl + 1], [10, ppl]], "phase/R/layer2": [[5, 0.4]]},
         **more,
     }
 
@@ -149,7 +149,7 @@ def test_phases_of_the_last_validation_are_averaged_over_layers_and_seeds(tmp_pa
         found = json.loads(path.read_text())
         for layer, more in ((1, 0.0), (2, 0.2)):
             found["final"] |= {f"phase/val/dR/layer{layer}": dR + more}
-            found["final"] |= {f"phase/val/R/layer{layer}/end": 0.5}
+            found["final"] |= {f"phase/val/R_end/layer{layer}": 0.5}
         path.write_text(json.dumps(found))
     kuramoto, softmax = summary(tmp_path).rows
     half = 12.706204736432095 * 0.1  # Student's t, 1 degree of freedom; sd 0.2/sqrt 2, n = 2

@@ -315,7 +315,7 @@ def test_the_regularizer_penalizes_R_above_its_target_alone_and_lowers_it(
 
     def penalty(target: float) -> tuple[Tensor, Tensor]:
         phase = model(idx, return_phase=True).phase[1]
-        return coherence_regularizer(phase.theta, target=target, weight=0.01), phase.R
+        return coherence_regularizer(phase.R, target=target, weight=0.01), phase.R
 
     loss, R = penalty(0.45)
     expected = 0.01 * (R - 0.45).clamp_min(0).square().mean()
@@ -329,7 +329,7 @@ def test_the_regularizer_penalizes_R_above_its_target_alone_and_lowers_it(
         assert penalty(0.45)[0] < loss
         assert penalty(0.45)[1].mean() < R.mean()
     with pytest.raises(ValueError, match=r"mode 'floor' is unknown; choose from: .*ceiling"):
-        coherence_regularizer(torch.zeros(1, 1, 1, 2), target=0.4, weight=1.0, mode="floor")
+        coherence_regularizer(torch.zeros(1, 1, 1), target=0.4, weight=1.0, mode="floor")
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from phasegpt.phase.steering import NoiseKey, coherence, coherence_regularizer
 F64 = torch.float64
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
 OPTIONS = {stem: plain(compose([f"attention={stem}"]))["attention"] for stem in STEMS}
-#: Mechanisms of oscillators, and the seed code's variant of one.
+#: Mechanisms of oscillators, and a variant of one.
 PHASED = {
     **{stem: {} for stem in STEMS if "omega_spread" in OPTIONS[stem]},
-    **{"phase_sync, forgetting": {"forget": 0.9}, "phase_sync, as coded": {"as_coded": True}},
+    "phase_sync, forgetting": {"forget": 0.9},
 }
 LEAKY = "ignore:.*sees the future"
 every_phased = pytest.mark.parametrize("case", PHASED)
@@ -55,7 +55,7 @@ def penalty_gradients(
     """Gradient of a center penalty by the parameter's name, None where no path leads."""
     return_phase = "coupling" if through == "coupling" else True
     theta = model(idx, return_phase=return_phase).phase[1].theta
-    penalty = coherence_regularizer(theta, target=0.2, weight=1.0, mode="center", axis=axis)
+    penalty = coherence_regularizer(coherence(theta, axis), target=0.2, weight=1.0, mode="center")
     names, values = zip(*model.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(penalty, values, allow_unused=True), strict=True))
 
@@ -162,11 +162,16 @@ def test_the_gradient_through_coupling_is_the_same_compiled_and_with_recomputati
 
 @every_phased
 @pytest.mark.filterwarnings(LEAKY)
-def test_a_layer_names_the_axis_that_its_own_R_is_over(case: str, text_ids: Callable) -> None:
+def test_the_R_of_a_layer_is_its_order_parameter_over_its_axis(
+    case: str, text_ids: Callable
+) -> None:
     model = model_of(case)
-    phase = model(text_ids(2, 40), return_phase=True).phase[1]
-    own = phase.R if model.blocks[1].attn.coupled_axis == "oscillators" else phase.R[:, 31:]
-    torch.testing.assert_close(coherence(phase.theta, model.blocks[1].attn.coupled_axis), own)
+    attn, phase = model.blocks[1].attn, model(text_ids(2, 40), return_phase=True).phase[1]
+    assert torch.equal(attn.order_parameter(phase.theta), phase.R)
+    assert attn.first_token(40) == (31 if attn.coupled_axis == "prefix" else 0)
+    if "forget" not in case:
+        counted = phase.R[:, attn.first_token(40) :]
+        torch.testing.assert_close(coherence(phase.theta, attn.coupled_axis), counted)
 
 
 # --- frequency disorder ----------------------------------------------------------------------

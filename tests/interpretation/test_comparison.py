@@ -64,7 +64,7 @@ def test_models_without_attention_weights_or_causality_are_refused(
     with pytest.raises(ConfigError, match="no layer has attention weights in both"):
         compare_attention(softmax, phase_sync, text_ids(1, 9))
     with pytest.warns(UserWarning):
-        leaky = make_model("phase_sync", layers=(1,), as_coded=True)
+        leaky = make_model("as_coded", layers=(1,))
     with pytest.raises(ConfigError, match="sees the future"):
         compare_attention(softmax, leaky, text_ids(1, 9))
 

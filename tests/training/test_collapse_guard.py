@@ -96,7 +96,7 @@ def test_report_warns_logs_and_changes_nothing_else(run, tmp_path) -> None:
     assert record["stopped"] == "max_steps" and len(record["guard"]) == 2
     assert logged(on, "guard/collapsed") == [0, 1, 1]
     assert logged(on, "guard/in_a_row") == [1, 2, 3]
-    assert all(R > 0.95 for R in logged(on, "guard/R/layer1"))
+    assert all(R > 0.95 for R in logged(on, "phase/val/R/layer1"))
     assert logged(on, "train/loss") == logged(off, "train/loss")
     assert logged(on, "val/loss") == logged(off, "val/loss")
 
@@ -114,7 +114,7 @@ def test_the_R_that_is_judged_is_the_mean_over_the_scored_validation_tokens(run,
         with torch.no_grad():
             phase = model(window["idx"].unsqueeze(0), return_phase=True).phase[1]
         R.append(phase.R[0, window["targets"] >= 0])
-    assert logged(tmp_path, "guard/R/layer1")[-1] == pytest.approx(
+    assert logged(tmp_path, "phase/val/R/layer1")[-1] == pytest.approx(
         torch.cat(R).mean().item(), abs=1e-6
     )
 

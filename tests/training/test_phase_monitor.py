@@ -20,7 +20,8 @@ from phasegpt.training.callback_config import PhaseMonitorConfig
 from phasegpt.training.checkpointing import Saver
 from phasegpt.training.config import run_config
 from phasegpt.training.lit import LitGPT
-from phasegpt.training.phase_measures import MEASURES, measure
+from phasegpt.training.metric_names import MEASURES, SINGLE, TOTAL_BUDGET
+from phasegpt.training.phase_measures import measure
 from phasegpt.training.phase_monitor import WINDOWS, PhaseMonitor, trajectories
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics, read_phases
@@ -36,14 +37,14 @@ def run(folder: Path, text: list[str], *extra: str) -> dict:
 
 def monitored(row: dict[str, float], prefix: str = "phase/") -> set[str]:
     """What the monitor logged of a row; the training's own R is not among it."""
-    own = {name for name in row if name.endswith("/mean") or "/head" in name}
+    own = {name for name in row if name.startswith(("phase/R/", "phase/val/R/"))}
     val = {name for name in row if name.startswith("phase/val/") and prefix == "phase/"}
-    return {name for name in row if name.startswith(prefix)} - own - val - {"phase/R/final"}
+    return {name for name in row if name.startswith(prefix)} - own - val
 
 
 def documented(layer: int, prefix: str) -> set[str]:
-    names = {f"{prefix}/{name.format(f'layer{layer}')}" for name in MEASURES}
-    return names | {f"{prefix}/{phase_measures.TOTAL_BUDGET}"}
+    names = {f"{prefix}/{name}/layer{layer}" for name in MEASURES}
+    return names | {f"{prefix}/{TOTAL_BUDGET}"}
 
 
 def test_the_monitor_logs_what_is_documented_when_it_is_due(tmp_path, text):
@@ -66,7 +67,7 @@ def test_the_files_hold_the_fixed_validation_windows_of_the_model(tmp_path, text
     shapes["frequency_HN"] = (H, N)
     assert shapes.keys() == phase_measures.ARRAYS.keys()
     for name in MEASURES:
-        shapes[name.replace("/{}", "")] = () if name in phase_measures.SINGLE else (H,)
+        shapes[name] = () if name in SINGLE else (H,)
     assert {k: v.shape for k, v in kept.items() if k != "step"} == {
         f"layer1/{name}": (2, *shape) for name, shape in shapes.items()
     }

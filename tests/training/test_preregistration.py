@@ -47,7 +47,7 @@ def record(cell: Cell, seed: int, ppl: float, R: float, settled: int, last: floa
     """A run of five validations, with R at 0.6 before step `settled` and `R` from then on."""
     steps = [598 * i for i in range(1, 6)]
     final = {"val/ppl": last * ppl, "phase/val/dR/layer7": 0.1}
-    final |= {"phase/val/R/layer7/start": R - 0.1, "phase/val/R/layer7/end": R}
+    final |= {"phase/val/R_start/layer7": R - 0.1, "phase/val/R_end/layer7": R}
     return {
         **{"status": "ok", "seed": seed, "step": steps[-1], "started": "2026-12-01T00:00:00Z"},
         "config": json.loads(config(cell)) | {"seed": seed},
@@ -56,7 +56,7 @@ def record(cell: Cell, seed: int, ppl: float, R: float, settled: int, last: floa
         "data": {"fingerprint": PAGE.block["conditions"][cell.condition]["study"]},
         **{"best": {"val/ppl": ppl}, "final": final},
         "curves": {
-            "phase/val/R/layer7/end": [[step, R if step >= settled else 0.6] for step in steps]
+            "phase/val/R_end/layer7": [[step, R if step >= settled else 0.6] for step in steps]
         },
     }
 

@@ -65,8 +65,8 @@ def test_a_run_leaves_everything_a_reader_needs(tmp_path, text, capsys):
     assert again.hash == record["config_hash"]
     rows = read_metrics(tmp_path / "metrics.csv")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    logged = {"train/loss", "phase/R/layer1/mean", "phase/R/layer1/head0", "phase/R/layer1/head1"}
-    assert logged | {"phase/R/final", "perf/tokens_per_s"} <= rows[0].keys()
+    logged = {"train/loss", "phase/R/layer1", "phase/R/layer1/head0", "phase/R/layer1/head1"}
+    assert logged | {"phase/R/mean", "perf/tokens_per_s"} <= rows[0].keys()
     assert {"val/loss", "val/ppl", "val/bpb"} <= rows[-1].keys()
     assert record["best"]["val/ppl"] == min(row["val/ppl"] for row in rows if "val/ppl" in row)
     assert (tmp_path / "curves.png").stat().st_size > 10_000
@@ -264,7 +264,7 @@ def test_debug_shows_the_traceback(tmp_path):
 
 
 def test_a_leaky_run_is_marked_and_warns(tmp_path, text):
-    words = ["attention=phase_sync", "attention.as_coded=true", "attention.theta_init=gpt2"]
+    words = ["attention=as_coded", "attention.theta_init=gpt2"]
     with pytest.warns(UserWarning, match="sees the future"):
         record = run(tmp_path, text, *words)
     assert record["leaky"] is True
