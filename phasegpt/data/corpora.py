@@ -9,6 +9,7 @@ import glob
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.core.files import read_json, read_text
+from phasegpt.core.files import expand, read_json, read_text
 from phasegpt.data import synthetic
 from phasegpt.data.config import DataConfig
 from phasegpt.data.downloads import build_once, download, local_file, online, verify, where_to_put
@@ -69,10 +70,10 @@ class RawCorpus:
     log_prob: Callable[[str], float] | None = None
 
 
-def resolve(config: DataConfig, cache: Path) -> RawCorpus:
+def resolve(config: DataConfig, cache: Path, other: Path | None = None) -> RawCorpus:
     """The corpus that `config` names; `cache` keeps downloaded Hugging Face text.
 
-    Raises ConfigError for keys that do not fit the corpus, DataError for missing or bad text.
+    `other` is a cache that is only read. Raises ConfigError for keys that do not fit the corpus, DataError for missing or bad text.
     """
     for key, corpus in {
         "path": "text",
@@ -100,7 +101,7 @@ def resolve(config: DataConfig, cache: Path) -> RawCorpus:
         return RawCorpus(f"wikitext2-{variant}", content, lambda: _wikitext(variant))
     if config.corpus == "text":
         return _user_text(config)
-    return _hub(config, cache)
+    return _hub(config, cache, other)
 
 
 def known_vocab_size(config: DataConfig) -> int | None:
@@ -175,16 +176,7 @@ def _user_text(config: DataConfig) -> RawCorpus:
     """`data.path`: the files in the order of their names, a line end added where one lacks it."""
     if not config.path:
         raise ConfigError("data.path is missing; data=text needs data.path=FILE_OR_GLOB")
-    pattern = os.path.expanduser(config.path)
-    if os.path.isdir(pattern):
-        raise DataError(f"data.path={config.path} is a folder; name its files: {config.path}/*.txt")
-    found = glob.glob(pattern, recursive=True) or [pattern] * os.path.isfile(pattern)
-    paths = sorted(path for path in found if os.path.isfile(path))
-    if not paths:
-        raise DataError(
-            f"data.path={config.path}: no such file (from {os.getcwd()}); correct the path, and "
-            f"quote a pattern so that the shell leaves it alone"
-        )
+    paths = _files(config.path)
     texts = [read_text(path) for path in paths]
     joined = "".join(t if t.endswith("\n") else t + "\n" for t in texts[:-1]) + texts[-1]
     if not joined:
@@ -196,30 +188,104 @@ def _user_text(config: DataConfig) -> RawCorpus:
     )
 
 
-def _hub(config: DataConfig, cache: Path) -> RawCorpus:
+def _files(path: str) -> list[str]:
+    """The files that data.path names: one of exactly that name, else those that match it."""
+    pattern = str(expand(path))
+    if os.path.lexists(pattern):
+        if os.path.isdir(pattern):
+            raise DataError(f"data.path={path} is a folder; name its files: {path}/*.txt")
+        return [pattern]
+    try:
+        found = glob.glob(pattern, recursive=True)
+    except ValueError:  # a NUL
+        found = []
+    paths = sorted(name for name in found if os.path.isfile(name))
+    if not paths:
+        raise DataError(
+            f"data.path={path!r:.300}: no such file (from {os.getcwd()}); correct the path, and "
+            f"quote a pattern so that the shell leaves it alone"
+        )
+    return paths
+
+
+def _hub(config: DataConfig, cache: Path, other: Path | None) -> RawCorpus:
     """Any Hugging Face text dataset, streamed once into text files in our cache."""
     name = config.name
     if not name:
         raise ConfigError("data.name is missing; data=hub needs data.name=OWNER/DATASET")
     # val_fraction belongs to the key: it decides the split where the dataset has none.
-    key = _hash(name, config.subset or "", config.text_column, str(config.val_fraction))[:16]
-    slug = "".join(c if c.isalnum() else "-" for c in name)
+    parts = [name, config.subset or "", config.text_column, str(config.val_fraction)]
+    local = expand(name)
+    if local.exists():
+        name = str(local.resolve())
+        parts += [name, *_state_of_files(local)]
+    key = _hash(*parts)[:16]
+    slug = "".join(c if c.isalnum() else "-" for c in config.name or "")[-80:]
     folder = cache / "text" / f"hub-{slug}-{key}"
+    if other is not None and not folder.is_dir() and (kept := other / "text" / folder.name).is_dir():
+        folder = kept
+    if folder.is_dir():
+        _say_if_it_changed(config, folder)
     build_once(folder, lambda scratch: _spool(config, name, scratch))
-    digests = read_json(folder / "sha256.json")
+    digests = read_json(folder / "sha256.json", "train", "val")
+    if not digests.keys() <= _HUB_SPLITS.keys():
+        raise DataError(f"the text in {folder} is damaged; delete that folder, it is fetched again")
     return RawCorpus(
         f"hub-{slug}",
         _hash("hub", *(f"{split} {digest}" for split, digest in sorted(digests.items()))),
-        lambda: {split: folder / f"{split}.txt" for split in digests},
+        lambda: {split: _kept_text(folder, split, digests[split]) for split in digests},
     )
 
 
-def _spool(config: DataConfig, name: str, folder: Path) -> None:
-    """Write each split as text, one "\\n" after each document.
+def _revision(name: str) -> str | None:
+    """The newest revision of a dataset of the Hub; None where it is not known now."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    if expand(name).exists() or not online(endpoint):
+        return None
+    from huggingface_hub import HfApi
 
-    Without a validation split, `val_fraction` of the documents, evenly spaced, become one.
+    try:
+        return HfApi(endpoint).dataset_info(name, timeout=5).sha
+    except Exception:  # of whatever library the request uses
+        return None
+
+
+def _say_if_it_changed(config: DataConfig, folder: Path) -> None:
+    """A dataset that was fetched stays as it was: runs of one study share their text."""
+    kept = folder / "revision"
+    was = kept.read_text(encoding="utf-8", errors="replace") if kept.is_file() else None
+    now = _revision(config.name or "") if was else None
+    if now is not None and now != was:
+        sys.stderr.write(
+            f"{config.name} changed at its source since it was fetched: the text of revision "
+            f"{was} is used, {now} is newer; delete {folder} to fetch that\n"
+        )
+
+
+def _state_of_files(place: Path) -> list[str]:
+    """What changes when a file at or below `place` does: names, sizes, times of change."""
+    files = [p for p in place.rglob("*") if p.is_file()] if place.is_dir() else [place]
+    states = ((p.relative_to(place), p.stat()) for p in sorted(files))
+    return [f"{p} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns} {s.st_ino}" for p, s in states]
+
+
+def _kept_text(folder: Path, split: str, sha256: str) -> Path:
+    file = folder / f"{split}.txt"
+    with file.open("rb") as opened:
+        if hashlib.file_digest(opened, "sha256").hexdigest() != sha256:
+            raise DataError(f"{file} was changed; delete the folder {folder}, it is fetched again")
+    return file
+
+
+def _spool(config: DataConfig, name: str, folder: Path) -> None:
+    """Write each split as text, one "\n" after each document.
+
+    Without a validation split, `val_fraction` of the documents, evenly spaced, become one. Rows
+    without a text are left out, which is said.
     """
-    dataset = _load_dataset(name, config.subset, streaming=True)
+    revision = _revision(name)
+    known = {} if revision is None else {"revision": revision}
+    dataset = _load_dataset(name, config.subset, streaming=True, **known)
     if dataset is None:
         raise DataError(
             f"{name} is not in the Hugging Face cache and the network does not answer; "
@@ -230,56 +296,86 @@ def _spool(config: DataConfig, name: str, folder: Path) -> None:
     share = config.val_fraction if "validation" not in dataset else 0.0
     files: dict[str, Any] = {}
     digests: dict[str, Any] = {}
+    documents = 0
     for split, rows in ((s, dataset[h]) for s, h in _HUB_SPLITS.items() if h in dataset):
-        for i, document in enumerate(_documents(rows, config)):
+        for i, document in enumerate(_documents(rows, config, split)):
             held_out = split == "train" and int((i + 1) * share) > int(i * share)
             target = "val" if held_out else split
             if target not in files:
                 files[target] = (folder / f"{target}.txt").open("wb")
                 digests[target] = hashlib.sha256()
-            content = f"{document}\n".encode()
+            content = f"{document}\n".encode(errors="replace")
             files[target].write(content)
             digests[target].update(content)
+            documents += split == "train"
     for file in files.values():
         file.close()
     if "train" not in files:
         raise DataError(f"{name}: its train split has no text; name another dataset")
+    if "val" not in files:
+        cause = "its validation split is empty"
+        remedy = "name another dataset"
+        if share:
+            cause = f"it has no validation split, and {share} of its {documents} documents is none"
+            remedy = f"set data.val_fraction to {1 / documents:.2g} or more"
+            if documents < 2:
+                remedy = "name a dataset of two documents or more"
+        raise DataError(f"{name} has no text to validate on: {cause}; {remedy}")
     hexes = {split: digest.hexdigest() for split, digest in digests.items()}
     (folder / "sha256.json").write_text(json.dumps(hexes))
+    if revision is not None:
+        (folder / "revision").write_text(revision)
 
 
-def _documents(rows: Iterable[dict[str, Any]], config: DataConfig) -> Iterator[str]:
-    rows = iter(rows)
+def _documents(rows: Iterable[dict[str, Any]], config: DataConfig, split: str) -> Iterator[str]:
+    rows, empty, number = iter(rows), 0, -1
     while True:
         try:
             row = next(rows)
         except StopIteration:
-            return
+            break
         except Exception as error:  # of whatever library the download uses
-            raise DataError(f"the download of {config.name} broke off: {error}") from error
-        text = row.get(config.text_column)
-        if not isinstance(text, str):
+            raise DataError(f"the download of {config.name} broke off: {error!s:.500}") from error
+        number += 1
+        if config.text_column not in row:
             raise DataError(
                 f"data.text_column={config.text_column} is not a text column of {config.name}; "
                 f"its columns are {', '.join(row)}"
             )
-        yield text
+        text = row[config.text_column]
+        if text is None:
+            empty += 1
+        elif isinstance(text, str):
+            yield text
+        else:
+            raise DataError(
+                f"data.text_column={config.text_column} is not a text column of {config.name}: "
+                f"row {number} of {split} holds {type(text).__name__} {text!r:.60}; "
+                f"its columns are {', '.join(row)}"
+            )
+    if empty:
+        sys.stderr.write(
+            f"{config.name}: {empty} of {number + 1} rows of {split} have no text "
+            f"({config.text_column} is null) and are left out\n"
+        )
 
 
-def _load_dataset(name: str, subset: str | None, *, streaming: bool = False) -> Any:
+def _load_dataset(
+    name: str, subset: str | None, *, streaming: bool = False, revision: str | None = None
+) -> Any:
     """The splits of a Hugging Face dataset from its cache, else the network; None: neither."""
     import datasets
 
     try:
         with _hub_offline():
-            return datasets.load_dataset(name, subset, streaming=streaming)
+            return datasets.load_dataset(name, subset, streaming=streaming, revision=revision)
     except Exception:  # not in the cache, whichever way `datasets` says so
         if not online(datasets.config.HF_ENDPOINT):
             return None
     try:
-        return datasets.load_dataset(name, subset, streaming=streaming)
+        return datasets.load_dataset(name, subset, streaming=streaming, revision=revision)
     except Exception as error:  # of whatever library the download uses
-        raise DataError(f"cannot load {name} from Hugging Face: {error}") from error
+        raise DataError(f"cannot load {name} from Hugging Face: {error!s:.500}") from error
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Checkpoint files: written whole or not at all, verified by sha256, loaded without code.
 
 A run keeps `checkpoints/step-00000100.ckpt`, each with its `.sha256` beside it, and the links
-`last.ckpt` and `best.ckpt`. A checkpoint to share is a folder: model.safetensors, config.json,
+`last.ckpt` and `best.ckpt`; where a copy of the run has lost the links, the files behind them are
+found by their hashes and run.json. A checkpoint to share is a folder: model.safetensors, config.json,
 tokenizer.json, run.json, and SHA256SUMS over them.
 """
 
@@ -11,13 +12,16 @@ import hashlib
 import io
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from phasegpt.core.errors import CheckpointError
-from phasegpt.core.files import read_json, write_atomic
+from phasegpt.core.errors import CheckpointError, UserError
+from phasegpt.core.files import read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
 from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
@@ -35,6 +39,7 @@ class Loaded(NamedTuple):
     config: dict[str, Any] | None  # the run's; None: an exported folder without run.json
     path: Path  # the .ckpt file or the exported folder
     sha256: str  # of the .ckpt or of model.safetensors
+    data_fingerprint: str | None = None  # of the corpus it was trained on, where run.json says
 
 
 def save(payload: dict[str, Any], path: Path) -> None:
@@ -43,7 +48,8 @@ def save(payload: dict[str, Any], path: Path) -> None:
     torch.save(payload, buffer)
     content = buffer.getvalue()
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     # While a file is written over, the old hash stays beside the new one: each is whole.
     old = _sidecar(path).read_bytes() if path.is_file() and _sidecar(path).is_file() else b""
     write_atomic(_sidecar(path), line + old)
@@ -57,13 +63,32 @@ def read(path: Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
+#: What training needs of a checkpoint, as Lightning writes it: the type of each part.
+_STATE: dict[str, type] = {
+    **{"global_step": int, "epoch": int, "state_dict": dict, "loops": dict, "callbacks": dict},
+    **{"optimizer_states": list, "lr_schedulers": list, "hyper_parameters": dict},
+}
+
+
+def check_resumable(path: Path) -> None:
+    """CheckpointError if training could not go on from this checkpoint."""
+    payload = read(path)
+    for key, kind in _STATE.items():
+        if not isinstance(payload.get(key), kind):
+            raise CheckpointError(
+                f"{path} cannot be trained on: its {key} is missing or no {kind.__name__}; resume "
+                f"from another checkpoint of the run, or start anew"
+            )
+
+
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """The checkpoint's content and its sha256."""
     path = path.resolve()
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist{_offer(path)}")
-    content = path.read_bytes()
-    if not _sidecar(path).is_file():
+    with _reading(path):
+        content = read_bytes(path)
+    if not _sums(path):
         raise CheckpointError(
             f"{path} has no {_sidecar(path).name} beside it, so damage could not be seen; copy it "
             f"too, or make it with sha256sum if you trust the file{_offer(path)}"
@@ -79,7 +104,26 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
             f"{path} is refused: it is not a checkpoint, or it holds more than tensors and plain "
             f"values, and loading that could run code ({type(error).__name__})"
         ) from error
+    if not isinstance(payload, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(payload).__name__} and is not a PhaseGPT checkpoint; give "
+            f"one that training wrote"
+        )
     return payload, hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what content of a wrong form raises into one CheckpointError that names the file."""
+    try:
+        yield
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+            OverflowError) as error:  # fmt: skip
+        cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        said = cause if str(path) in cause else f"{path} cannot be used: {cause}"
+        raise CheckpointError(
+            f"{said:.1000}. Copy the file again from where it was made, or give another one"
+        ) from error
 
 
 def remove(path: Path) -> None:
@@ -102,24 +146,122 @@ def find(target: str | Path, which: Which = "best") -> Path:
     A run that has not validated yet has no best checkpoint; its last one stands in.
     """
     target = Path(target)
-    if target.is_file():
+    if target.name in ("best.ckpt", "last.ckpt") and os.path.lexists(target):
+        chosen = best(target.parent) if target.name == "best.ckpt" else last(target.parent)
+        if chosen is not None:
+            return chosen
+    if os.path.isfile(target):
         return target
-    if not target.is_dir():
+    if not os.path.isdir(target):
         raise CheckpointError(
-            f"{target} does not exist; give a run folder, a .ckpt file or an exported folder"
+            f"{str(target)!r:.300} does not exist; give a run folder, a .ckpt file or an exported "
+            f"folder"
         )
-    names = ["best.ckpt", "last.ckpt"] if which == "best" else ["last.ckpt"]
-    for name in names:
-        path = target / "checkpoints" / name
-        if path.exists():
-            return path.resolve()
-    raise CheckpointError(f"{target} holds no checkpoint yet (looked for checkpoints/{names[-1]})")
+    directory = target / "checkpoints"
+    found = (best(directory) if which == "best" else None) or last(directory)
+    if found is None:
+        raise CheckpointError(f"{target} holds no checkpoint yet (looked for checkpoints/*.ckpt)")
+    return found
+
+
+def last(directory: Path) -> Path | None:
+    """The checkpoint in a run's `checkpoints` from which training goes on; None: there is none.
+
+    It is the one that last.ckpt names, or the newest whole step file where a copy of the run has
+    no links. Raises CheckpointError where there are files and none is whole.
+    """
+    if (named := _named(directory / "last.ckpt")) is not None:
+        return named
+    candidates = [*sorted(directory.glob("step-*.ckpt"), reverse=True), directory / "last.ckpt"]
+    there = [path for path in candidates if path.is_file()]
+    for path in there:
+        if _whole(path):
+            return path
+    if there:
+        raise CheckpointError(
+            f"{directory} holds no whole checkpoint: the .sha256 of {there[0].name} is missing, or "
+            f"not that of the file; copy the folder again, with the .sha256 files"
+        )
+    return None
+
+
+def best(directory: Path) -> Path | None:
+    """The checkpoint of the best validation; None where there was no validation yet.
+
+    It is the one that best.ckpt names. Where a copy of the run has no links, it is the step file
+    that equals the copy best.ckpt, or that of the best step in run.json. Raises CheckpointError
+    where that file is missing.
+    """
+    link = directory / "best.ckpt"
+    if (named := _named(link)) is not None:
+        return named
+    step = _best_step(directory.parent)
+    recorded = None if step is None else directory / f"step-{step:08d}.ckpt"
+    found = [path for path in (_twin(link), recorded) if path is not None and path.is_file()]
+    if found:
+        return max(found, key=lambda path: (path.name != link.name, path.name))
+    if recorded is not None or os.path.lexists(link):
+        name = link if recorded is None else recorded
+        raise CheckpointError(
+            f"{name}, the best checkpoint, is missing or not whole; copy it and its .sha256 too, "
+            f"or choose which=last"
+        )
+    return None
+
+
+def restore_links(directory: Path) -> None:
+    """Make last.ckpt and best.ckpt links again in a copy of a run that has lost them."""
+    for name, found in (("last.ckpt", last(directory)), ("best.ckpt", best(directory))):
+        link_ = directory / name
+        if found is None or (link_.is_symlink() and link_.exists()):
+            continue
+        if found.name != name:
+            link(found, name)
+        elif not _sidecar(found).is_file():
+            write_atomic(_sidecar(found), f"{_hash(found)}  {name}\n".encode())
+
+
+def _named(link: Path) -> Path | None:
+    """The file beside `link` that it names: as a link, or as text, which some copies make of it."""
+    name = None
+    if link.is_symlink():
+        if link.is_file():
+            return link.resolve()
+        name = os.path.basename(os.readlink(link))
+    elif link.is_file() and link.stat().st_size < 1000:
+        text = link.read_text(encoding="utf-8", errors="replace").strip()
+        name = re.split(r"[/\\]", text)[-1]
+    if name and re.fullmatch(r"step-\d+\.ckpt", name) and link.with_name(name).is_file():
+        return link.with_name(name)
+    return None
+
+
+def _twin(copy: Path) -> Path | None:
+    """The step file with the content of `copy`, else `copy` if it is whole."""
+    if not copy.is_file() or copy.is_symlink():
+        return None
+    digest = _hash(copy)
+    for step in sorted(copy.parent.glob("step-*.ckpt"), reverse=True):
+        if digest in _sums(step):
+            return step
+    return copy if digest in _sums(copy) else None
+
+
+def _best_step(run: Path) -> int | None:
+    """The step of the best validation as run.json has it."""
+    try:
+        step = (read_json(run / "run.json").get("best") or {}).get("step")
+    except (UserError, AttributeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 def is_ours(target: str | Path) -> bool:
     """Whether `target` is a run folder, a .ckpt file or an exported folder; else Hugging Face's."""
     path = Path(target)
-    return path.is_file() or any((path / name).exists() for name in ("checkpoints", _SUMS))
+    return os.path.isfile(path) or any(
+        os.path.exists(path / name) for name in ("checkpoints", _SUMS)
+    )
 
 
 def load(target: str | Path, which: Which = "best") -> GPT:
@@ -135,23 +277,43 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
     """Like load, with the run's configuration, the file and its sha256."""
     if which not in ("best", "last"):
         raise CheckpointError(f"which={which!r}; choose from: best, last")
-    if (Path(target) / "model.safetensors").is_file():
+    if os.path.isfile(Path(target) / "model.safetensors"):
         return _load_exported(Path(target))
     path = find(target, which)
     payload, sha256 = _read(path)
-    hyper = payload.get("hyper_parameters") if isinstance(payload, dict) else None
+    hyper = payload.get("hyper_parameters")
     if not isinstance(hyper, dict) or not {"config", "tokenizer"} <= hyper.keys():
         raise CheckpointError(f"{path} is not a PhaseGPT checkpoint; it has no configuration")
-    config, tokenizer = hyper["config"], from_state(hyper["tokenizer"])
-    gpt = gpt_config(
-        ModelSection.parse(config["model"]),
-        config["attention"],
-        DataConfig.parse(config["data"]),
-        tokenizer.vocab_size,
-    )
-    weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
-    model = _assemble(gpt, weights, tokenizer)
-    return Loaded(model, tokenizer, config, path, sha256)
+    config, tokenizer = hyper["config"], _tokenizer(path, hyper["tokenizer"])
+    with _reading(path):
+        gpt = gpt_config(
+            ModelSection.parse(config["model"]),
+            config["attention"],
+            DataConfig.parse(config["data"]),
+            tokenizer.vocab_size,
+        )
+        weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
+        model = _assemble(gpt, weights, tokenizer)
+    record = run_folder(path) / "run.json"
+    known = _fingerprint(record) if record.is_file() else None
+    return Loaded(model, tokenizer, config, path, sha256, known)
+
+
+def _tokenizer(path: Path, state: Any) -> Tokenizer:
+    if isinstance(state, dict) and state.get("name") == "gpt2":
+        return from_state(state)  # where its file is missing, this one is not damaged
+    with _reading(path):
+        return from_state(state)
+
+
+def _fingerprint(record: Path) -> str | None:
+    """The fingerprint of the text, as a run.json has it."""
+    with _reading(record):
+        data = read_json(record).get("data") or {}
+        known = data.get("fingerprint")
+        if not isinstance(known, str | None):
+            raise TypeError(f"data.fingerprint={known!r:.80} must be text")
+    return known
 
 
 def run_folder(path: Path) -> Path:
@@ -189,15 +351,34 @@ def _load_exported(folder: Path) -> Loaded:
     from safetensors.torch import load_file
 
     sums = _verify_exported(folder)
-    values = read_json(folder / "config.json")
-    if values.pop("model_type", None) != "phasegpt":
-        raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
-    tokenizer = from_state(read_json(folder / "tokenizer.json"))
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    record = read_json(folder / "run.json") if "run.json" in sums else {}
-    model = _assemble(GPTConfig.parse(values), weights, tokenizer)
-    return Loaded(model, tokenizer, record.get("config"), folder, sums["model.safetensors"])
+    with _reading(folder / "config.json"):
+        values = read_json(folder / "config.json")
+        if values.pop("model_type", None) != "phasegpt":
+            raise CheckpointError(
+                f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf"
+            )
+        config = GPTConfig.parse(values)
+    with _reading(folder / "tokenizer.json"):
+        state = read_json(folder / "tokenizer.json")
+    tokenizer = _tokenizer(folder / "tokenizer.json", state)
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except Exception as error:  # SafetensorError has no public home
+        raise CheckpointError(
+            f"{folder}/model.safetensors is no file of tensors ({error!s:.200}); copy it again, "
+            f"with {_SUMS}"
+        ) from error
+    with _reading(folder / "model.safetensors"):
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        model = _assemble(config, weights, tokenizer)
+    run, known = None, None
+    if "run.json" in sums:
+        with _reading(folder / "run.json"):
+            run = read_json(folder / "run.json").get("config")
+            if not isinstance(run, dict | None):
+                raise TypeError(f"config is a {type(run).__name__}, not an object")
+        known = _fingerprint(folder / "run.json")
+    return Loaded(model, tokenizer, run, folder, sums["model.safetensors"], known)
 
 
 def _verify_exported(folder: Path) -> dict[str, str]:
@@ -212,6 +393,11 @@ def _verify_exported(folder: Path) -> dict[str, str]:
         )
     lines = (folder / _SUMS).read_text(encoding="ascii", errors="replace").splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in sums:
+        if name != os.path.basename(name) or name in ("", ".", ".."):
+            raise CheckpointError(
+                f"{folder}/{_SUMS} is damaged: {name!r:.80} is no file of that folder; copy it again"
+            )
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         if name not in sums:
             raise CheckpointError(f"{folder}/{_SUMS} is damaged: it does not list {name}")
@@ -224,12 +410,18 @@ def _verify_exported(folder: Path) -> dict[str, str]:
 
 
 def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: Tokenizer) -> GPT:
+    if config.vocab_size < tokenizer.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}"
+        )
     with torch.random.fork_rng(devices=[]):  # making a layer draws numbers that are not used
         model = GPT(config, seed=0)
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights do not fit the configuration: {error}") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the weights do not fit the configuration: {error!s:.600}"
+        ) from error
     model.tokenizer = tokenizer
     return model.eval()
 
@@ -247,14 +439,26 @@ def _sidecar(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
+def _sums(path: Path) -> list[str]:
+    """The hashes that stand beside a checkpoint. A copy of a link has that of the file it named."""
+    beside = [_sidecar(path)]
+    if path.name in ("best.ckpt", "last.ckpt") and not beside[0].is_file():
+        beside = sorted(path.parent.glob("step-*.ckpt.sha256"))
+    texts = (file.read_text(encoding="ascii", errors="replace") for file in beside if file.is_file())
+    return [word for text in texts for word in text.split()[::2]]
+
+
 def _verified(path: Path, content: bytes) -> bool:
-    expected = _sidecar(path).read_text(encoding="ascii", errors="replace").split()[::2]
-    return hashlib.sha256(content).hexdigest() in expected
+    return hashlib.sha256(content).hexdigest() in _sums(path)
+
+
+def _whole(path: Path) -> bool:
+    return _hash(path) in _sums(path)
 
 
 def _offer(path: Path) -> str:
     """Name the newest other checkpoint of the folder that is whole, if there is one."""
     for other in sorted(path.parent.glob("step-*.ckpt"), reverse=True):
-        if other != path and _sidecar(other).is_file() and _verified(other, other.read_bytes()):
+        if other != path and _whole(other):
             return f". Another checkpoint is whole: {other}"
     return ""
