@@ -53,6 +53,7 @@ def test_the_json_says_what_was_measured_and_how(run: Path, corpus: Corpus) -> N
         "leaky": False,
         "corpus": "text",
         "data_fingerprint": corpus.fingerprint,
+        "training_text": None,
         "split": "val",
         "unit": "character",
         "context": 16,
@@ -62,6 +63,7 @@ def test_the_json_says_what_was_measured_and_how(run: Path, corpus: Corpus) -> N
         "tokens_scored": len(corpus.split("val")) - 1,
         "bytes_scored": len(corpus.split("val")) - 1,
         "words": expected.words,
+        "finite": True,
         "nats": expected.nats,
         "loss": expected.loss,
         "perplexity": expected.ppl,
@@ -113,7 +115,8 @@ def test_a_model_that_sees_the_future_is_marked(tmp_path: Path) -> None:
 def test_a_changed_text_is_not_scored_with_the_wrong_tokens(run: Path, tmp_path: Path) -> None:
     (tmp_path / "same.txt").write_text(TEXT)
     (tmp_path / "other.txt").write_text(TEXT + "0123456789")
-    settings = {"checkpoint": str(run), "split": "val"}
+    cache = str(tmp_path / "cache")
+    settings = {"checkpoint": str(run), "split": "val", "cache_dir": cache}
     moved = evaluate(EvaluateConfig(**settings, data_path=str(tmp_path / "same.txt")))
     assert moved == evaluate(EvaluateConfig(**settings))
     with pytest.raises(ConfigError, match="tokens that the model was trained with"):

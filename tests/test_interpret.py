@@ -72,7 +72,8 @@ def test_the_json_says_what_was_measured_and_how(run: Path, tmp_path: Path) -> N
     written = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert written == {k: v for k, v in result.items() if k not in ("output", "figures")}
     assert set(written) == {
-        *("checkpoint", "sha256", "source", "unit", "sequences", "context", "tokens"),
+        *("checkpoint", "sha256", "source", "training_text", "unit"),
+        *("sequences", "context", "tokens"),
         *("loss", "status", "layers", "interventions"),
     }
     assert (written["sequences"], written["context"], written["unit"]) == (3, 16, "character")

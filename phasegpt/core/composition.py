@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import check_name
 from phasegpt.core.sections import Section, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -40,7 +41,8 @@ def check_groups(overrides: Sequence[str]) -> None:
     """ConfigError for words that Hydra answers with a traceback, or takes in an order of its own.
 
     That is a group set to nothing (logger=null), and a +scale before the +experiment whose sizes it
-    is to replace: of appended groups the last wins.
+    is to replace: of appended groups the last wins. A name that would put the run's folder
+    elsewhere is refused too: Hydra makes it before anything else is read.
     """
     scale = None
     for word in overrides:
@@ -52,6 +54,8 @@ def check_groups(overrides: Sequence[str]) -> None:
                 f"first, then {scale}"
             )
         group, _, value = word.partition("=")
+        if group.lstrip("+") in ("name", "attention.name", "data.corpus") and "${" not in value:
+            check_name(value.strip("'\""), group.lstrip("+"))  # Hydra makes a folder of it
         if value == "null" and group.isidentifier() and (CONF_DIR / group).is_dir():
             options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
             raise ConfigError(f"{word} is no option of {group}; choose from: {', '.join(options)}")

@@ -13,9 +13,12 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from phasegpt.core.errors import ConfigError, DataError, OutputError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _REMEDIES = {
     errno.ENOSPC: "make room on that disk",
@@ -233,6 +236,21 @@ def read_bytes(path: str | Path) -> bytes:
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read {path}: {cause}; correct the path or its rights") from error
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The arrays in an .npz; DataError where it is not whole, or holds more than numbers."""
+    import numpy as np
+
+    content = io.BytesIO(read_bytes(file))
+    try:
+        with np.load(content, allow_pickle=False) as arrays:
+            return dict(arrays)
+    except Exception as error:  # of zip, of zlib, of numpy's header, of the array inside
+        raise DataError(
+            f"{file} is no whole .npz ({type(error).__name__}: {error!s:.200}); restore it, or "
+            f"remove it"
+        ) from error
 
 
 def read_json(file: Path, *keys: str) -> dict[str, Any]:

@@ -222,7 +222,11 @@ def _hub(config: DataConfig, cache: Path, other: Path | None) -> RawCorpus:
     key = _hash(*parts)[:16]
     slug = "".join(c if c.isalnum() else "-" for c in config.name or "")[-80:]
     folder = cache / "text" / f"hub-{slug}-{key}"
-    if other is not None and not folder.is_dir() and (kept := other / "text" / folder.name).is_dir():
+    if (
+        other is not None
+        and not folder.is_dir()
+        and (kept := other / "text" / folder.name).is_dir()
+    ):
         folder = kept
     if folder.is_dir():
         _say_if_it_changed(config, folder)

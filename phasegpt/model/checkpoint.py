@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from phasegpt.core.errors import CheckpointError, UserError
-from phasegpt.core.files import read_bytes, read_json, write_atomic, writing
+from phasegpt.core.files import read_bytes, read_json, write_atomic
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
 from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
@@ -48,8 +48,7 @@ def save(payload: dict[str, Any], path: Path) -> None:
     torch.save(payload, buffer)
     content = buffer.getvalue()
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     # While a file is written over, the old hash stays beside the new one: each is whole.
     old = _sidecar(path).read_bytes() if path.is_file() and _sidecar(path).is_file() else b""
     write_atomic(_sidecar(path), line + old)
@@ -154,8 +153,7 @@ def find(target: str | Path, which: Which = "best") -> Path:
         return target
     if not os.path.isdir(target):
         raise CheckpointError(
-            f"{str(target)!r:.300} does not exist; give a run folder, a .ckpt file or an exported "
-            f"folder"
+            f"{target!s:.300} does not exist; give a run folder, a .ckpt file or an exported folder"
         )
     directory = target / "checkpoints"
     found = (best(directory) if which == "best" else None) or last(directory)
@@ -188,37 +186,26 @@ def last(directory: Path) -> Path | None:
 def best(directory: Path) -> Path | None:
     """The checkpoint of the best validation; None where there was no validation yet.
 
-    It is the one that best.ckpt names. Where a copy of the run has no links, it is the step file
-    that equals the copy best.ckpt, or that of the best step in run.json. Raises CheckpointError
-    where that file is missing.
+    It is best.ckpt, if that has a .sha256 of its own, or the one that it names. Where a copy of
+    the run has lost the link, it is the step file that equals the copy, or that of the best step
+    in run.json. Raises CheckpointError where that file is missing.
     """
-    link = directory / "best.ckpt"
-    if (named := _named(link)) is not None:
+    name = directory / "best.ckpt"
+    if (named := _named(name)) is not None:
         return named
+    if name.is_file() and _sidecar(name).is_file():
+        return name
     step = _best_step(directory.parent)
     recorded = None if step is None else directory / f"step-{step:08d}.ckpt"
-    found = [path for path in (_twin(link), recorded) if path is not None and path.is_file()]
+    found = [path for path in (_twin(name), recorded) if path is not None and path.is_file()]
     if found:
-        return max(found, key=lambda path: (path.name != link.name, path.name))
-    if recorded is not None or os.path.lexists(link):
-        name = link if recorded is None else recorded
+        return max(found, key=lambda path: (path != name, path.name))
+    if recorded is not None or os.path.lexists(name):
         raise CheckpointError(
-            f"{name}, the best checkpoint, is missing or not whole; copy it and its .sha256 too, "
-            f"or choose which=last"
+            f"{recorded or name}, the best checkpoint, is missing or not whole; copy it and its "
+            f".sha256 too, or choose which=last"
         )
     return None
-
-
-def restore_links(directory: Path) -> None:
-    """Make last.ckpt and best.ckpt links again in a copy of a run that has lost them."""
-    for name, found in (("last.ckpt", last(directory)), ("best.ckpt", best(directory))):
-        link_ = directory / name
-        if found is None or (link_.is_symlink() and link_.exists()):
-            continue
-        if found.name != name:
-            link(found, name)
-        elif not _sidecar(found).is_file():
-            write_atomic(_sidecar(found), f"{_hash(found)}  {name}\n".encode())
 
 
 def _named(link: Path) -> Path | None:
@@ -354,9 +341,7 @@ def _load_exported(folder: Path) -> Loaded:
     with _reading(folder / "config.json"):
         values = read_json(folder / "config.json")
         if values.pop("model_type", None) != "phasegpt":
-            raise CheckpointError(
-                f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf"
-            )
+            raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
         config = GPTConfig.parse(values)
     with _reading(folder / "tokenizer.json"):
         state = read_json(folder / "tokenizer.json")
@@ -444,7 +429,9 @@ def _sums(path: Path) -> list[str]:
     beside = [_sidecar(path)]
     if path.name in ("best.ckpt", "last.ckpt") and not beside[0].is_file():
         beside = sorted(path.parent.glob("step-*.ckpt.sha256"))
-    texts = (file.read_text(encoding="ascii", errors="replace") for file in beside if file.is_file())
+    texts = (
+        file.read_text(encoding="ascii", errors="replace") for file in beside if file.is_file()
+    )
     return [word for text in texts for word in text.split()[::2]]
 
 

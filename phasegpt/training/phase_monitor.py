@@ -24,8 +24,9 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from phasegpt.attention import Attention, Trajectory
+from phasegpt.core.errors import DataError
 from phasegpt.core.eval_mode import inference
-from phasegpt.core.files import write_atomic
+from phasegpt.core.files import read_arrays, write_atomic
 from phasegpt.model.gpt import GPT
 from phasegpt.training import phase_measures
 from phasegpt.training.callback_config import PhaseMonitorConfig
@@ -164,14 +165,18 @@ def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a run folder by name, stacked over its V validations; `step` [V] says when.
 
     `layer7/R_HS` is then [V,H,S+1]. Names and shapes: phasegpt.training.phase_measures.ARRAYS,
-    and MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
+    and MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured. Raises
+    DataError for a file that is not whole.
     """
-    files = sorted((Path(folder) / "phase").glob("step-*.npz"))
+    found = (Path(folder) / "phase").glob("step-*.npz")
+    files = sorted(path for path in found if path.stem.removeprefix("step-").isdecimal())
     if not files:
         return {}
-    loaded = []
-    for path in files:
-        with np.load(path) as file:
-            loaded.append(dict(file))
+    loaded = [read_arrays(path) for path in files]
+    for path, arrays in zip(files, loaded, strict=True):
+        if any(k not in arrays or arrays[k].shape != x.shape for k, x in loaded[0].items()):
+            raise DataError(
+                f"{path} does not hold the arrays of {files[0].name}; restore it, or remove it"
+            )
     stacked = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
     return {"step": np.array([step_of(path) for path in files]), **stacked}

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from phasegpt.core.errors import CheckpointError, DataError
-from phasegpt.core.files import read_json, write_atomic
+from phasegpt.core.files import read_json, read_text, write_atomic
+from phasegpt.core.secrets import masked
 from phasegpt.training.config import RunConfig
 
 FINISHED = ("ok", "collapsed")
@@ -95,7 +96,7 @@ def provenance(run: RunConfig) -> dict[str, Any]:
         "seed": run.seed,
         "config_hash": run.hash,
         "config": run.to_dict(),
-        "command": "python -m phasegpt.train " + " ".join(sys.argv[1:]),
+        "command": "python -m phasegpt.train " + " ".join(masked(sys.argv[1:])),
     }
 
 
@@ -120,15 +121,22 @@ def environment() -> dict[str, Any]:
 def read_metrics(path: Path) -> list[dict[str, float]]:
     """Rows of a metrics.csv as numbers; a cell that was not logged is absent.
 
-    A last line without its end was cut by a crash and does not count.
+    A last line without its end was cut by a crash and does not count. Raises DataError for what
+    is not a table of numbers.
     """
     if not path.is_file():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [
-        {name: float(cell) for name, cell in row.items() if cell}
-        for row in csv.DictReader(whole.splitlines())
-    ]
+    whole, rows = read_text(path).rpartition("\n")[0], []
+    try:
+        for row in csv.DictReader(whole.splitlines()):
+            rows.append({name: float(cell) for name, cell in row.items() if cell})
+            int(rows[-1]["step"])
+    except (csv.Error, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}, row {len(rows)} is not a row of numbers with a step ({error!s:.200}); "
+            f"restore the file, or remove that row"
+        ) from error
+    return rows
 
 
 def curves(path: Path, names: str, points: int) -> dict[str, list[list[float]]]:
