@@ -233,8 +233,8 @@ def _looked_at(settings: InterpretConfig, target: Path) -> tuple[Loaded, Tensor,
         logits_BTV = loaded.model(ids_BT[:1, :-1].to(chosen)).logits
     if not logits_BTV.isfinite().all():
         raise CheckpointError(
-            f"{loaded.path} is not finite: on {source} the model gives NaN or infinity, so there is "
-            f"nothing to measure; give an earlier checkpoint"
+            f"{loaded.path} is not finite: on {source} the model gives NaN or infinity, so there "
+            f"is nothing to measure; give an earlier checkpoint"
         )
     about: dict[str, Any] = {
         "checkpoint": os.path.relpath(loaded.path),

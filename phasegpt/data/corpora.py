@@ -73,7 +73,8 @@ class RawCorpus:
 def resolve(config: DataConfig, cache: Path, other: Path | None = None) -> RawCorpus:
     """The corpus that `config` names; `cache` keeps downloaded Hugging Face text.
 
-    `other` is a cache that is only read. Raises ConfigError for keys that do not fit the corpus, DataError for missing or bad text.
+    `other` is a cache that is only read. Raises ConfigError for keys that do not fit the corpus,
+    DataError for missing or bad text.
     """
     for key, corpus in {
         "path": "text",
@@ -222,11 +223,8 @@ def _hub(config: DataConfig, cache: Path, other: Path | None) -> RawCorpus:
     key = _hash(*parts)[:16]
     slug = "".join(c if c.isalnum() else "-" for c in config.name or "")[-80:]
     folder = cache / "text" / f"hub-{slug}-{key}"
-    if (
-        other is not None
-        and not folder.is_dir()
-        and (kept := other / "text" / folder.name).is_dir()
-    ):
+    kept = folder if other is None else other / "text" / folder.name
+    if not folder.is_dir() and kept.is_dir():
         folder = kept
     if folder.is_dir():
         _say_if_it_changed(config, folder)

@@ -52,7 +52,8 @@ class Corpus:
 def prepare(config: DataConfig, *, other_cache: str | None = None) -> Corpus:
     """The corpus of `config`, tokenised on first use and opened from the cache afterwards.
 
-    `other_cache` is looked into first and never written to. Raises ConfigError and DataError as phasegpt.data.corpora does, DataError for a damaged cache.
+    `other_cache` is looked into first and never written to. Raises ConfigError and DataError as
+    phasegpt.data.corpora does, DataError for a damaged cache.
     """
     cache = diskcache.cache_dir(config.cache_dir)
     other = diskcache.cache_dir(other_cache) if other_cache else None

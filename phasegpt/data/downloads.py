@@ -109,6 +109,6 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
         diskcache.build_once(folder, build)
     except OSError as error:
         raise DataError(
-            f"cannot build {folder}: {error.strerror or error}; data.cache_dir (cache_dir=FOLDER) must be a folder "
-            f"with room that you may write to"
+            f"cannot build {folder}: {error.strerror or error}; data.cache_dir (cache_dir=FOLDER) "
+            f"must be a folder with room that you may write to"
         ) from error

@@ -192,7 +192,8 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
     if name == "gpt2":
         return GPT2Tokenizer()
     raise DataError(
-        f"tokenizer state {state!r:.200} is unknown; name must be char (with an alphabet), byte or gpt2"
+        f"tokenizer state {state!r:.200} is unknown; name must be char (with an alphabet), byte or "
+        f"gpt2"
     )
 
 

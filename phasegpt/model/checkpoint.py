@@ -2,8 +2,8 @@
 
 A run keeps `checkpoints/step-00000100.ckpt`, each with its `.sha256` beside it, and the links
 `last.ckpt` and `best.ckpt`; where a copy of the run has lost the links, the files behind them are
-found by their hashes and run.json. A checkpoint to share is a folder: model.safetensors, config.json,
-tokenizer.json, run.json, and SHA256SUMS over them.
+found by their hashes and run.json. A checkpoint to share is a folder: model.safetensors,
+config.json, tokenizer.json, run.json, and SHA256SUMS over them.
 """
 
 from __future__ import annotations
@@ -381,7 +381,8 @@ def _verify_exported(folder: Path) -> dict[str, str]:
     for name in sums:
         if name != os.path.basename(name) or name in ("", ".", ".."):
             raise CheckpointError(
-                f"{folder}/{_SUMS} is damaged: {name!r:.80} is no file of that folder; copy it again"
+                f"{folder}/{_SUMS} is damaged: {name!r:.80} is no file of that folder; copy it "
+                f"again"
             )
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         if name not in sums:

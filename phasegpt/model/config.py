@@ -122,6 +122,7 @@ def check_memory(model: ModelSection) -> None:
         sizes = ("n_layer", "n_embd", "block_size", "vocab_size")
         told = ", ".join(f"model.{key}={getattr(model, key)!s:.40}" for key in sizes)
         raise ConfigError(
-            f"this model is too large for memory: its parameters take at least {f'{least:,}':.60} bytes "
-            f"in float32, and this machine has {memory:,}; lower one of {told}"
+            f"this model is too large for memory: its parameters take at least "
+            f"{f'{least:,}':.60} bytes in float32, and this machine has {memory:,}; lower one of "
+            f"{told}"
         )
