@@ -24,7 +24,7 @@ from tqdm import tqdm
 from phasegpt.analysis.temperature import Reader, once, write_table
 from phasegpt.cli import guarded, training_corpus
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import write_atomic
+from phasegpt.core.files import check_output, write_atomic
 from phasegpt.core.randomness import keyed_generator, keyed_seed
 from phasegpt.model.checkpoint import load, load_run
 from phasegpt.samplers import Temperature, decode, fit_temperature
@@ -166,6 +166,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=400, help="tokens sampled in a row")
     args = parser.parse_args()
+    check_output(args.out / "table.csv", "--out")
+    check_output(args.work / "text.txt", "--work")
     study(args)
 
 
