@@ -70,7 +70,7 @@ def second_run(first: RunConfig, text: Path, steps: int, seed: int) -> RunConfig
         seed=seed,
         resume=True,
         data=replace(first.data, corpus="text", path=str(text.resolve()), variant=None,
-                     name=None, subset=None, val_fraction=0.1),
+                     cache_dir=None, name=None, subset=None, val_fraction=0.1),
         trainer=replace(first.trainer, max_steps=steps, val_check_interval=max(1, steps // 4)),
         optimizer=replace(first.optimizer, warmup_steps=warmup),
         logger=replace(first.logger, name="csv"),

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phasegpt.core.errors import ConfigError, DataError, OutputError
+from phasegpt.core.errors import ConfigError, DataError, OutputError, UserError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,7 +55,7 @@ def writing(path: str | Path) -> Iterator[None]:
     """Turn an OSError of the block into an OutputError: one line with the path and the remedy."""
     try:
         yield
-    except OutputError:
+    except UserError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         number = getattr(error, "errno", None)

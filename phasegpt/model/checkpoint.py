@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,11 +20,20 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from phasegpt.core.errors import CheckpointError, UserError
-from phasegpt.core.files import read_bytes, read_json, write_atomic
+from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
 from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
+from phasegpt.model.run_checkpoints import (
+    best,
+    last,
+    sha256_of,
+    sidecar,
+    sums_beside,
+    verified,
+    whole,
+)
 
 Which = Literal["best", "last"]
 _SUMS = "SHA256SUMS"
@@ -50,11 +58,11 @@ def save(payload: dict[str, Any], path: Path) -> None:
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     # While a file is written over, the old hash stays beside the new one: each is whole.
-    old = _sidecar(path).read_bytes() if path.is_file() and _sidecar(path).is_file() else b""
-    write_atomic(_sidecar(path), line + old)
+    old = sidecar(path).read_bytes() if path.is_file() and sidecar(path).is_file() else b""
+    write_atomic(sidecar(path), line + old)
     write_atomic(path, content)
     if old:
-        write_atomic(_sidecar(path), line)
+        write_atomic(sidecar(path), line)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -87,14 +95,14 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
         raise CheckpointError(f"{path} does not exist{_offer(path)}")
     with _reading(path):
         content = read_bytes(path)
-    if not _sums(path):
+    if not sums_beside(path):
         raise CheckpointError(
-            f"{path} has no {_sidecar(path).name} beside it, so damage could not be seen; copy it "
+            f"{path} has no {sidecar(path).name} beside it, so damage could not be seen; copy it "
             f"too, or make it with sha256sum if you trust the file{_offer(path)}"
         )
-    if not _verified(path, content):
+    if not verified(path, content):
         raise CheckpointError(
-            f"{path} is damaged: its sha256 is not the one in {_sidecar(path).name}{_offer(path)}"
+            f"{path} is damaged: its sha256 is not the one in {sidecar(path).name}{_offer(path)}"
         )
     try:
         payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -128,7 +136,7 @@ def _reading(path: Path) -> Iterator[None]:
 def remove(path: Path) -> None:
     """Delete a checkpoint and its sha256."""
     path.unlink(missing_ok=True)
-    _sidecar(path).unlink(missing_ok=True)
+    sidecar(path).unlink(missing_ok=True)
 
 
 def link(path: Path, name: str) -> None:
@@ -160,87 +168,6 @@ def find(target: str | Path, which: Which = "best") -> Path:
     if found is None:
         raise CheckpointError(f"{target} holds no checkpoint yet (looked for checkpoints/*.ckpt)")
     return found
-
-
-def last(directory: Path) -> Path | None:
-    """The checkpoint in a run's `checkpoints` from which training goes on; None: there is none.
-
-    It is the one that last.ckpt names, or the newest whole step file where a copy of the run has
-    no links. Raises CheckpointError where there are files and none is whole.
-    """
-    if (named := _named(directory / "last.ckpt")) is not None:
-        return named
-    candidates = [*sorted(directory.glob("step-*.ckpt"), reverse=True), directory / "last.ckpt"]
-    there = [path for path in candidates if path.is_file()]
-    for path in there:
-        if _whole(path):
-            return path
-    if there:
-        raise CheckpointError(
-            f"{directory} holds no whole checkpoint: the .sha256 of {there[0].name} is missing, or "
-            f"not that of the file; copy the folder again, with the .sha256 files"
-        )
-    return None
-
-
-def best(directory: Path) -> Path | None:
-    """The checkpoint of the best validation; None where there was no validation yet.
-
-    It is best.ckpt, if that has a .sha256 of its own, or the one that it names. Where a copy of
-    the run has lost the link, it is the step file that equals the copy, or that of the best step
-    in run.json. Raises CheckpointError where that file is missing.
-    """
-    name = directory / "best.ckpt"
-    if (named := _named(name)) is not None:
-        return named
-    if name.is_file() and _sidecar(name).is_file():
-        return name
-    step = _best_step(directory.parent)
-    recorded = None if step is None else directory / f"step-{step:08d}.ckpt"
-    found = [path for path in (_twin(name), recorded) if path is not None and path.is_file()]
-    if found:
-        return max(found, key=lambda path: (path != name, path.name))
-    if recorded is not None or os.path.lexists(name):
-        raise CheckpointError(
-            f"{recorded or name}, the best checkpoint, is missing or not whole; copy it and its "
-            f".sha256 too, or choose which=last"
-        )
-    return None
-
-
-def _named(link: Path) -> Path | None:
-    """The file beside `link` that it names: as a link, or as text, which some copies make of it."""
-    name = None
-    if link.is_symlink():
-        if link.is_file():
-            return link.resolve()
-        name = os.path.basename(os.readlink(link))
-    elif link.is_file() and link.stat().st_size < 1000:
-        text = link.read_text(encoding="utf-8", errors="replace").strip()
-        name = re.split(r"[/\\]", text)[-1]
-    if name and re.fullmatch(r"step-\d+\.ckpt", name) and link.with_name(name).is_file():
-        return link.with_name(name)
-    return None
-
-
-def _twin(copy: Path) -> Path | None:
-    """The step file with the content of `copy`, else `copy` if it is whole."""
-    if not copy.is_file() or copy.is_symlink():
-        return None
-    digest = _hash(copy)
-    for step in sorted(copy.parent.glob("step-*.ckpt"), reverse=True):
-        if digest in _sums(step):
-            return step
-    return copy if digest in _sums(copy) else None
-
-
-def _best_step(run: Path) -> int | None:
-    """The step of the best validation as run.json has it."""
-    try:
-        step = (read_json(run / "run.json").get("best") or {}).get("step")
-    except (UserError, AttributeError):
-        return None
-    return step if isinstance(step, int) else None
 
 
 def is_ours(target: str | Path) -> bool:
@@ -311,17 +238,23 @@ def run_folder(path: Path) -> Path:
 
 
 def export(target: str | Path, folder: str | Path, which: Which = "best") -> Path:
-    """Write a model as a folder to share; returns the folder. Raises CheckpointError."""
-    from safetensors.torch import save_file
+    """Write a model as a folder to share; returns the folder.
 
-    loaded, folder = load_run(target, which), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
+    Raises CheckpointError, and ConfigError or OutputError where the folder cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    folder = Path(folder)
+    check_output(folder / _SUMS, "the folder of the export")
+    if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_run(target, which)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         k: v.contiguous() for k, v in loaded.model.state_dict().items() if k != "lm_head.weight"
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_atomic(folder / "model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
     _write_json(folder / "config.json", {"model_type": "phasegpt", **loaded.model.config.to_dict()})
     _write_json(folder / "tokenizer.json", loaded.tokenizer.state())
     record = run_folder(loaded.path) / "run.json"
@@ -329,7 +262,7 @@ def export(target: str | Path, folder: str | Path, which: Which = "best") -> Pat
         write_atomic(folder / "run.json", record.read_bytes())
     elif loaded.config is not None:
         _write_json(folder / "run.json", {"config": loaded.config})
-    sums = [f"{_hash(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    sums = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
     write_atomic(folder / _SUMS, "".join(sums).encode())
     return folder
 
@@ -388,7 +321,7 @@ def _verify_exported(folder: Path) -> dict[str, str]:
         if name not in sums:
             raise CheckpointError(f"{folder}/{_SUMS} is damaged: it does not list {name}")
     for name, digest in sums.items():
-        if not (folder / name).is_file() or _hash(folder / name) != digest:
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise CheckpointError(
                 f"{folder}/{name} is missing or damaged: its sha256 is not the one in {_SUMS}"
             )
@@ -416,37 +349,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _sums(path: Path) -> list[str]:
-    """The hashes that stand beside a checkpoint. A copy of a link has that of the file it named."""
-    beside = [_sidecar(path)]
-    if path.name in ("best.ckpt", "last.ckpt") and not beside[0].is_file():
-        beside = sorted(path.parent.glob("step-*.ckpt.sha256"))
-    texts = (
-        file.read_text(encoding="ascii", errors="replace") for file in beside if file.is_file()
-    )
-    return [word for text in texts for word in text.split()[::2]]
-
-
-def _verified(path: Path, content: bytes) -> bool:
-    return hashlib.sha256(content).hexdigest() in _sums(path)
-
-
-def _whole(path: Path) -> bool:
-    return _hash(path) in _sums(path)
-
-
 def _offer(path: Path) -> str:
     """Name the newest other checkpoint of the folder that is whole, if there is one."""
     for other in sorted(path.parent.glob("step-*.ckpt"), reverse=True):
-        if other != path and _whole(other):
+        if other != path and whole(other):
             return f". Another checkpoint is whole: {other}"
     return ""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.data import corpora
+from phasegpt.data import corpora, hub
 from phasegpt.data.corpus import prepare
 
 DATA_DIR = os.environ.get("PHASEGPT_DATA_DIR")
@@ -86,11 +86,11 @@ def test_rows_from_the_hub_give_the_known_files(data_config, offline, monkeypatc
         rows = {k: f.open(encoding="utf-8", newline="\n") for k, f in files.items()}
         return {k: ({"text": x if x.strip() else ""} for x in r) for k, r in rows.items()}
 
-    monkeypatch.setattr(corpora, "_load_dataset", load)
+    monkeypatch.setattr(hub, "load_dataset", load)
     corpus = prepare(data_config("wikitext2", tokenizer="byte"))
     assert counts(corpus, "tokens") == [10_797_148, 1_121_681, 1_256_449]
     changed = {"train": [], "validation": [{"text": "other"}], "test": []}
-    monkeypatch.setattr(corpora, "_load_dataset", lambda *_: changed)
+    monkeypatch.setattr(hub, "load_dataset", lambda *_: changed)
     with pytest.raises(DataError, match="not the known file"):
         prepare(data_config("wikitext2"))
 
@@ -229,7 +229,7 @@ def test_hub_documents_are_spooled_once_and_split(data_config, offline, monkeypa
         calls.append(streaming)
         return {"train": [{"text": f"document {i}"} for i in range(20)]}
 
-    monkeypatch.setattr(corpora, "_load_dataset", load)
+    monkeypatch.setattr(hub, "load_dataset", load)
     corpus = prepare(data_config("hub", name="own/set", val_fraction=0.1))
     assert corpus.tokenizer.decode(corpus.split("val")) == "document 9\ndocument 19\n"
     assert corpus.tokenizer.decode(corpus.split("train")).count("\n") == 18
@@ -246,7 +246,7 @@ def test_a_download_that_breaks_off_leaves_nothing(data_config, offline, monkeyp
         yield {"text": "first"}
         raise RuntimeError("connection lost")
 
-    monkeypatch.setattr(corpora, "_load_dataset", lambda *_, streaming: {"train": rows()})
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, streaming: {"train": rows()})
     with pytest.raises(DataError, match="broke off: connection lost"):
         prepare(data_config("hub", name="own/set"))
     assert [p.suffix for p in (tmp_path / "cache/text").iterdir()] == [".lock"]
@@ -261,7 +261,7 @@ def test_a_rewritten_folder_is_read_again(data_config, monkeypatch, tmp_path):
         lines = (source / "train.txt").read_text().splitlines()
         return {"train": ({"text": line} for line in lines)}
 
-    monkeypatch.setattr(corpora, "_load_dataset", load)
+    monkeypatch.setattr(hub, "load_dataset", load)
     monkeypatch.chdir(tmp_path)
     for word in ("first", "other"):  # of one length, so that the size stays
         (source / "train.txt").write_text(f"{word}\n" * 20)
@@ -271,7 +271,7 @@ def test_a_rewritten_folder_is_read_again(data_config, monkeypatch, tmp_path):
 
 def rows_of(monkeypatch, **splits):
     found = {name: [{"text": text} for text in texts] for name, texts in splits.items()}
-    monkeypatch.setattr(corpora, "_load_dataset", lambda *_, **__: found)
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: found)
 
 
 def test_rows_without_a_text_are_left_out_and_counted(data_config, offline, monkeypatch, capsys):
@@ -311,7 +311,7 @@ def test_a_newer_revision_at_the_source_is_said(data_config, monkeypatch, capsys
     rows_of(monkeypatch, train=["a b c"] * 20)
     for revision in ("r1", "r1", "r2"):
         assert "changed at its source" not in capsys.readouterr().err
-        monkeypatch.setattr(corpora, "_revision", lambda name, r=revision: r)
+        monkeypatch.setattr(hub, "_revision", lambda name, r=revision: r)
         prepare(data_config("hub", name="own/set"))
     err = capsys.readouterr().err
     assert "own/set changed at its source" in err and "revision r1 is used, r2 is newer" in err

@@ -142,6 +142,17 @@ def test_an_export_cannot_name_files_outside_its_folder(exported: Path, tmp_path
             checkpoint.load_run(folder)
 
 
+def test_an_export_that_cannot_be_written_is_told_before(
+    exported: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(checkpoint, "load_run", None)  # the work would fail
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300)):
+        with pytest.raises(ConfigError, match="the folder of the export: cannot write"):
+            checkpoint.export(exported, folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_broken_record_beside_a_checkpoint_is_named(exported: Path, tmp_path: Path) -> None:
     run = shutil.copytree(exported.parent / "run", tmp_path / "run", symlinks=True)
     for wrong in ("[]", "{", json.dumps({"data": [1]})):
