@@ -8,9 +8,10 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import expand
@@ -53,13 +54,11 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     """
     if folder.is_dir():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Any user may take the lock that another has left.
-    with FileLock(folder.with_name(folder.name + ".lock"), mode=0o666):
+    _make_like(folder.parent)
+    _sweep(folder.parent)
+    with _lock(folder):
         if folder.is_dir():
             return
-        for stale in folder.parent.glob(f"{folder.name}.tmp-*"):  # left by a killed process
-            shutil.rmtree(stale, ignore_errors=True)
         scratch = folder.with_name(f"{folder.name}.tmp-{secrets.token_hex(4)}")
         try:
             scratch.mkdir(mode=0o755)
@@ -69,6 +68,32 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
             scratch.rename(folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_like(folder: Path) -> None:
+    """Make a folder of the cache; where others may write the cache itself, they may there too."""
+    root = folder.parent
+    if folder.is_dir() or not root.is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        return
+    folder.mkdir(exist_ok=True)
+    mode = stat.S_IMODE(root.stat().st_mode)
+    if mode & 0o022:
+        with suppress(PermissionError):  # another user's, made meanwhile
+            folder.chmod(mode)
+
+
+def _sweep(parent: Path) -> None:
+    """Remove what killed processes left of other folders: those whose lock nobody holds."""
+    for stale in parent.glob("*.tmp-*"):
+        name = stale.name.partition(".tmp-")[0]
+        with suppress(Timeout, OSError), _lock(parent / name, timeout=0):
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _lock(folder: Path, timeout: float = -1) -> FileLock:
+    """The lock beside `folder`. Any user may take the one that another has left."""
+    return FileLock(folder.with_name(folder.name + ".lock"), mode=0o666, timeout=timeout)
 
 
 def check_owner(file: Path) -> None:

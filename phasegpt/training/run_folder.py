@@ -24,6 +24,10 @@ from phasegpt.core.secrets import masked
 from phasegpt.training.config import RunConfig
 
 FINISHED = ("ok", "collapsed")
+_TYPES: dict[str, type] = {  # of what readers of run.json take apart
+    **{"config": dict, "data": dict, "best": dict, "final": dict, "versions": dict},
+    **{"config_hash": str, "status": str, "started": str, "step": int},
+}
 
 
 class RunFolder:
@@ -71,7 +75,13 @@ def read_record(path: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        return read_json(file)
+        record = read_json(file)
+        for key, kind in _TYPES.items():
+            if not isinstance(record.get(key), kind | None):
+                raise DataError(
+                    f"{file}: {key}={record[key]!r:.60} is no {kind.__name__}; restore it"
+                )
+        return record
     except DataError as error:
         raise CheckpointError(
             f"unreadable {file}: {error}, or move the folder {path} away to start that run anew"

@@ -65,6 +65,22 @@ def test_a_lock_that_another_user_left_can_be_taken(shared: Path) -> None:
     assert as_user(1235, lambda: diskcache.build_once(shared / "x", build) is None)
 
 
+@needs_root
+def test_two_users_build_in_one_cache(shared: Path) -> None:
+    for uid, name in ((1234, "a"), (1235, "b")):
+        folder = shared / "tokens" / name
+        assert as_user(uid, lambda f=folder: diskcache.build_once(f, build) is None)
+    assert (shared / "tokens" / "b").stat().st_uid == 1235
+
+
+def test_what_killed_builders_left_is_swept_and_what_is_built_is_not(tmp_path: Path) -> None:
+    for name in ("x.tmp-dead", "other.tmp-dead", "held.tmp-alive"):
+        (tmp_path / name).mkdir()
+    with diskcache._lock(tmp_path / "held"):
+        diskcache.build_once(tmp_path / "x", build)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"x", "held.tmp-alive"}
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o002, 0o022])
 def test_what_was_built_only_its_owner_can_write(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)

@@ -22,7 +22,7 @@ from phasegpt.training.lit import LitGPT
 from phasegpt.training.loggers import MetricsCSV
 from phasegpt.training.phase_monitor import read_phases
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import provenance, read_metrics
+from phasegpt.training.run_folder import provenance, read_metrics, read_record
 
 
 def test_bits_per_byte_divides_by_the_bytes_of_what_was_scored(text: list[str]) -> None:
@@ -89,6 +89,15 @@ def test_a_broken_table_of_metrics_is_named(tmp_path: Path, content: bytes) -> N
     with pytest.raises(DataError, match=r"metrics\.csv") as error:
         read_metrics(tmp_path / "metrics.csv")
     assert len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "content", ['{"config": 3}', '{"status": []}', '{"data": "x"}', "[]", "3", "{", '{"step": "1"}']
+)
+def test_a_broken_record_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"run\.json"):
+        read_record(tmp_path)
 
 
 def test_a_full_disk_under_the_metrics_is_one_line(tmp_path: Path) -> None:
