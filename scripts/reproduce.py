@@ -23,7 +23,9 @@ from phasegpt.training.run_folder import read_metrics, read_record
 
 def reproduce(record: dict[str, Any], folder: Path) -> float:
     """Train in `folder`, or go on there; the largest relative difference from the curves."""
-    fit(replace(run_config(record["config"]), resume=bool(read_record(folder))), folder)
+    run = run_config(record["config"])
+    data = replace(run.data, cache_dir=None)  # a record does not choose where we write
+    fit(replace(run, data=data, resume=bool(read_record(folder))), folder)
     rows = read_metrics(folder / "metrics.csv")
     worst = 0.0
     for name, curve in record["curves"].items():

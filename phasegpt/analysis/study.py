@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phasegpt.core.errors import ConfigError, DataError
+from phasegpt.core.errors import CheckpointError, ConfigError, DataError
 from phasegpt.core.files import read_json, write_atomic
+from phasegpt.model.run_checkpoints import best, sums_beside
 from phasegpt.training.metric_names import with_names_of_today
 from phasegpt.training.run_folder import FINISHED, curves, read_record
 
@@ -88,9 +89,11 @@ def best_test_score(folder: Path, record: dict[str, Any]) -> dict[str, Any] | No
 
     `python -m phasegpt.evaluate` leaves scores of other weights and windows there too.
     """
-    best = (folder / "checkpoints" / "best.ckpt").resolve()
-    sums = best.with_name(f"{best.name}.sha256")
-    if not ((folder / TEST_FILE).is_file() and best.is_file() and sums.is_file()):
+    try:
+        scored = best(folder / "checkpoints") if (folder / TEST_FILE).is_file() else None
+    except CheckpointError:  # not copied along
+        scored = None
+    if scored is None:
         return None
     try:
         score = read_json(folder / TEST_FILE, "sha256", "loss", "perplexity")
@@ -100,7 +103,7 @@ def best_test_score(folder: Path, record: dict[str, Any]) -> dict[str, Any] | No
     wanted = {"split": "test", "context": context, "stride": context}
     wanted["data_fingerprint"] = record["data"]["fingerprint"]
     same = all(score.get(name) == value for name, value in wanted.items())
-    return score if same and score["sha256"] in sums.read_text().split() else None
+    return score if same and score["sha256"] in sums_beside(scored) else None
 
 
 def _size(record: dict[str, Any]) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ from string import Template
 from typing import Any
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import check_name
 from phasegpt.core.sections import Section, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -47,8 +48,10 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
 def check_groups(overrides: Sequence[str]) -> None:
     """ConfigError for words that Hydra answers with a traceback, or takes in an order of its own.
 
-    That is a group set to nothing (logger=null), a +scale before the +experiment whose sizes it
-    is to replace: of appended groups the last wins, and a key that is spelt otherwise by now.
+        That is a group set to nothing (logger=null), a +scale before the +experiment whose sizes it
+        is to replace: of appended groups the last wins, and a key that is spelt otherwise by now.
+    A name that would put the run's folder elsewhere is refused too: Hydra makes it before
+    anything else is read.
     """
     scale = None
     for word in overrides:
@@ -62,6 +65,8 @@ def check_groups(overrides: Sequence[str]) -> None:
                 f"first, then {scale}"
             )
         group, _, value = word.partition("=")
+        if group.lstrip("+") in ("name", "attention.name", "data.corpus") and "${" not in value:
+            check_name(value.strip("'\""), group.lstrip("+"))  # Hydra makes a folder of it
         if value == "null" and group.isidentifier() and (CONF_DIR / group).is_dir():
             options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
             raise ConfigError(f"{word} is no option of {group}; choose from: {', '.join(options)}")

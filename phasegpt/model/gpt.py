@@ -22,7 +22,7 @@ from phasegpt.attention._oscillators import Oscillators
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.randomness import keyed_generator
 from phasegpt.model import gpt2_weights
-from phasegpt.model.config import GPTConfig
+from phasegpt.model.config import GPTConfig, check_memory
 from phasegpt.phase.steering import NoiseKey, Perturbation
 
 
@@ -93,6 +93,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, seed: int | None = None) -> None:
         """Build on the CPU and initialise."""
         super().__init__()
+        check_memory(config)
         self.config = config
         parts: dict[str, nn.Module] = {"wte": nn.Embedding(config.vocab_size, config.n_embd)}
         if config.positions == "learned":

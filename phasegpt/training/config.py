@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from phasegpt.attention._migration import as_hashed, migrated
 from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import check_name
 from phasegpt.core.sections import Section, flat, number
 from phasegpt.data.config import DataConfig
 from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
@@ -176,6 +177,7 @@ def run_config(config: Any) -> RunConfig:
     from phasegpt.attention import layer_class
 
     run = config if isinstance(config, RunConfig) else RunConfig.parse(plain(config))
+    check_name(run.name, "name")
     layout = GPTConfig.from_sections(run.model, run.attention, vocab_size=2)
     options = layer_class(layout.attention).Config.parse(layout.attention_options)
     own = {"name": layout.attention, "layers": run.attention.get("layers", "all")}

@@ -184,14 +184,15 @@ def _resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
     if run.resume is False:
         return None
     if isinstance(run.resume, str) and Path(run.resume).is_file():
-        return Path(run.resume)
-    link = folder.path / "checkpoints" / "last.ckpt"
-    if not link.exists():
+        point: Path | None = checkpoint.find(run.resume)
+    else:
+        point = checkpoint.last(folder.path / "checkpoints")
+    if point is None:
         _say(f"no checkpoint yet in {folder.path}; starting at step 0")
         return None
-    checkpoint.read(link)
-    _say(f"going on with {link.resolve()}")
-    return link.resolve()
+    checkpoint.check_resumable(point)
+    _say(f"going on with {point}")
+    return point
 
 
 def _check_device(run: RunConfig) -> None:
