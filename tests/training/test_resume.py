@@ -17,7 +17,6 @@ from phasegpt.training.lit import LitGPT
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_record
 
-
 TRAIN = ("-m", "phasegpt.train")
 
 

@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -41,13 +41,7 @@ def run(folder: Path, text: list[str], *extra: str) -> dict:
 
 
 def shell(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return processes.run(processes.python("-m", "phasegpt.train", *words), cwd=cwd)
 
 
 def losses(folder: Path) -> list[float]:
