@@ -85,7 +85,7 @@ def test_wrong_ids_and_states_are_errors():
         ByteTokenizer().encode("\udcff")
 
 
-def test_streamed_text_equals_decoded_text_and_never_shows_half_a_character():
+def test_streamed_text_is_the_decoded_text_in_whole_characters():
     for tokenizer in every_tokenizer():
         ids = tokenizer.encode(TEXT)
         decoder = StreamDecoder(tokenizer)

@@ -284,7 +284,7 @@ def test_every_chart_of_the_dashboard_shows_something_that_is_logged(specificati
             assert config.get("xAxis", wandb_dashboard.STEP) == wandb_dashboard.STEP
 
 
-def test_the_parallel_coordinates_are_keys_of_the_configuration_and_results(specification, job):
+def test_parallel_coordinates_are_keys_of_configuration_and_results(specification, job):
     config = {item.key: json.loads(item.value_json) for item in job.run.config.update}
     (panel,) = panels(specification)["Sweep"]
     axes = [column["accessor"] for column in panel["config"]["columns"]]

@@ -82,7 +82,7 @@ def test_run_json_and_phases_are_those_of_one_process(one, two):
     assert left["step"].tolist() == right["step"].tolist() == [2, 4, 5]
 
 
-def test_stopped_and_resumed_with_dropout_two_processes_give_the_same_bytes(tmp_path, text):
+def test_two_processes_resume_with_dropout_to_the_same_bytes(tmp_path, text):
     words = [*TWO, "model.dropout=0.2", "trainer.precision=32-true"]
     run(tmp_path / "whole", text, *words)
     real = LitGPT.on_train_batch_end

@@ -198,7 +198,7 @@ def test_resume_without_a_checkpoint_starts_at_step_0_and_says_so(tmp_path, whol
     assert_identical(whole(0, 1), tmp_path / "new")
 
 
-def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(tmp_path, text):
+def test_resume_true_finds_the_newest_unfinished_run_of_its_config(tmp_path, text):
     for name in ("older", "newer"):
         with crash_at(4):
             fit(config(text=text), tmp_path / name)

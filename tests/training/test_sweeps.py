@@ -91,7 +91,7 @@ def test_a_sweep_composes_its_jobs_at_both_scales(planned, sweep, scale):
     assert not [job for job in found if job["error"]]
 
 
-def test_every_sweep_is_in_the_table_and_every_experiment_of_a_phase_in_its_sweep(planned):
+def test_every_sweep_is_in_the_table_and_has_its_experiments(planned):
     assert {path.stem for path in (CONF_DIR / "sweep").glob("*.yaml")} == {*SWEEPS, "optuna"}
     for phase in ("phase_a", "phase_b"):
         named = {job["name"].split("-")[1] for job in planned(f"+sweep={phase}")}
@@ -209,9 +209,7 @@ def test_a_wider_sweep_finds_its_runs_under_any_job_number(tmp_path, monkeypatch
     assert "2 jobs: 2 done" in capfd.readouterr().err
 
 
-def test_a_wider_sweep_trains_beside_a_run_that_has_the_folder_of_a_new_job(
-    tmp_path, monkeypatch, text, capfd
-):
+def test_a_wider_sweep_leaves_a_run_in_the_folder_of_a_new_job(tmp_path, monkeypatch, text, capfd):
     words = [*TWO_STEPS, *text, f"hydra.sweep.dir={tmp_path}", "seed=1,2"]
     assert multirun(monkeypatch, *words, "attention.coupling=0.5") == 0
     files = tmp_path.glob("*/run.json")
