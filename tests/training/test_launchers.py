@@ -35,7 +35,6 @@ def multirun(folder: Path, *words: str) -> subprocess.CompletedProcess:
     return processes.run(command, cwd=folder, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit", "ray"])
 def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, text, launcher):
     need(launcher)
@@ -48,7 +47,6 @@ def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, 
     assert read_record(tmp_path / "sweep" / job.name)["seed"] == 3
 
 
-@pytest.mark.slow
 def test_a_job_that_is_requeued_goes_on_from_its_last_checkpoint(tmp_path, text):
     """What Slurm sends before a job's time is over ends it; submitit starts the same job again."""
     words = [word for word in TWO_STEPS if word != "trainer.max_steps=2"] + text
@@ -88,7 +86,6 @@ def process_id(*words: str) -> int:
     return only
 
 
-@pytest.mark.slow
 def test_a_search_keeps_its_study_and_goes_on_when_started_again(tmp_path, text):
     words = ["+sweep=optuna", "hydra.sweeper.n_trials=2", "model=nano", *TWO_STEPS, *text]
     words.remove("attention.num_oscillators=4")
