@@ -89,7 +89,7 @@ class Forked:
             raise subprocess.TimeoutExpired(self.process.name, timeout or 0)
         return self.returncode
 
-    def communicate(self, timeout: float = 300) -> tuple[str, str]:
+    def communicate(self, timeout: float = 1200) -> tuple[str, str]:
         """Read both streams to their end; a process that takes longer is killed."""
         limit = threading.Timer(timeout, self.kill)
         limit.start()
