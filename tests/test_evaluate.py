@@ -240,7 +240,7 @@ def test_bad_input_gives_a_short_message_and_a_failure(
     assert "Traceback" not in err
 
 
-def test_a_failed_job_of_a_multirun_fails_it_in_few_lines_after_the_other_jobs(
+def test_a_failed_job_fails_its_multirun_after_the_other_jobs(
     run: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -48,8 +48,8 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
 def check_groups(overrides: Sequence[str]) -> None:
     """ConfigError for words that Hydra answers with a traceback, or takes in an order of its own.
 
-        That is a group set to nothing (logger=null), a +scale before the +experiment whose sizes it
-        is to replace: of appended groups the last wins, and a key that is spelt otherwise by now.
+    That is a group set to nothing (logger=null), a +scale before the +experiment whose sizes it
+    is to replace: of appended groups the last wins, and a key that is spelt otherwise by now.
     A name that would put the run's folder elsewhere is refused too: Hydra makes it before
     anything else is read.
     """

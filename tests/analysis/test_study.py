@@ -81,7 +81,7 @@ def test_the_baseline_is_softmax_or_the_arm_called_so():
     assert baseline_of(["K0", "K1"]) is None
 
 
-def test_the_off_control_has_no_coupling_and_otherwise_the_same_configuration():
+def test_the_off_control_differs_in_nothing_but_its_coupling():
     def arm(**attention: Any) -> list[dict[str, Any]]:
         return [{"config": {"attention": KURAMOTO | attention}, "seed": 1}]
 
@@ -130,7 +130,7 @@ def test_leaky_arms_are_set_apart_and_not_ranked(tmp_path):
         assert "best" in leaky
 
 
-def test_a_run_that_collapsed_before_any_validation_is_counted_and_hides_nothing(tmp_path):
+def test_a_run_collapsed_before_any_validation_is_counted(tmp_path):
     ledger(tmp_path, "softmax", [4.0, 5.0])
     ledger(tmp_path, "k2", [3.0, 4.0])
     lost = record(2, 0.0, status="collapsed", best=None, curves={}, final={})
@@ -230,7 +230,7 @@ def test_unfinished_runs_are_not_collected(tmp_path):
     assert [p.name for p in written] == ["a-seed1.json"]
 
 
-def test_a_record_gets_the_test_perplexity_and_the_histogram_of_the_last_phases(tmp_path):
+def test_a_record_gets_test_perplexity_and_the_last_histogram(tmp_path):
     attention = {"name": "phase_sync", "coupling": 1.0, "steps": 10, "dt": 0.1}
     run = finished(tmp_path / "runs" / "a-seed1", attention=attention)
     (run / TEST_FILE).write_text(json.dumps(SCORE))

@@ -213,9 +213,7 @@ def test_decoding_with_the_cache_equals_the_full_forward(
 
 
 @causal_case
-def test_phases_asked_for_while_decoding_are_those_of_the_full_forward_or_refused(
-    stem: str, positions: str
-) -> None:
+def test_phases_while_decoding_are_the_full_forwards_or_refused(stem: str, positions: str) -> None:
     model, idx = gpt(stem, positions), tokens(2, 9)
     full, cache = model(idx, return_phase=True).phase, model.new_cache()
     try:

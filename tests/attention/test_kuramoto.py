@@ -51,7 +51,7 @@ def test_R_at_init_on_real_text_rises_with_K_as_measured(
 
 
 @pytest.mark.parametrize(("width", "start"), [(768, 0.86), (128, 0.98)])
-def test_under_gpt2_init_phases_start_oversynchronized_and_coupling_only_adds(
+def test_under_gpt2_init_phases_start_oversynchronized(
     width: int, start: float, make_model: Callable, text_ids: Callable
 ) -> None:
     R = {}
@@ -187,7 +187,7 @@ def naive(layer: Kuramoto, x: Tensor, rope: bool = False) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 @pytest.mark.parametrize("lag", [0.0, 0.6])
 @pytest.mark.parametrize("readout", ["bias", "gate", "both"])
-def test_the_layer_equals_a_naive_one_with_explicit_coherence_between_all_tokens(
+def test_the_layer_equals_a_naive_one_with_explicit_coherence(
     positions: str, lag: float, readout: str, make_model: Callable, roughen: Callable
 ) -> None:
     layer = layer_of(make_model, roughen, positions=positions, lag=lag, readout=readout, steps=4)
@@ -276,7 +276,7 @@ def test_every_readout_decodes_with_the_cache(
 # --- what is learned -------------------------------------------------------------------------
 
 
-def test_coupling_is_learned_or_fixed_and_lr_factors_name_all_that_is_not_softmax(
+def test_coupling_is_learned_or_fixed_and_has_its_lr_factors(
     make_model: Callable,
 ) -> None:
     learned = kuramoto(make_model("kuramoto", readout="both", coupling=0.7))

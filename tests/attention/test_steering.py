@@ -78,7 +78,7 @@ def test_through_all_the_penalty_reaches_W_b_omega_and_K(
 @pytest.mark.filterwarnings(LEAKY)
 @every_phased
 @pytest.mark.parametrize("axis", ["oscillators", "prefix"])
-def test_through_coupling_the_penalty_reaches_K_and_W_and_neither_b_nor_omega(
+def test_through_coupling_the_penalty_reaches_K_and_W_alone(
     case: str, axis: str, text_ids: Callable, roughen: Callable
 ) -> None:
     model = roughen(model_of(case))
@@ -93,7 +93,7 @@ def test_through_coupling_the_penalty_reaches_K_and_W_and_neither_b_nor_omega(
 
 @every_phased
 @pytest.mark.filterwarnings(LEAKY)
-def test_through_coupling_nothing_that_all_tokens_of_a_sequence_share_is_moved(
+def test_through_coupling_what_all_tokens_share_is_not_moved(
     case: str, text_ids: Callable, roughen: Callable
 ) -> None:
     """An offset that reaches theta(0) by way of the layer's input: ln_1.bias is one."""
@@ -108,7 +108,7 @@ def test_through_coupling_nothing_that_all_tokens_of_a_sequence_share_is_moved(
 
 @every_phased
 @pytest.mark.filterwarnings(LEAKY)
-def test_the_gradient_through_coupling_is_that_of_theta_0_minus_its_token_mean(
+def test_the_gradient_through_coupling_is_that_of_centered_theta_0(
     case: str, roughen: Callable
 ) -> None:
     model = roughen(model_of(case))
@@ -142,7 +142,7 @@ def test_phases_through_coupling_are_bit_identical_and_change_no_logit(
 @every_phased
 @pytest.mark.filterwarnings(LEAKY)
 @pytest.mark.parametrize("how", ["compiled", "recomputed"])
-def test_the_gradient_through_coupling_is_the_same_compiled_and_with_recomputation(
+def test_the_gradient_is_the_same_compiled_and_recomputed(
     case: str, how: str, text_ids: Callable
 ) -> None:
     torch._dynamo.reset()
@@ -190,7 +190,7 @@ def test_no_disorder_is_bit_identical_to_a_layer_that_knows_none(case: str) -> N
     assert torch.equal(oscillators(off).frequencies(), oscillators(off).omega)
 
 
-def test_disorder_is_the_quantiles_of_a_gaussian_shuffled_per_head_by_the_seed() -> None:
+def test_disorder_is_gaussian_quantiles_shuffled_per_head_by_the_seed() -> None:
     def disorder(seed: int, layer: int = 0, spread: float = 0.5) -> Tensor:
         options = {"omega_spread": spread, "num_oscillators": 8}
         config = GPTConfig(
@@ -257,7 +257,7 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("attention", ["kuramoto", "phase_sync"])
-def test_noise_of_the_seeds_size_hardly_moves_R_and_ten_times_as_much_does(
+def test_noise_of_the_default_size_hardly_moves_R_ten_times_it_does(
     attention: str, make_model: Callable, text_ids: Callable
 ) -> None:
     def mean_R(noise_sigma: float, frequency_jitter: float) -> float:

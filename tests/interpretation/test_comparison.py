@@ -19,7 +19,7 @@ from phasegpt.model import checkpoint
 from phasegpt.model.scoring import losses, score
 
 
-def test_attention_without_preferences_has_entropy_one_and_looks_halfway_back(
+def test_uniform_attention_has_entropy_1_and_looks_halfway_back(
     make_model: Any, text_ids: Any
 ) -> None:
     model, T = make_model("softmax"), 24

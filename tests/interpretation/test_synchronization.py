@@ -120,9 +120,7 @@ def test_forgetting_prefixes_have_the_effective_number_of_their_weights(make: An
         assert counts(plain, 3)[:, 0, 0].tolist() == [1, 2, 3]
 
 
-def test_without_coupling_dR_is_zero_and_with_it_the_difference_of_two_means(
-    make: Any, ids: Tensor
-) -> None:
+def test_dR_is_the_difference_of_two_means_and_0_without_coupling(make: Any, ids: Tensor) -> None:
     for name in MECHANISMS:
         off = measure(make(name, coupling=0.0), ids, effects=False).statistics["layers"][0]
         # roughen moves learned parameters alone: K is fixed here.
@@ -155,7 +153,7 @@ def test_statistics_are_those_of_the_phases(make: Any, ids: Tensor) -> None:
     assert r["r"] == pytest.approx(sum(x.item() for x in each) / 3, abs=1e-5)
 
 
-def test_intervals_are_students_over_sequences_and_of_tokens_for_a_single_one() -> None:
+def test_intervals_are_students_over_sequences_or_tokens_of_one() -> None:
     two = estimate(torch.tensor([[1.0, 3.0], [4.0, 4.0]]))  # means 2 and 4, sd sqrt(2)
     assert two == {
         "mean": 3.0,

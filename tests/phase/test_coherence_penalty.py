@@ -64,7 +64,7 @@ def test_every_mode_is_differentiable_on_every_axis(mode: str, axis: str) -> Non
     )
 
 
-def test_axes_are_oscillators_of_a_token_heads_of_an_index_and_prefixes_from_32_tokens_on() -> None:
+def test_axes_are_of_oscillators_heads_and_prefixes_from_32() -> None:
     theta = torch.randn(2, 40, 3, 4, dtype=F64)
     z = torch.exp(1j * theta)
     torch.testing.assert_close(coherence(theta, "oscillators"), z.mean(3).abs())
@@ -92,7 +92,7 @@ def weight(schedule: str, start: float = 0.2, steps: int = 4) -> PenaltyWeight:
     return PenaltyWeight(schedule, weight=start, target=0.45, warmup_steps=steps)
 
 
-def test_a_constant_weight_is_constant_and_warmup_grows_linearly_over_its_steps() -> None:
+def test_a_constant_weight_stays_and_warmup_grows_linearly() -> None:
     assert [weight("constant").at(k) for k in (0, 3, 1000)] == [0.2] * 3
     assert [weight("warmup").at(k) for k in range(6)] == pytest.approx(
         [0.05, 0.1, 0.15, 0.2, 0.2, 0.2]

@@ -35,7 +35,7 @@ def equal(result: Tensor, expected: Tensor | list | float, atol: float = 1e-12) 
 # --- order parameters ------------------------------------------------------------------------
 
 
-def test_R_and_psi_of_two_phases_are_the_cosine_of_half_their_distance_and_their_middle() -> None:
+def test_R_and_psi_of_two_phases_are_those_of_their_middle() -> None:
     theta = torch.tensor([[0.3, 1.5], [0.3, 0.3 + math.pi], [7.0, 7.0]], dtype=F64)
     equal(phase.order_parameter(theta), [math.cos(0.6), 0, 1])
     equal(phase.mean_phase(theta)[::2], [0.9, 7 - 2 * math.pi])
@@ -83,7 +83,7 @@ def test_prefix_measures_are_those_of_every_prefix() -> None:
     equal(phase.prefix_order_parameter(theta.transpose(1, 2), dim=-1), R.transpose(1, 2))
 
 
-def test_prefix_R_of_independent_tokens_falls_as_886_over_root_t_and_prefix_ppc_stays_0() -> None:
+def test_prefix_R_of_independent_tokens_falls_and_ppc_stays_0() -> None:
     theta = uniform(4000, 64)
     R, consistency = phase.prefix_order_parameter(theta), phase.prefix_ppc(theta)
     t = torch.arange(1, 65, dtype=F64)
@@ -142,7 +142,7 @@ def test_uniform_attention_over_the_prefix_is_the_prefix_measure() -> None:
     equal(phase.effective_keys(uniform_A), torch.arange(1, 7).view(1, -1, 1, 1))
 
 
-def test_the_root_mean_square_force_of_independent_phases_is_the_one_stated() -> None:
+def test_the_rms_force_of_independent_phases_is_the_one_stated() -> None:
     force = phase.mean_field_force(uniform(DRAWS, 8))
     assert force.square().mean().sqrt().item() == pytest.approx((7 / 2) ** 0.5 / 8, rel=0.01)
     force = phase.prefix_force(uniform(DRAWS, 8))[:, 4]
@@ -189,7 +189,7 @@ def test_attention_on_random_phases_has_the_null_of_its_effective_keys() -> None
     equal(coherence, own, 0.03)
 
 
-def test_permuted_attention_has_the_same_weights_on_other_tokens_of_the_prefix() -> None:
+def test_permuted_attention_has_its_weights_on_other_tokens() -> None:
     A = random_attention(2, 3, 12)
     permuted = phase.permute_within_prefix(A, torch.Generator().manual_seed(1))
     assert torch.equal(permuted.triu(1), torch.zeros_like(A))
@@ -236,7 +236,7 @@ def test_phase_locking_values_are_1_within_and_0_between_locked_groups() -> None
     equal(phase.phase_locking_values(half, time=0)[0, 1], 0.5**0.5)
 
 
-def test_phase_locking_of_random_pairs_has_the_null_of_the_number_of_times() -> None:
+def test_phase_locking_of_random_pairs_has_the_null_of_its_times() -> None:
     plv = phase.phase_locking_values(uniform(50, 200), time=0)
     pairs = plv[torch.ones(200, 200).triu(1).bool()]
     assert pairs.mean().item() == pytest.approx(phase.null_order_parameter(50), rel=0.01)
@@ -286,7 +286,7 @@ def test_metastability_and_chimera_index_tell_time_from_communities() -> None:
     assert phase.metastability(R, time=1, community=2).shape == (3,)
 
 
-def test_metastability_chimera_index_and_susceptibility_have_the_variance_of_R_as_null() -> None:
+def test_indices_of_spread_have_the_variance_of_R_as_null() -> None:
     n = 32
     R = phase.order_parameter(uniform(4000, 8, n))  # times x communities x oscillators
     null = phase.null_order_parameter_variance(n)
@@ -353,7 +353,7 @@ def test_loss_correlation_is_pearsons_per_head() -> None:
     equal(found[0], -1)
 
 
-def test_loss_correlation_of_unrelated_tokens_has_sd_of_one_over_root_of_their_number() -> None:
+def test_loss_correlation_of_unrelated_tokens_has_sd_1_over_root_n() -> None:
     loss, coherence = torch.randn(2, 51), torch.rand(2, 51, 5000)
     found = phase.loss_correlation(loss, coherence)
     assert found.std().item() == pytest.approx(101**-0.5, rel=0.03)

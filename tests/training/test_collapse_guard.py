@@ -65,7 +65,7 @@ def test_a_loss_above_its_factor_times_the_best_is_a_collapse_at_once() -> None:
     assert judge((3.1, fine), loss_factor=2.0) == [False]
 
 
-def test_R_beyond_a_limit_is_a_collapse_after_patience_validations_in_a_row() -> None:
+def test_R_beyond_a_limit_for_patience_validations_is_a_collapse() -> None:
     high, low, fine = (2.0, {0: 0.5, 3: 0.9}), (2.0, {0: 0.1}), (2.0, {0: 0.2, 1: 0.8})
     assert judge(high, high, high, patience=2) == [False, True, True]
     assert judge(high, low, patience=2) == [False, True]
@@ -74,9 +74,7 @@ def test_R_beyond_a_limit_is_a_collapse_after_patience_validations_in_a_row() ->
 
 
 @pytest.mark.parametrize(("R", "factor"), [(0.9, 0.25), (0.1, 4.0)])
-def test_K_is_lowered_against_too_much_synchronization_and_raised_against_too_little(
-    R: float, factor: float
-) -> None:
+def test_K_falls_when_R_is_too_high_and_rises_when_it_is_too_low(R: float, factor: float) -> None:
     config = CollapseGuardConfig(R_low=0.2, R_high=0.8, patience=1, coupling_factor=0.25)
     watch = CollapseGuard(config, None, FakeSaver())  # type: ignore[arg-type]
     text, found = watch._collapse(2.0, {4: R})
@@ -101,7 +99,7 @@ def test_report_warns_logs_and_changes_nothing_else(run, tmp_path) -> None:
     assert logged(on, "val/loss") == logged(off, "val/loss")
 
 
-def test_the_R_that_is_judged_is_the_mean_over_the_scored_validation_tokens(run, tmp_path) -> None:
+def test_the_R_that_is_judged_is_the_mean_over_scored_tokens(run, tmp_path) -> None:
     from phasegpt.data.corpus import prepare
     from phasegpt.data.windows import EvalWindows
     from phasegpt.training.config import RunConfig
@@ -165,9 +163,7 @@ def test_a_second_rollback_to_the_same_checkpoint_lowers_K_further(run, tmp_path
     assert coupling(tmp_path) == 2 * 0.5**2  # the third validation is the run's last
 
 
-def test_a_rollback_restores_the_best_weights_and_moments_and_nothing_else(
-    run, tmp_path, monkeypatch
-) -> None:
+def test_a_rollback_restores_the_best_weights_and_moments_alone(run, tmp_path, monkeypatch) -> None:
     real, found = LitGPT.training_step, {}
 
     def training_step(self: LitGPT, batch: Any, batch_idx: int) -> Any:

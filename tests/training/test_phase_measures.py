@@ -184,7 +184,7 @@ def test_kuramoto_measures_are_those_of_loops(path_of):
     assert found["dR_se"] == pytest.approx(standard_error, rel=1e-5)
 
 
-def test_phase_sync_is_measured_over_prefixes_of_32_tokens_and_has_no_band(path_of):
+def test_phase_sync_is_measured_over_prefixes_and_has_no_band(path_of):
     path = path_of("phase_sync", time=36, num_oscillators=3, steps=4, coupling=2.0)
     found = measure(path, BAND)
     assert found.keys() == {name for name in MEASURES if not name.startswith("band_")}

@@ -58,7 +58,7 @@ ARMS = {
 }
 
 
-def test_from_clustered_phases_a_ceiling_undershoots_while_center_and_band_hold(run: Run) -> None:
+def test_from_clusters_a_ceiling_undershoots_center_and_band_hold(run: Run) -> None:
     """R starts at 0.997. At lambda 0.1 its means over steps 155 to 200, for seeds 42, 1, 2, were
     none 0.996, 0.995, 0.996; ceiling 0.32, 0.33, 0.31; center 0.46, 0.47, 0.46 (through the
     coupling alone 0.48, 0.46, 0.46); band 0.45, 0.47, 0.43.

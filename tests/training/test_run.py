@@ -2,9 +2,9 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -41,13 +41,7 @@ def run(folder: Path, text: list[str], *extra: str) -> dict:
 
 
 def shell(*words: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return processes.run(processes.python("-m", "phasegpt.train", *words), cwd=cwd)
 
 
 def losses(folder: Path) -> list[float]:
@@ -119,9 +113,7 @@ def test_an_attention_that_draws_its_own_noise_is_asked_for_it(tmp_path, text, m
     assert losses(tmp_path / "own") == losses(tmp_path / "optioned")
 
 
-def test_training_noise_is_keyed_by_the_runs_seed_the_step_and_the_samples(
-    tmp_path, text, monkeypatch
-):
+def test_training_noise_is_keyed_by_seed_step_and_samples(tmp_path, text, monkeypatch):
     asked, real = [], phasegpt.GPT.draw_perturbations
 
     def keeps(self, key, time):
@@ -179,7 +171,7 @@ def test_early_stopping_ends_the_run_and_says_so(tmp_path, text):
     assert checkpoint.read(link)["global_step"] == 4
 
 
-def test_collapse_stops_with_step_layer_and_R_and_keeps_the_last_good_checkpoint(tmp_path, text):
+def test_collapse_names_step_layer_R_and_keeps_the_last_good_weights(tmp_path, text):
     from phasegpt.training.lit import LitGPT
 
     real = LitGPT.training_step
@@ -203,7 +195,7 @@ def test_collapse_stops_with_step_layer_and_R_and_keeps_the_last_good_checkpoint
     assert (tmp_path / "run.json").read_bytes() == before
 
 
-def test_weights_that_turn_bad_in_the_last_update_are_met_by_the_last_validation(tmp_path, text):
+def test_weights_bad_after_the_last_update_fail_the_last_validation(tmp_path, text):
     from phasegpt.training.lit import LitGPT
 
     real = LitGPT.on_validation_epoch_start
@@ -222,7 +214,7 @@ def test_weights_that_turn_bad_in_the_last_update_are_met_by_the_last_validation
     assert checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")["global_step"] == 2
 
 
-def test_divergence_from_the_command_line_exits_nonzero_without_a_traceback(tmp_path, text):
+def test_divergence_ends_the_command_with_its_status_and_no_traceback(tmp_path, text):
     done = shell(
         *TINY, *text, "optimizer.lr=1e30", "trainer.max_steps=50", f"hydra.run.dir={tmp_path}/run",
         cwd=tmp_path,
@@ -270,7 +262,7 @@ def test_a_leaky_run_is_marked_and_warns(tmp_path, text):
     assert record["leaky"] is True
 
 
-def test_metrics_csv_cut_by_a_crash_in_the_middle_of_a_line_is_read_and_mended(tmp_path):
+def test_metrics_csv_cut_within_a_line_is_read_and_mended(tmp_path):
     csv = MetricsCSV(tmp_path / "metrics.csv")
     for step in (1, 2, 12):
         csv.log_metrics({"a": step / 7}, step=step)
