@@ -20,7 +20,7 @@ from phasegpt.core.errors import CheckpointError
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
-from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
+from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
 
 Which = Literal["best", "last"]
@@ -145,7 +145,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
     config, tokenizer = hyper["config"], from_state(hyper["tokenizer"])
     gpt = gpt_config(
         ModelSection.parse(config["model"]),
-        config["attention"],
+        AttentionSection.parse(config["attention"]),
         DataConfig.parse(config["data"]),
         tokenizer.vocab_size,
     )
