@@ -165,7 +165,7 @@ def hints_of(cls: Any) -> dict[str, Any]:
     return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
 
 
-def allowed(cls: type[Section], name: str) -> str:
+def allowed(cls: Any, name: str) -> str:
     """What a field may be, in words: "a number > 0, or null"."""
     f = cls.__dataclass_fields__[name]
     if f.metadata.get("form"):
@@ -257,7 +257,7 @@ _COMPARISONS: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-def _message(cls: type[Section], error: Any) -> str:
+def _message(cls: Any, error: Any) -> str:
     """One line for the first of pydantic's errors."""
     first = error.errors(include_url=False)[0]
     kind, context, (field, *rest) = first["type"], first.get("ctx", {}), first["loc"]
