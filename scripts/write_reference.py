@@ -174,7 +174,7 @@ def page() -> str:
         own = layer_class(name).Config
         said = own.__doc__.split("\n\nOptions:")[0] if own.__doc__ else ""
         lines += [f"#### attention={name}", "", " ".join(said.split()), ""]
-        lines += table(own, {}) if options(own) else ["No options of its own.", ""]
+        lines += table(own, {}) if options(own) else []
     for group, (section, file) in GROUPS.items():
         lines += [f"### {group}", "", *_about(section)]
         given = _read(file)

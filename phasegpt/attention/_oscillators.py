@@ -44,9 +44,11 @@ class OscillatorConfig(AttentionConfig):
         0.1, "of the natural frequencies, radians per time, learned", ge=0, le=1e6
     )
     omega_spread: float = option(
-        0.0, "fixed Gaussian disorder added to them, radians per time; K_c = 1.6 omega_spread",
-        ge=0, le=1e6,
-    )  # fmt: skip
+        0.0,
+        "fixed Gaussian disorder added to them; K_c = 1.6 of it in kuramoto, none in phase_sync",
+        ge=0,
+        le=1e6,
+    )
     noise_sigma: float = option(
         0.0, "phase noise added at every step, radians, training only", ge=0, le=1e6
     )

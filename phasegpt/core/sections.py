@@ -171,7 +171,7 @@ def allowed(cls: Any, name: str) -> str:
     if f.metadata.get("form"):
         return f.metadata["form"]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-    bounds = [f"{signs[k]} {v:.12g}" for k, v in f.metadata.get("bounds", {}).items()]
+    bounds = [f"{signs[k]} {v:.15g}" for k, v in f.metadata.get("bounds", {}).items()]
     words = []
     for part in _parts(hints_of(cls)[name]):
         word = _word(part)
@@ -242,7 +242,7 @@ def _representable(name: str, value: Any) -> None:
     for item in value if isinstance(value, tuple) else (value,):
         if isinstance(item, float) and item and not _SMALLEST <= abs(item) < _LARGEST:
             raise ConfigError(
-                f"{name}={item} is out of range; it must be 0, or from {_SMALLEST:.2g} to "
+                f"{name}={item} is out of range; it must be from {_SMALLEST:.2g} to "
                 f"{_LARGEST:.2g} in size, so that float32 can hold it"
             )
         if isinstance(item, int) and abs(item) >= 2**63:
@@ -250,10 +250,10 @@ def _representable(name: str, value: Any) -> None:
 
 
 _COMPARISONS: dict[str, Callable[[dict[str, Any]], str]] = {
-    "greater_than_equal": lambda ctx: f">= {ctx['ge']:.12g}",
-    "greater_than": lambda ctx: f"> {ctx['gt']:.12g}",
-    "less_than_equal": lambda ctx: f"<= {ctx['le']:.12g}",
-    "less_than": lambda ctx: f"< {ctx['lt']:.12g}",
+    "greater_than_equal": lambda ctx: f">= {ctx['ge']:.15g}",
+    "greater_than": lambda ctx: f"> {ctx['gt']:.15g}",
+    "less_than_equal": lambda ctx: f"<= {ctx['le']:.15g}",
+    "less_than": lambda ctx: f"< {ctx['lt']:.15g}",
 }
 
 

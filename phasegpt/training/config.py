@@ -95,7 +95,7 @@ class RegularizerConfig(Section):
     mode: Literal["none", "ceiling", "center", "band"] = option(
         "none", "what costs: R above target, off it, or out of a band around it"
     )
-    target: float = option(0.45, "R", ge=0, le=1)
+    target: float = option(0.45, "the R that is held, or not to be passed", ge=0, le=1)
     width: float = option(0.1, "of a band, to either side of the target", ge=0, le=1)
     weight: float = option(0.01, "lambda, at the start or throughout, nats", ge=0, le=1e6)
     axis: Literal["coupled", "oscillators", "heads", "prefix"] = option(
@@ -163,8 +163,10 @@ class RunConfig(Section):
 
     name: str = option("run", "of the run and its folder; it changes no result")
     seed: int = option(42, "of weights, batches, dropout, noise and sample", ge=0, lt=2**32)
-    compile: Literal["auto", True, False] = option(
-        "auto", "torch.compile; auto: on a GPU, for runs long enough to earn its start-up"
+    compile: Literal["auto"] | bool = option(
+        "auto",
+        "torch.compile; auto: on a GPU, for runs long enough to earn its start-up",
+        form="auto, true or false",
     )
     resume: bool | str = option(
         False,
