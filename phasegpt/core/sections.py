@@ -96,7 +96,7 @@ class Section:
             value = getattr(self, name)
             if value != type(self).__dataclass_fields__[name].default:
                 if why in type(self).__dataclass_fields__:
-                    why = f"while {self.full_name(why)}={shown(getattr(self, why))}"
+                    why = f"while {self.full_name(why)}={getattr(self, why)}"
                 raise ConfigError(
                     f"{self.full_name(name)}={shown(value)} does nothing {why}; change that, or "
                     f"leave {name} out"
