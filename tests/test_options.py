@@ -208,7 +208,7 @@ def test_sections_are_frozen_compared_by_value_and_copied_with_checks() -> None:
     assert replace(run, seed=run.seed) == run
     assert replace(run, seed=7).hash != run.hash
     assert replace(run.optimizer, lr=1) == replace(run.optimizer, lr=1.0)
-    with pytest.raises(ConfigError, match=r"optimizer\.lr=0 is out of range"):
+    with pytest.raises(ConfigError, match=r"optimizer\.lr=0\.0 is out of range"):
         replace(run.optimizer, lr=0)
     with pytest.raises(AttributeError):
         run.seed = 3  # type: ignore[misc]

@@ -264,15 +264,17 @@ def _message(cls: Any, error: Any) -> str:
     if kind == "value_error":
         return str(context["error"])
     name = cls.full_name(field) + "".join(f"[{part}]" for part in rest if isinstance(part, int))
-    text = f"{name}={shown(first['input'])}"
+    value, parts = first["input"], _parts(hints_of(cls)[field])
+    text = f"{name}={shown(value)}"
     if kind in _COMPARISONS:
+        if float in parts and isinstance(value, int):  # as it was understood
+            text = f"{name}={float(value)}"
         return f"{text} is out of range; it must be {_COMPARISONS[kind](context)}"
     if kind == "finite_number":
         return f"{text} must be a finite number"
-    hint = _parts(hints_of(cls)[field])[0]
     if kind == "literal_error" and not cls.__dataclass_fields__[field].metadata.get("form"):
-        choices = _choices(hint)
-        near = difflib.get_close_matches(str(first["input"]), choices, n=1)
+        choices = _choices(parts[0])
+        near = difflib.get_close_matches(str(value), choices, n=1)
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"{text} is not allowed{guess}; choose from: {', '.join(choices)}"
     return f"{text} must be {allowed(cls, field)}"
