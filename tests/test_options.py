@@ -3,9 +3,12 @@
 What a user reads, conf/ and docs/configuration.md, is what the sections of the code say.
 """
 
+import copy
 import functools
 import json
+import operator
 import runpy
+from collections.abc import Iterator
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +204,39 @@ def test_a_wrong_number_or_type_is_named_with_what_is_allowed(words: str) -> Non
     assert message.startswith(key)
     assert WRONG[words] in message
     assert len(message) < 400
+
+
+HOSTILE = [
+    *(None, True, 1, -1.5, float("nan"), float("-inf"), 10**400, 10**5000, 1e-320, 1e300),
+    *("", "\ud800", "x" * 5000, "${nope}", [], [1], [[0.5, 0]], [None], {}, {"a": 1}, {1: 2}, 1j),
+]
+
+
+def key_paths(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for key, value in node.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from key_paths(value, (*path, key))
+
+
+@pytest.mark.parametrize("words", ["attention=hybrid regularizer=band", "interpret", "evaluate",
+                                   "generate sampler=phase_slip"])  # fmt: skip
+def test_any_value_of_any_key_is_taken_or_refused_in_one_short_line(words: str) -> None:
+    command, *groups = words.split() if words.split()[0] in COMMANDS else ["config", *words.split()]
+    base = values_of(command, *groups)
+    for path in key_paths(base):
+        for value in HOSTILE:
+            values = copy.deepcopy(base)
+            functools.reduce(operator.getitem, path[:-1], values)[path[-1]] = value
+            try:
+                made = (
+                    run_config(values) if command == "config" else COMMANDS[command].parse(values)
+                )
+            except ConfigError as error:
+                assert len(str(error)) < 400, path
+                str(error).encode()
+            else:
+                assert made.to_dict() or value is None
 
 
 def test_sections_are_frozen_compared_by_value_and_copied_with_checks() -> None:

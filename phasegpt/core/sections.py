@@ -77,8 +77,7 @@ class Section:
         except ValidationError as error:
             raise ConfigError(_message(cls, error)) from None
         for name, value in checked.items():
-            if hints_of(cls)[name] is not Any:
-                _representable(self.full_name(name), value)
+            _representable(self.full_name(name), value, floats=hints_of(cls)[name] is not Any)
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -140,6 +139,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def unknown(name: str, allowed: Sequence[str]) -> str:
     """One-line error text for an unknown name, with the nearest allowed ones."""
+    name = _printable(name)
     if not allowed:
         return f"{name} is unknown; nothing can be set there, so leave it out"
     near = difflib.get_close_matches(name, allowed, n=1)
@@ -155,6 +155,12 @@ def shown(value: Any) -> str:
         text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
         text = "a number of thousands of digits"
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
+    """At most 80 characters, which every UTF-8 output takes."""
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
@@ -227,7 +233,7 @@ def _nested(hint: Any, name: str) -> Any:
             return value
         if not isinstance(value, Mapping):
             keys = ", ".join(f.name for f in dataclasses.fields(hint))
-            raise ConfigError(f"{name}={value!r} must be a group of keys: {keys}")
+            raise ConfigError(f"{name}={_printable(repr(value))} must be a group of keys: {keys}")
         return hint.parse(value)
 
     return typing.Annotated[Any, PlainValidator(make)]
@@ -237,10 +243,10 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
-def _representable(name: str, value: Any) -> None:
-    """ConfigError for a number that float32 or a 64-bit integer cannot hold."""
+def _representable(name: str, value: Any, *, floats: bool) -> None:
+    """ConfigError for a number that float32 (if `floats`) or a 64-bit integer cannot hold."""
     for item in value if isinstance(value, tuple) else (value,):
-        if isinstance(item, float) and item and not _SMALLEST <= abs(item) < _LARGEST:
+        if floats and isinstance(item, float) and item and not _SMALLEST <= abs(item) < _LARGEST:
             raise ConfigError(
                 f"{name}={item} is out of range; it must be from {_SMALLEST:.2g} to "
                 f"{_LARGEST:.2g} in size, so that float32 can hold it"
@@ -274,7 +280,7 @@ def _message(cls: Any, error: Any) -> str:
         return f"{text} must be a finite number"
     if kind == "literal_error" and not cls.__dataclass_fields__[field].metadata.get("form"):
         choices = _choices(parts[0])
-        near = difflib.get_close_matches(str(value), choices, n=1)
+        near = difflib.get_close_matches(shown(value), choices, n=1)
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"{text} is not allowed{guess}; choose from: {', '.join(choices)}"
     return f"{text} must be {allowed(cls, field)}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import REQUIRED, Section, option
+from phasegpt.core.sections import REQUIRED, Section, option, shown
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpora import known_vocab_size
 
@@ -60,7 +60,7 @@ class AttentionSection(Section):
         options = dict(values)
         own = {k: options.pop(k) for k in ("name", "layers") if k in options}
         name = own.setdefault("name", "softmax")
-        return cls(**own, options=_options(name, options))
+        return cls(**own, options=_options(name if isinstance(name, str) else shown(name), options))
 
     def to_dict(self) -> dict[str, Any]:
         """The group's flat keys, complete."""
@@ -72,10 +72,10 @@ class AttentionSection(Section):
         return tuple(range(n_layer)) if self.layers == "all" else self.layers
 
 
-def _options(name: Any, values: Any) -> Section:
+def _options(name: str, values: Mapping[str, Any]) -> Section:
     from phasegpt.attention import layer_class
 
-    return layer_class(str(name)).Config.parse(values)
+    return layer_class(name).Config.parse(values)
 
 
 @dataclass(frozen=True, kw_only=True)

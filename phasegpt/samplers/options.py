@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import Section, option, unknown
+from phasegpt.core.sections import Section, option, shown, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +123,12 @@ SAMPLERS: dict[str, Any] = {
 
 def build_sampler(values: Mapping[str, Any]) -> Any:
     """The intervention of a `sampler` group, or None for ancestral; ConfigError."""
-    name = str(values.get("name"))
-    if name not in SAMPLERS:
-        raise ConfigError(unknown(f"sampler={name}", [f"sampler={n}" for n in SAMPLERS]))
+    name = values.get("name")
+    if not isinstance(name, str) or name not in SAMPLERS:
+        raise ConfigError(
+            unknown(
+                f"sampler={name if isinstance(name, str) else shown(name)}",
+                [f"sampler={n}" for n in SAMPLERS],
+            )
+        )
     return SAMPLERS[name].parse(values).build()
