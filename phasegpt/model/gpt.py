@@ -212,11 +212,12 @@ class GPT(nn.Module):
 
     @classmethod
     def from_hf(cls, name_or_folder: str | Path) -> GPT:
-        """GPT-2's published weights: a folder with config.json and model.safetensors, or a hub id.
+        """GPT-2's published weights: a folder with config.json and safetensors, or a hub id.
 
-        Reads the files itself, without transformers. Raises CheckpointError.
+        Reads the files itself, without transformers; the model is in eval mode. What the files
+        hold and a GPT does not compute is refused by name. Raises CheckpointError.
         """
         folder = gpt2_weights.find(name_or_folder)
         model = cls(gpt2_weights.config(folder), seed=0)
         gpt2_weights.fill(model, folder)
-        return model
+        return model.eval()
