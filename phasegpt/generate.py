@@ -102,7 +102,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
     from phasegpt.core.randomness import keyed_seed
     from phasegpt.data.tokenizers import StreamDecoder
     from phasegpt.model.checkpoint import load_run
-    from phasegpt.samplers import Vocabulary, build_sampler, decode
+    from phasegpt.samplers import OnTokens, Vocabulary, build_sampler, decode
 
     intervention = build_sampler(settings.sampler)
     chosen = device(settings.device)
@@ -130,7 +130,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
         seeds=[keyed_seed("generate", settings.seed, i) for i in range(settings.num_samples)],
         chain=[Vocabulary(tokenizer.vocab_size), *chain],
         intervention=intervention,
-        on_tokens=lambda new_B: write(stream.push(new_B[0])),
+        streamer=OnTokens(lambda new_B: write(stream.push(new_B[0]))),
         use_cache=settings.use_cache,
     )
     write(stream.flush())

@@ -19,6 +19,8 @@ from phasegpt.samplers import generate_options
 from phasegpt.samplers.intervene import Intervention
 from phasegpt.samplers.loop import Streamer, decode
 from phasegpt.samplers.models import decoder
+from phasegpt.samplers.prompt import Prompt
+from phasegpt.samplers.stopping import Stop
 
 
 class Sampler:
@@ -107,9 +109,7 @@ class Sampler:
         if arguments.get("streamer") is not None:
             arguments["streamer"].end()  # it got the prompt, and whoever waits for it may go
         generate_options.check(config, arguments, model_kwargs)
-        decoder(
-            model, past
-        )  # a cache with tokens in it is told before the positions that it shifts
+        decoding = decoder(model, past)  # speaks of a filled cache before its positions
         generate_options.check_positions(model_kwargs.get("position_ids"), input_ids, mask)
         guidance = getattr(config, "guidance_scale", None)
         if self.intervention is not None and guidance not in (None, 1):
@@ -119,21 +119,22 @@ class Sampler:
             )
         criteria = list(stopping_criteria or ())
         pad = getattr(config, "_pad_token_tensor", None)
+        pad = decoding.vocab_size if pad is None else int(pad)
         ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         return decode(
             model,
-            input_ids,
+            Prompt(input_ids, mask),
             max_new_tokens=config.max_length - input_ids.shape[1],
             seeds=seeds,
             chain=list(logits_processor or ()),
             greedy=not config.do_sample,
+            stop=Stop(
+                criteria=criteria if ends or seeds is not None else [_together(criteria)],
+                pad_id=pad if ends and pad < decoding.vocab_size else None,
+            ),
             intervention=self.intervention,
-            attention_mask=mask,
-            stopping=criteria if ends or seeds is not None else [_together(criteria)],
-            pad_id=int(pad) if ends and pad is not None else None,
             streamer=token_streamer,
-            use_cache=use_cache,
-            past_key_values=past,
+            use_cache=use_cache if past is None else past,
         )
 
 
