@@ -106,6 +106,11 @@ def callables(name: str, value: Any) -> Sequence[Callable[..., Any]]:
     return value
 
 
+def processor(name: str, value: Any) -> Any:
+    """Something to call with (ids, logits), or None; ConfigError."""
+    return None if value is None else callables(name, [value])[0]
+
+
 def having(name: str, value: Any, parts: Sequence[str], what: str) -> None:
     """ConfigError for an object without one of the attributes `parts`; `what` says what it is."""
     if isinstance(value, type) or not all(hasattr(value, part) for part in parts):

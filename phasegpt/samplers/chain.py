@@ -6,6 +6,7 @@ stand in it, and ours in `model.generate(logits_processor=[...])` of Hugging Fac
 
 from __future__ import annotations
 
+from phasegpt.samplers import _values
 from phasegpt.samplers.penalties import DRY, RepetitionPenalty
 from phasegpt.samplers.processor import Processor
 from phasegpt.samplers.temperature import Temperature
@@ -32,9 +33,9 @@ def build_chain(
     for a value out of range.
     """
     links: list[Processor | None] = [
-        allowed,
+        _values.processor("allowed", allowed),
         None if repetition_penalty is None else RepetitionPenalty(repetition_penalty),
-        dry,
+        _values.processor("dry", dry),
         None if top_n_sigma is None else TopNSigma(top_n_sigma),
         None if top_k is None else TopK(top_k),
         None if top_p is None else TopP(top_p),

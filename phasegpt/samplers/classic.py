@@ -54,6 +54,8 @@ class _TextSampler:
         decoder(model)  # an error now rather than at the first text
 
     def _encode(self, prompt: str) -> Tensor:
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompt={prompt!r} must be a text")
         ids = torch.as_tensor([int(i) for i in self.tokenizer.encode(prompt)])
         if not len(ids):
             raise ConfigError(f"prompt={prompt!r} has no tokens; give a text to continue")

@@ -95,6 +95,9 @@ def decode(
             _values.having("streamer", streamer, ("put", "end"), "a streamer with put and end")
             stack.callback(streamer.end)  # whoever waits for it is released by an error too
         keep = use_cache is not False
+        if not isinstance(use_cache, bool):
+            what = "True, False or an empty cache of Hugging Face's"
+            _values.having("use_cache", use_cache, ("get_seq_length", "update"), what)
         decoding = decoder(model, None if isinstance(use_cache, bool) else use_cache)
         given = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
         given.check(decoding, _values.whole("max_new_tokens", max_new_tokens, 0))

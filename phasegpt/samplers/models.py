@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from phasegpt.attention._cache import Cache
 from phasegpt.core.errors import ConfigError
 from phasegpt.model.gpt import GPT
-from phasegpt.samplers import _values
 
 
 class Decoder(Protocol):
@@ -53,14 +52,8 @@ class Decoder(Protocol):
 
 def decoder(model: Any, past_key_values: Any = None) -> Decoder:
     """`model` as the loop sees it; ConfigError for what is no causal language model."""
-    if past_key_values is not None:
-        parts, what = (
-            ("get_seq_length", "update"),
-            "True, False or an empty cache of Hugging Face's",
-        )
-        _values.having("use_cache", past_key_values, parts, what)
-        if isinstance(model, GPT):
-            raise ConfigError("a GPT of ours keeps its own cache; set use_cache to True or False")
+    if isinstance(model, GPT) and past_key_values is not None:
+        raise ConfigError("a GPT of ours keeps its own cache; set use_cache to True or False")
     if isinstance(model, GPT):
         return _Own(model)
     head = getattr(model, "get_output_embeddings", None)

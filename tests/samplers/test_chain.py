@@ -356,7 +356,7 @@ def test_allowed_words_leaves_open_what_can_become_a_word() -> None:
         (lambda: DRY(base=1.0), "dry_base=1.0"),
         (lambda: DRY(allowed_length=0), "dry_allowed_length=0"),
         (lambda: AllowedTokens([]), "no token is allowed"),
-        (lambda: AllowedTokens([-1]), "no token is allowed"),
+        (lambda: AllowedTokens([-1]), "allowed tokens hold -1"),
         (lambda: AllowedTokens.matching(["a"], "("), "no regular expression"),
         (lambda: AllowedTokens.matching(["a"], "b"), "no token matches 'b'"),
         (lambda: AllowedWords([" "], ["a"]), "empty"),
