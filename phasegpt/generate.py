@@ -33,10 +33,14 @@ class GenerateConfig(Section):
     burst_every: int | None = None
     burst_temperature: Any = -1.0
     burst_length: int = 1
+    top_h: float | None = None
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
     typical_p: float | None = None
+    epsilon_cutoff: float | None = None
+    eta_cutoff: float | None = None
+    p_less: bool = False
     top_n_sigma: float | None = None
     repetition_penalty: float | None = None
     dry_multiplier: float | None = None
@@ -176,10 +180,14 @@ def chain_of(settings: GenerateConfig, loaded: Loaded, *, prompt: int) -> list[P
         repetition_penalty=settings.repetition_penalty,
         dry=dry,
         top_n_sigma=settings.top_n_sigma,
+        top_h=settings.top_h,
         top_k=settings.top_k,
         top_p=settings.top_p,
         min_p=settings.min_p,
         typical_p=settings.typical_p,
+        epsilon_cutoff=settings.epsilon_cutoff,
+        eta_cutoff=settings.eta_cutoff,
+        p_less=settings.p_less,
     )
 
 

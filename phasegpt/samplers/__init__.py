@@ -15,7 +15,17 @@ from phasegpt.samplers.prompt import Prompt
 from phasegpt.samplers.shock import KVShock, LoopDetector, LowEntropy
 from phasegpt.samplers.stopping import Stop
 from phasegpt.samplers.temperature import DynamicTemperature, NegativeBursts, Temperature, entropy
-from phasegpt.samplers.truncation import MinP, TopK, TopNSigma, TopP, Typical
+from phasegpt.samplers.truncation import (
+    Epsilon,
+    Eta,
+    MinP,
+    PLess,
+    TopH,
+    TopK,
+    TopNSigma,
+    TopP,
+    Typical,
+)
 from phasegpt.samplers.vocabulary import AllowedTokens, AllowedWords, Vocabulary, token_texts
 
 __all__ = [
@@ -26,6 +36,8 @@ __all__ = [
     "DynamicTemperature",
     "EntropyGate",
     "EntropyShockSampler",
+    "Epsilon",
+    "Eta",
     "HeadScores",
     "Intervention",
     "KVShock",
@@ -34,6 +46,7 @@ __all__ = [
     "MinP",
     "NegativeBursts",
     "OnTokens",
+    "PLess",
     "PhaseSlip",
     "PhaseSlipSampler",
     "Processor",
@@ -44,6 +57,7 @@ __all__ = [
     "Stop",
     "Temperature",
     "TemperatureFit",
+    "TopH",
     "TopK",
     "TopNSigma",
     "TopP",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.model.huggingface import stop_strings
 from phasegpt.samplers import generate_options
 from phasegpt.samplers.intervene import Intervention
 from phasegpt.samplers.loop import Streamer, decode
@@ -70,11 +71,9 @@ class Sampler:
             given += [getattr(config, "stop_strings", None) for config in configs]
             strings = next((found for found in given if found is not None), None)
             if strings is not None and tokenizer is not None:
-                from transformers import StopStringCriteria
-
                 options["stopping_criteria"] = [
                     *(options.get("stopping_criteria") or ()),
-                    StopStringCriteria(tokenizer, strings),
+                    stop_strings(tokenizer, strings),
                 ]
                 strings = None
             return model.generate(

@@ -45,7 +45,7 @@ class OnTokens:
     """A streamer that calls `act` with the B new ids of every step, and not with the prompt."""
 
     def __init__(self, act: Callable[[list[int]], None]) -> None:
-        self._act = act
+        (self._act,) = _values.callables("OnTokens", [act])
 
     def put(self, value: Tensor) -> None:
         """See Streamer."""
