@@ -17,16 +17,25 @@ RECORDS = results/$(NAME)$(if $(filter full,$(SCALE)),_full)
 PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[ab]_full/runs))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint bench study report clean
+.PHONY: help train test test-all mutations lint bench study report clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 train: $(READY) ## Train a small model on the embedded corpus (more overrides: ARGS="seed=2")
 	$(PY) -m phasegpt.train +experiment=quickstart $(ARGS)
 
-test: $(READY) ## Run the whole test suite (more options: PYTEST_ARGS="-k data")
-	$(PY) -m pytest $(PYTEST_ARGS)
+# Two workers with one thread each; a file stays with one worker, which makes its runs once.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n 2 --dist loadfile
+
+test: $(READY) ## Run the test suite in two workers (more options: PYTEST_ARGS="-k data")
+	$(PYTEST) -m "not slow" $(PYTEST_ARGS)
+
+test-all: $(READY) ## Run the slow tests too
+	$(PYTEST) $(PYTEST_ARGS)
+
+mutations: $(READY) ## Put deliberate mistakes into a copy of the code; the tests must notice each
+	$(PY) tests/mutations.py $(ARGS)
 
 lint: $(READY) ## Check style, formatting and types
 	$(PY) -m ruff check .

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from phasegpt.core.composition import check_groups, misspelt
-from phasegpt.core.errors import CheckpointError, ConfigError, Interrupted, UserError
+from phasegpt.core.composition import check_groups, help_page, misspelt
+from phasegpt.core.errors import CheckpointError, ConfigError, DataError, Interrupted, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -73,6 +73,9 @@ def launch(
     Where Hydra refuses the command line for a misspelt key, the nearest key is named too. `after`
     is called once main has ended, by an error too, and returns a status of its own.
     """
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        sys.stdout.write(help_page(config_name) + "\n")
+        return
     sys.argv[1:] = literal(sys.argv[1:], *keys)
     guarded(lambda: check_groups(sys.argv[1:]))
     code: Any = 0
@@ -132,8 +135,10 @@ def device(name: str) -> torch.device:
 def training_corpus(loaded: Loaded, data_path: str | None, cache_dir: str | None) -> Corpus:
     """The corpus that the checkpoint was trained on, in the checkpoint's own tokens.
 
-    `data_path` is another place of the text (data=text), `cache_dir` another token cache. Raises
-    CheckpointError where the checkpoint does not know its text, ConfigError, DataError.
+    `data_path` is another place of the text (data=text), or another text on purpose (see
+    is_training_text); without it a text that changed since the training is a DataError.
+    `cache_dir` is another token cache. Raises CheckpointError where the checkpoint does not know
+    its text, ConfigError, DataError.
     """
     from phasegpt.data.config import DataConfig
     from phasegpt.data.corpus import prepare
@@ -143,7 +148,10 @@ def training_corpus(loaded: Loaded, data_path: str | None, cache_dir: str | None
             f"{loaded.path} has no run.json, so the text it was trained on is not known; "
             f"evaluate the run that it was exported from"
         )
-    data = DataConfig.parse(loaded.config["data"])
+    try:
+        data = DataConfig.parse(loaded.config["data"])
+    except (LookupError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{loaded.path} does not say what text it had: {error}") from error
     if data_path is not None:
         if data.corpus != "text":
             raise ConfigError(
@@ -151,15 +159,28 @@ def training_corpus(loaded: Loaded, data_path: str | None, cache_dir: str | None
                 f"was trained with data={data.corpus}"
             )
         data = replace(data, path=data_path)
-    if cache_dir is not None:
-        data = replace(data, cache_dir=cache_dir)
-    corpus = prepare(data)
+    # What a checkpoint names is read, if it is there, and never written to.
+    stored = data.cache_dir if cache_dir is None else None
+    corpus = prepare(replace(data, cache_dir=cache_dir), other_cache=stored)
     if corpus.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
         raise ConfigError(
             "the text does not have the tokens that the model was trained with (its characters "
             "are others); evaluate on the text of the training"
         )
+    if data_path is None and is_training_text(loaded, corpus) is False:
+        place = f"data.path={data.path}" if data.path else data.name or data.corpus
+        raise DataError(
+            f"the text of {place} is not the one that the model was trained with (fingerprint "
+            f"{corpus.fingerprint}, then {loaded.data_fingerprint}); put the old text back, or "
+            f"give data_path=FILE to use another text on purpose (data=text)"
+        )
     return corpus
+
+
+def is_training_text(loaded: Loaded, corpus: Corpus) -> bool | None:
+    """Whether `corpus` is what the model was trained and validated with; None: not recorded."""
+    known = loaded.data_fingerprint
+    return None if known is None else corpus.fingerprint == known
 
 
 def _multirun() -> bool:

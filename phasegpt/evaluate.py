@@ -35,14 +35,17 @@ class EvaluateConfig(Section):
 def main(cfg: Any) -> None:
     """Command line."""
     from phasegpt.cli import guarded
-    from phasegpt.core.files import write_json
+    from phasegpt.core.files import check_name, check_output, write_json
 
     def command() -> None:
         settings = EvaluateConfig.parse(plain(cfg))
+        check_name(settings.split, "split")
+        path = _output(settings)
+        check_output(path)
         result = evaluate(settings)
-        path = _output(settings, result)
+        print(table(result))  # first: it stays, whatever becomes of the file
         write_json(path, result)
-        print(f"{table(result)}\nwritten to {path}")
+        print(f"written to {path}")
 
     guarded(command, debug=cfg.get("debug") is True)
 
@@ -50,10 +53,11 @@ def main(cfg: Any) -> None:
 def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     """Score settings.checkpoint on settings.split; the result is JSON-ready.
 
-    The same settings give the same numbers on the same machine. Raises ConfigError, DataError,
-    CheckpointError.
+    The same settings give the same numbers on the same machine. `training_text` says whether the
+    text is that of the training (None: not recorded); numbers that are not finite are None, and
+    `finite` is then False. Raises ConfigError, DataError, CheckpointError.
     """
-    from phasegpt.cli import chosen_checkpoint, device, training_corpus
+    from phasegpt.cli import chosen_checkpoint, device, is_training_text, training_corpus
 
     target = chosen_checkpoint(settings.checkpoint)
     from phasegpt.model import scoring
@@ -83,6 +87,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "leaky": model.leaky,
         "corpus": corpus.meta["corpus"],
         "data_fingerprint": corpus.fingerprint,
+        "training_text": is_training_text(loaded, corpus),
         "split": settings.split,
         "unit": scoring.UNITS[corpus.tokenizer.name],
         "context": context,
@@ -92,6 +97,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "tokens_scored": score.tokens,
         "bytes_scored": score.bytes,
         "words": score.words,
+        "finite": math.isfinite(score.nats),
         "nats": _finite(score.nats),
         "loss": _finite(score.loss),
         "perplexity": _finite(score.ppl),
@@ -124,19 +130,26 @@ def table(result: dict[str, Any]) -> str:
     if floor is not None:
         text = f"perplexity of the source itself, per {unit}; only a leak can go below"
         lines.append(row("entropy floor", floor["perplexity"], text))
+    if not result["finite"]:
+        lines.append("NOT FINITE: the model gives NaN or infinity; its weights are broken")
+    if result["training_text"] is False:
+        lines.append("OTHER TEXT: this is not the text that the model was trained with")
     if result["leaky"]:
         lines.append("LEAKY: this model sees the future; its numbers compare with no causal model")
     return "\n".join(lines)
 
 
-def _output(settings: EvaluateConfig, result: dict[str, Any]) -> Path:
+def _output(settings: EvaluateConfig) -> Path:
     """Where the JSON goes: settings.output, else the run's folder, else the working folder."""
-    from phasegpt.model.checkpoint import run_folder
+    from phasegpt.cli import chosen_checkpoint
+    from phasegpt.core.files import expand
+    from phasegpt.model.checkpoint import find, run_folder
 
     if settings.output is not None:
-        return Path(settings.output).expanduser()
-    checkpoint = Path(result["checkpoint"])
-    folder = Path() if checkpoint.is_dir() else run_folder(checkpoint)
+        return expand(settings.output)
+    target = Path(chosen_checkpoint(settings.checkpoint))
+    exported = os.path.isfile(target / "model.safetensors")
+    folder = Path() if exported else Path(os.path.relpath(run_folder(find(target, settings.which))))
     return folder / f"evaluation-{settings.split}.json"
 
 

@@ -114,7 +114,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
     model, tokenizer = loaded.model.to(chosen), loaded.tokenizer
     if model.leaky and settings.use_cache:
         raise ConfigError(
-            "this model sees the future (attention.as_coded=true), so it cannot decode with the "
+            "this model sees the future (attention=as_coded), so it cannot decode with the "
             "cache; set use_cache=false"
         )
     prompt_T = torch.from_numpy(tokenizer.encode(settings.prompt).astype("int64"))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import urllib.parse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import hydra
 
 from phasegpt.core.composition import CONF_DIR, plain
-from phasegpt.core.errors import ConfigError, UserError
+from phasegpt.core.errors import CheckpointError, ConfigError, UserError
+from phasegpt.core.files import expand, writing
 from phasegpt.core.sections import Section, number
 
 if TYPE_CHECKING:
@@ -51,14 +54,15 @@ def main(cfg: Any) -> None:
     from phasegpt.cli import guarded
 
     def command() -> None:
-        result = interpret(InterpretConfig.parse(plain(cfg)))
-        print(table(result))
+        print(table(interpret(InterpretConfig.parse(plain(cfg)))))
 
     guarded(command, debug=cfg.get("debug") is True)
 
 
 def interpret(settings: InterpretConfig) -> dict[str, Any]:
     """Measure settings.checkpoint and write statistics.json, report.html and figures/.
+
+    That they can be written is checked first; should it fail all the same, the numbers are printed.
 
     The result is what statistics.json holds, with the `output` folder: the statistics of a run
     (see phasegpt.interpretation.synchronization), or for a folder of runs {"runs": {name: those}}.
@@ -143,7 +147,7 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
     With `output`, in a sweep, a run without oscillators is a baseline: it has a loss and no files.
     """
     from phasegpt.analysis.report import run_page
-    from phasegpt.core.files import write_json, write_output
+    from phasegpt.core.files import check_output, write_json, write_output
     from phasegpt.interpretation import run_figures
     from phasegpt.interpretation.synchronization import estimate, measure
     from phasegpt.interpretation.tracing import token_losses
@@ -154,6 +158,9 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
     model, folder = loaded.model, run_folder(loaded.path)
     if output is not None and not model.oscillators:
         return {**about, "loss": estimate(token_losses(model, ids_BT)), "reason": "no oscillators"}
+    output = output or _output(settings, loaded)
+    for name in ("statistics.json", "report.html", *["figures/x.png"] * settings.figures):
+        check_output(output / name)
     measured = measure(
         model,
         ids_BT,
@@ -162,12 +169,11 @@ def _run(settings: InterpretConfig, target: Path, output: Path | None = None) ->
         seed=settings.seed,
     )
     statistics = {**about, **measured.statistics}
-    output = output or _output(settings, loaded)
-    config = loaded.config
-    page = run_page(statistics, view(measured, loaded.tokenizer), folder, config)
-    write_json(output / "statistics.json", statistics)
-    write_output(output / "report.html", page.encode())
-    drawn = run_figures.draw(measured, output / "figures") if settings.figures else []
+    page = run_page(statistics, view(measured, loaded.tokenizer), folder, loaded.config)
+    with _printed_if_lost({**statistics, "output": output}):
+        write_json(output / "statistics.json", statistics)
+        write_output(output / "report.html", page.encode())
+        drawn = run_figures.draw(measured, output / "figures") if settings.figures else []
     return {**statistics, "output": str(output), "figures": [p.name for p in drawn]}
 
 
@@ -176,10 +182,13 @@ def _vocabulary(settings: InterpretConfig, target: Path) -> dict[str, Any]:
     import numpy as np
 
     from phasegpt.cli import training_corpus
-    from phasegpt.core.files import write_json, write_output
+    from phasegpt.core.files import check_output, write_json, write_output
     from phasegpt.interpretation.anomalous import anomalous_tokens, to_csv
 
     loaded, ids_BT, about = _looked_at(settings, target)
+    output = _output(settings, loaded)
+    for name in ("tokens.json", "tokens.csv"):
+        check_output(output / name)
     counts_V = None
     if loaded.config is not None:
         corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
@@ -192,26 +201,46 @@ def _vocabulary(settings: InterpretConfig, target: Path) -> dict[str, Any]:
         counts_V=counts_V,
         rows=settings.rows,
     )
-    output = _output(settings, loaded)
-    write_json(output / "tokens.json", {**about, **found})
-    write_output(output / "tokens.csv", to_csv(found).encode())
+    with _printed_if_lost({**about, **found, "output": output}):
+        write_json(output / "tokens.json", {**about, **found})
+        write_output(output / "tokens.csv", to_csv(found).encode())
     return {**about, **found, "output": str(output)}
+
+
+@contextmanager
+def _printed_if_lost(result: dict[str, Any]) -> Iterator[None]:
+    """Print a result whose files the block could not write."""
+    try:
+        with writing(result["output"]):
+            yield
+    except UserError:
+        print(table(result).rpartition("\nwritten to ")[0])
+        raise
 
 
 def _looked_at(settings: InterpretConfig, target: Path) -> tuple[Loaded, Tensor, dict[str, Any]]:
     """A run on its device, the tokens to look at, [B,T+1], and what they are."""
     from phasegpt.cli import device
+    from phasegpt.core.eval_mode import inference
     from phasegpt.model.checkpoint import load_run
     from phasegpt.model.scoring import UNITS
 
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)
     loaded.model.to(chosen)
-    ids_BT, source = token_windows(settings, loaded)
-    about = {
+    ids_BT, source, ours = _windows(settings, loaded)
+    with inference(loaded.model):
+        logits_BTV = loaded.model(ids_BT[:1, :-1].to(chosen)).logits
+    if not logits_BTV.isfinite().all():
+        raise CheckpointError(
+            f"{loaded.path} is not finite: on {source} the model gives NaN or infinity, so there "
+            f"is nothing to measure; give an earlier checkpoint"
+        )
+    about: dict[str, Any] = {
         "checkpoint": os.path.relpath(loaded.path),
         "sha256": loaded.sha256,
         "source": source,
+        "training_text": ours,
         "unit": UNITS[loaded.tokenizer.name],
     }
     return loaded, ids_BT, about
@@ -222,16 +251,18 @@ def _output(settings: InterpretConfig, loaded: Loaded) -> Path:
     from phasegpt.model.checkpoint import run_folder
 
     if settings.output is not None:
-        return Path(settings.output).expanduser()
+        return expand(settings.output)
     return (Path() if loaded.path.is_dir() else run_folder(loaded.path)) / "interpretation"
 
 
 def _sweep(settings: InterpretConfig, target: Path, runs: list[Path]) -> dict[str, Any]:
     """Measure every run under `target`; those that cannot be are named with the reason."""
     from phasegpt.analysis.report import sweep_page, sweep_row
-    from phasegpt.core.files import write_json, write_output
+    from phasegpt.core.files import check_output, write_json, write_output
 
-    output = Path(settings.output).expanduser() if settings.output else target / "interpretation"
+    output = expand(settings.output) if settings.output else target / "interpretation"
+    for name in ("statistics.json", "report.html"):
+        check_output(output / name)
     results: dict[str, Any] = {}
     rows = []
     for run in runs:
@@ -250,19 +281,26 @@ def _sweep(settings: InterpretConfig, target: Path, runs: list[Path]) -> dict[st
         rows.append(sweep_row(run.name, result, run, link=link))
     if not any("loss" in result for result in results.values()):
         raise failed
-    write_json(output / "statistics.json", {"runs": results})
-    write_output(output / "report.html", sweep_page(target.resolve().name, rows).encode())
+    with _printed_if_lost({"runs": results, "output": output}):
+        write_json(output / "statistics.json", {"runs": results})
+        write_output(output / "report.html", sweep_page(target.resolve().name, rows).encode())
     return {"runs": results, "output": str(output)}
 
 
 def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, str]:
     """The tokens to look at, [B,T+1], and what they are."""
+    return _windows(settings, loaded)[:2]
+
+
+def _windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, str, bool | None]:
+    """token_windows, and whether they are of the text of the training (None: not known)."""
     import numpy as np
     import torch
 
-    from phasegpt.cli import training_corpus
+    from phasegpt.cli import is_training_text, training_corpus
     from phasegpt.model.scoring import check_windows
 
+    ours = None
     block = loaded.model.config.block_size
     if settings.text is not None:
         tokens, source = loaded.tokenizer.encode(settings.text), "the given text"
@@ -272,6 +310,9 @@ def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, st
         corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
         split = "val" if settings.split in (None, "validation") else settings.split
         tokens, source = corpus.split(split), f"split {split} of {corpus.meta['corpus']}"
+        ours = is_training_text(loaded, corpus)
+        if ours is False:
+            source += " (OTHER TEXT: not that of the training)"
         context = settings.context or min(block, max(1, settings.tokens // 8), len(tokens) - 1)
         sequences = max(1, min(settings.tokens // context, (len(tokens) - 1) // context))
     if len(tokens) < context + 1 or context < 1:
@@ -285,7 +326,7 @@ def token_windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, st
     if settings.text is not None:
         starts = np.arange(sequences) * context
     windows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)]
-    return torch.from_numpy(windows.astype(np.int64)), source
+    return torch.from_numpy(windows.astype(np.int64)), source, ours
 
 
 if __name__ == "__main__":

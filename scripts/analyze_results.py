@@ -10,13 +10,14 @@ python scripts/analyze_results.py results          tables, figures and pages fro
 import argparse
 from pathlib import Path
 
-from phasegpt.analysis import collect, write_study
-from phasegpt.analysis.study import TEST_FILE, best_test_score
+from phasegpt.analysis.study import TEST_FILE, best_test_score, collect
+from phasegpt.analysis.study_view import write_study
 from phasegpt.analysis.tables import cells, summary
 from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError, UserError
-from phasegpt.core.files import write_json
+from phasegpt.core.files import check_output, write_json
 from phasegpt.evaluate import EvaluateConfig, evaluate
+from phasegpt.model.checkpoint import best
 from phasegpt.training.jobs import counted, jobs
 from phasegpt.training.run_folder import FINISHED, read_record
 
@@ -46,10 +47,11 @@ def evaluate_tests(folder: Path) -> None:
         if "test" not in record["data"]["splits"]:
             print(f"{run.name}: {record['data']['corpus']} has no test split; validation stands")
             continue
-        if not (run / "checkpoints" / "best.ckpt").exists():
-            print(f"{run.name}: not scored: it has no best checkpoint")
-            continue
         try:
+            if best(run / "checkpoints") is None:
+                print(f"{run.name}: not scored: it has no best checkpoint")
+                continue
+            check_output(run / TEST_FILE)
             score = evaluate(EvaluateConfig(checkpoint=str(run), split="test"))
             write_json(run / TEST_FILE, score)
         except UserError as error:
@@ -78,6 +80,8 @@ def main() -> None:
     for folder in args.folders:
         if not folder.is_dir():
             parser.error(f"{folder} is not a folder")
+    if args.into is not None:
+        check_output(args.into / "runs" / "x.json", "--into")
     studies = set() if args.into is None else {args.into}
     for folder in args.folders:
         if args.into is not None:

@@ -27,6 +27,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from phasegpt import ops
+from phasegpt.cli import guarded
+from phasegpt.core.files import check_output, write_output
 from phasegpt.ops import fused, reference
 
 DT = 0.1
@@ -360,6 +362,8 @@ def main() -> None:
     parser.add_argument("--no-scaling", action="store_true")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.json:
+        check_output(args.json, "--json")
     why = fused.KERNELS[args.device].unavailable()
     if why is not None:
         sys.exit(f"--device {args.device}: {why}")
@@ -384,8 +388,8 @@ def main() -> None:
         result["pairs"] = against_pairs(Clock("cpu", 3), args.shape[1], args.steps)
     result["decoding"] = decoding(clock, args.shape[2], args.shape[3], args.steps)
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        write_output(args.json, (json.dumps(result, indent=1) + "\n").encode())
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

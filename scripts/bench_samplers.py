@@ -20,12 +20,13 @@ from phasegpt.analysis.sampler_subject import PUBLISHED_PROMPTS, Subject
 from phasegpt.analysis.sampling import regenerate
 from phasegpt.cli import guarded, training_corpus
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import read_text
+from phasegpt.core.files import check_output, read_text
 from phasegpt.model import huggingface
 from phasegpt.model.checkpoint import is_ours, load_run
 
 
 def bench(args: argparse.Namespace) -> None:
+    check_output(args.out / "table.csv", "--out")
     label = args.name or Path(args.model).resolve().name
     if is_ours(args.model):
         loaded = load_run(args.model)

@@ -18,6 +18,8 @@ import torch
 import transformers
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from phasegpt.cli import guarded
+from phasegpt.core.files import check_output, write_output
 from phasegpt.samplers import PhaseSlip, Sampler
 from phasegpt.training.run_folder import environment
 
@@ -49,6 +51,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="only arms whose name has this")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.output is not None:
+        check_output(options.output, "--output")
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = GPT2Config(
@@ -86,8 +90,8 @@ def main() -> None:
         record = {"tokens": options.tokens, "rounds": options.rounds,
                   "environment": environment(), "transformers": transformers.__version__,
                   "model": config.to_diff_dict(), "arms": table}  # fmt: skip
-        options.output.write_text(json.dumps(record, indent=2, default=str) + "\n")
+        write_output(options.output, (json.dumps(record, indent=2, default=str) + "\n").encode())
 
 
 if __name__ == "__main__":
-    main()
+    guarded(main)

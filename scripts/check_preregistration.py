@@ -13,10 +13,11 @@ import shlex
 import sys
 from pathlib import Path
 
-from phasegpt.analysis import read_records, statistics, verdicts
+from phasegpt.analysis import statistics, verdicts
 from phasegpt.analysis.statistics import Comparison
+from phasegpt.analysis.study import read_records
 from phasegpt.cli import guarded
-from phasegpt.core.files import write_output
+from phasegpt.core.files import check_output, write_output
 from phasegpt.training import preregistration
 from phasegpt.training.preregistration import Cell, Registration
 
@@ -117,6 +118,8 @@ def main() -> None:
     for folder in args.studies:
         if not (folder / "runs").is_dir():
             parser.error(f"{folder} holds no runs/*.json")
+    if args.out:
+        check_output(args.out, "--out")
     registration = preregistration.read(args.page)
     if args.commands:
         show_commands(registration)

@@ -8,10 +8,10 @@ Writes attention.json, from which attention.png and the page of the study are ma
 import argparse
 from pathlib import Path
 
-from phasegpt.analysis import write_study
+from phasegpt.analysis.study_view import write_study
 from phasegpt.cli import device, guarded
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import write_json
+from phasegpt.core.files import check_output, write_json
 from phasegpt.interpret import InterpretConfig, token_windows
 from phasegpt.interpretation.comparison import compare_attention
 from phasegpt.model.checkpoint import load_run, run_folder
@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--tokens", type=int, default=2048, help="of the split, spread evenly")
     args = parser.parse_args()
+    check_output(args.into / "attention.json", "--into")
     loaded = {"baseline": load_run(args.baseline), "phase": load_run(args.phase)}
     settings = InterpretConfig(split=args.split, tokens=args.tokens)
     (ids_BT, source), (other_BT, _) = (token_windows(settings, one) for one in loaded.values())

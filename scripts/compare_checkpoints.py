@@ -13,7 +13,7 @@ from typing import Any
 from phasegpt.analysis.statistics import perplexity_difference
 from phasegpt.cli import device, guarded, training_corpus
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import write_json
+from phasegpt.core.files import check_output, write_json
 from phasegpt.interpretation.comparison import documents
 from phasegpt.model.checkpoint import load_run, run_folder
 from phasegpt.model.scoring import UNITS, losses, perplexity
@@ -58,6 +58,8 @@ def main() -> None:
     parser.add_argument("--split", default="val")
     parser.add_argument("--out", type=Path, help="the JSON")
     args = parser.parse_args()
+    if args.out:
+        check_output(args.out, "--out")
     result = compare(args.a, args.b, args.split)
     for run in result["runs"]:
         warning = "  LEAKY: it sees the future" * run["leaky"]

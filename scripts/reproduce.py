@@ -16,13 +16,16 @@ from typing import Any
 from phasegpt.cli import guarded
 from phasegpt.core.files import read_json
 from phasegpt.training.config import run_config
+from phasegpt.training.metric_names import with_names_of_today
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics, read_record
 
 
 def reproduce(record: dict[str, Any], folder: Path) -> float:
     """Train in `folder`, or go on there; the largest relative difference from the curves."""
-    fit(replace(run_config(record["config"]), resume=bool(read_record(folder))), folder)
+    run = run_config(record["config"])
+    data = replace(run.data, cache_dir=None)  # a record does not choose where we write
+    fit(replace(run, data=data, resume=bool(read_record(folder))), folder)
     rows = read_metrics(folder / "metrics.csv")
     worst = 0.0
     for name, curve in record["curves"].items():
@@ -41,7 +44,7 @@ def main() -> None:
     args = parser.parse_args()
     if not args.record.is_file():
         parser.error(f"{args.record} is not a file; give a record such as results/*/runs/*.json")
-    record = read_json(args.record, "config", "curves")
+    record = with_names_of_today(read_json(args.record, "config", "curves"))
     worst = reproduce(record, args.into / args.record.parents[1].name / args.record.stem)
     print(f"{args.record}: {'identical' if worst == 0 else f'differs by up to {worst:.3g}'}")
     sys.exit(0 if worst <= args.tolerance else 1)

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from phasegpt.analysis.temperature import Reader, once, write_table
+from phasegpt.analysis.temperature_study import Reader, once, write_table
 from phasegpt.cli import guarded, training_corpus
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import write_atomic
+from phasegpt.core.files import check_output, write_atomic
 from phasegpt.core.randomness import keyed_generator, keyed_seed
 from phasegpt.model.checkpoint import load, load_run
 from phasegpt.samplers import OnTokens, Temperature, decode, fit_temperature
@@ -70,7 +70,7 @@ def second_run(first: RunConfig, text: Path, steps: int, seed: int) -> RunConfig
         seed=seed,
         resume=True,
         data=replace(first.data, corpus="text", path=str(text.resolve()), variant=None,
-                     name=None, subset=None, val_fraction=0.1),
+                     cache_dir=None, name=None, subset=None, val_fraction=0.1),
         trainer=replace(first.trainer, max_steps=steps, val_check_interval=max(1, steps // 4)),
         optimizer=replace(first.optimizer, warmup_steps=warmup),
         logger=replace(first.logger, name="csv"),
@@ -166,6 +166,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=64)
     parser.add_argument("--length", type=int, default=400, help="tokens sampled in a row")
     args = parser.parse_args()
+    check_output(args.out / "table.csv", "--out")
+    check_output(args.work / "text.txt", "--work")
     study(args)
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from phasegpt.analysis.temperature import Reader, draw_curve, once, write_table
+from phasegpt.analysis.temperature_study import Reader, draw_curve, once, write_table
 from phasegpt.cli import guarded, training_corpus
+from phasegpt.core.files import check_output
 from phasegpt.core.randomness import keyed_seed
 from phasegpt.model.checkpoint import load_run
 from phasegpt.samplers import NegativeBursts, Temperature, build_chain, decode, fit_temperature
@@ -47,6 +48,7 @@ def arms(prompt: int) -> dict:
 
 
 def study(args: argparse.Namespace) -> None:
+    check_output(args.out / "table.csv", "--out")
     loaded = load_run(args.checkpoint)
     model = loaded.model
     reader = Reader(training_corpus(loaded, None, None), rows=args.rows, length=args.length)

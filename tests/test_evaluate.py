@@ -1,5 +1,6 @@
 """The evaluate command is deterministic, says what it did, and answers bad input shortly."""
 
+import errno
 import json
 import os
 import shutil
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 from helpers import TEXT, command, make_run, text_data
 
-from phasegpt.core.errors import CheckpointError, ConfigError
+from phasegpt.cli import training_corpus
+from phasegpt.core.errors import CheckpointError, ConfigError, DataError
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.data.synthetic import EVAL_CHARACTERS
@@ -53,6 +55,7 @@ def test_the_json_says_what_was_measured_and_how(run: Path, corpus: Corpus) -> N
         "leaky": False,
         "corpus": "text",
         "data_fingerprint": corpus.fingerprint,
+        "training_text": None,
         "split": "val",
         "unit": "character",
         "context": 16,
@@ -62,6 +65,7 @@ def test_the_json_says_what_was_measured_and_how(run: Path, corpus: Corpus) -> N
         "tokens_scored": len(corpus.split("val")) - 1,
         "bytes_scored": len(corpus.split("val")) - 1,
         "words": expected.words,
+        "finite": True,
         "nats": expected.nats,
         "loss": expected.loss,
         "perplexity": expected.ppl,
@@ -104,7 +108,7 @@ def test_the_embedded_corpus_is_reported_with_its_floor(
 @pytest.mark.filterwarnings("ignore:.*sees the future")
 def test_a_model_that_sees_the_future_is_marked(tmp_path: Path) -> None:
     data = text_data(tmp_path, TEXT)
-    run = make_run(tmp_path / "run", "attention=phase_sync", "attention.as_coded=true", *data)
+    run = make_run(tmp_path / "run", "attention=as_coded", *data)
     result = evaluate(EvaluateConfig(checkpoint=str(run), split="val"))
     assert result["leaky"] is True
     assert "LEAKY" in table(result)
@@ -113,11 +117,92 @@ def test_a_model_that_sees_the_future_is_marked(tmp_path: Path) -> None:
 def test_a_changed_text_is_not_scored_with_the_wrong_tokens(run: Path, tmp_path: Path) -> None:
     (tmp_path / "same.txt").write_text(TEXT)
     (tmp_path / "other.txt").write_text(TEXT + "0123456789")
-    settings = {"checkpoint": str(run), "split": "val"}
+    cache = str(tmp_path / "cache")
+    settings = {"checkpoint": str(run), "split": "val", "cache_dir": cache}
     moved = evaluate(EvaluateConfig(**settings, data_path=str(tmp_path / "same.txt")))
     assert moved == evaluate(EvaluateConfig(**settings))
     with pytest.raises(ConfigError, match="tokens that the model was trained with"):
         evaluate(EvaluateConfig(**settings, data_path=str(tmp_path / "other.txt")))
+
+
+def with_record(run: Path, folder: Path, fingerprint: str) -> Path:
+    """A copy of a run whose run.json says what its text was."""
+    copied = shutil.copytree(run, folder, symlinks=True)
+    (copied / "run.json").write_text(json.dumps({"data": {"fingerprint": fingerprint}}))
+    return copied
+
+
+def test_another_text_than_that_of_the_training_is_scored_only_by_name(
+    run: Path, corpus: Corpus, tmp_path: Path
+) -> None:
+    same = with_record(run, tmp_path / "same", corpus.fingerprint)
+    result = evaluate(EvaluateConfig(checkpoint=str(same), split="val"))
+    assert result["training_text"] is True
+    assert "OTHER TEXT" not in table(result)
+    changed = with_record(run, tmp_path / "changed", "0" * 16)
+    settings: dict[str, Any] = {"checkpoint": str(changed), "split": "val"}
+    with pytest.raises(DataError, match=r"is not the one .*trained with.* data_path=FILE"):
+        evaluate(EvaluateConfig(**settings))
+    (tmp_path / "other.txt").write_text(TEXT[::-1])
+    settings |= {"data_path": str(tmp_path / "other.txt"), "cache_dir": str(tmp_path / "cache")}
+    result = evaluate(EvaluateConfig(**settings))
+    assert result["training_text"] is False
+    assert "OTHER TEXT" in table(result)
+
+
+def test_the_cache_that_a_checkpoint_names_is_read_and_never_written(
+    run: Path, corpus: Corpus, tmp_path: Path, monkeypatch: Any
+) -> None:
+    loaded = checkpoint.load_run(run)
+    assert loaded.config is not None
+    foreign = tmp_path / "foreign"
+    config = {**loaded.config, "data": {**loaded.config["data"], "cache_dir": str(foreign)}}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "own"))
+    got = training_corpus(loaded._replace(config=config), None, None)
+    assert got.fingerprint == corpus.fingerprint
+    assert not foreign.exists()
+    assert list((tmp_path / "own" / "phasegpt" / "tokens").glob("*/meta.json"))
+
+
+def test_a_model_that_is_not_finite_is_said(run: Path, tmp_path: Path) -> None:
+    content = checkpoint.read(run / "checkpoints" / "best.ckpt")
+    content["state_dict"]["model.transformer.wte.weight"][0, 0] = float("nan")
+    checkpoint.save(content, tmp_path / "step-00000001.ckpt")
+    result = evaluate(EvaluateConfig(checkpoint=str(tmp_path / "step-00000001.ckpt"), split="val"))
+    assert result["finite"] is False and result["loss"] is None
+    assert "NOT FINITE" in table(result)
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(
+    run: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setattr(checkpoint, "load_run", None)  # the work would fail
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, "evaluate", f"checkpoint={run}", "split=val", "output=/proc/x.json")
+    assert end.value.code == 2
+    assert "output: cannot write '/proc/x.json'" in capsys.readouterr().err
+
+
+def test_a_result_whose_file_cannot_be_written_after_all_is_shown(
+    run: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, "evaluate", f"checkpoint={run}", "split=val")
+    assert end.value.code == 2
+    out, err = capsys.readouterr()
+    assert "exp(loss), per character" in out
+    assert "No space left on device; make room" in err and "evaluation-val.json" in err
+
+
+@pytest.mark.parametrize("split", ["../../x", "a/b", "n" * 300])
+def test_a_split_is_no_path(run: Path, monkeypatch: Any, capsys: Any, split: str) -> None:
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "evaluate", f"checkpoint={run}", f"split={split}")
+    assert "split=" in capsys.readouterr().err
 
 
 def test_an_exported_folder_without_a_record_is_refused_clearly(run: Path, tmp_path: Path) -> None:
@@ -155,7 +240,7 @@ def test_bad_input_gives_a_short_message_and_a_failure(
     assert "Traceback" not in err
 
 
-def test_a_failed_job_of_a_multirun_fails_it_in_few_lines_after_the_other_jobs(
+def test_a_failed_job_fails_its_multirun_after_the_other_jobs(
     run: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """The interpret command: its files, what they say, and its answers to bad input."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import pytest
 import torch
 from helpers import TEXT, command, make_run, run_config, text_data
 
-from phasegpt.core.errors import CheckpointError
+from phasegpt.core.errors import CheckpointError, ConfigError, DataError, OutputError
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import prepare
 from phasegpt.interpret import InterpretConfig, interpret, runs_of, table
@@ -32,7 +33,7 @@ def run(folder: Path) -> Path:
     config = run_config(*overrides).to_dict()
     record = {"config": config, "status": "ok", "best": {"val/ppl": 5.0}, "seed": 42}
     (made / "run.json").write_text(json.dumps(record))
-    lines = ["step,train/loss,val/loss,phase/R/layer1/mean,phase/R/final", "1,3.0,,0.3,0.3"]
+    lines = ["step,train/loss,val/loss,phase/R/layer1,phase/R/mean", "1,3.0,,0.3,0.3"]
     (made / "metrics.csv").write_text("\n".join([*lines, "10,2.5,2.6,0.4,0.4", ""]))
     return made
 
@@ -72,7 +73,8 @@ def test_the_json_says_what_was_measured_and_how(run: Path, tmp_path: Path) -> N
     written = json.loads((tmp_path / "out" / "statistics.json").read_text())
     assert written == {k: v for k, v in result.items() if k not in ("output", "figures")}
     assert set(written) == {
-        *("checkpoint", "sha256", "source", "unit", "sequences", "context", "tokens"),
+        *("checkpoint", "sha256", "source", "training_text", "unit"),
+        *("sequences", "context", "tokens"),
         *("loss", "status", "layers", "interventions"),
     }
     assert (written["sequences"], written["context"], written["unit"]) == (3, 16, "character")
@@ -85,7 +87,7 @@ def test_the_json_says_what_was_measured_and_how(run: Path, tmp_path: Path) -> N
     }
     assert len(layer["heads"]) == 2
     assert set(layer["heads"][0]) == common | {
-        *("head", "participation_ratio", "offset_spread", "coupling", "coupling_budget"),
+        *("head", "participation", "offsets", "coupling", "budget"),
         *("plv_clusters", "plv_effective", "R_over_steps", "R_over_steps_uncoupled"),
         *("daido", "daido_uncoupled", "loss_correlation", "attention"),
     }
@@ -221,3 +223,53 @@ def test_bad_input_gives_a_short_message_and_a_failure(
     assert says in err
     assert len(err.splitlines()) <= 20
     assert "Traceback" not in err
+
+
+def test_the_text_that_was_looked_at_is_named_where_it_is_another(
+    run: Path, tmp_path: Path
+) -> None:
+    changed = shutil.copytree(run, tmp_path / "changed", symlinks=True)
+    record = json.loads((changed / "run.json").read_text())
+    record["data"] = {"fingerprint": "0" * 16}
+    (changed / "run.json").write_text(json.dumps(record))
+    settings: dict[str, Any] = {"checkpoint": str(changed), "tokens": 64, "context": 16}
+    settings |= {"figures": False, "interventions": False}
+    with pytest.raises(DataError, match="is not the one that the model was trained with"):
+        interpret(InterpretConfig(**settings))
+    (tmp_path / "other.txt").write_text(TEXT[::-1])
+    settings |= {"data_path": str(tmp_path / "other.txt"), "cache_dir": str(tmp_path / "cache")}
+    result = interpret(InterpretConfig(**settings))
+    assert result["training_text"] is False
+    assert "OTHER TEXT" in table(result)
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_work(
+    run: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("phasegpt.interpretation.synchronization.measure", None)
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"output: cannot write .*statistics\.json"):
+        interpret(InterpretConfig(checkpoint=str(run), tokens=64, output=str(tmp_path / "file")))
+
+
+def test_a_result_whose_files_cannot_be_written_after_all_is_shown(
+    run: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    settings: dict[str, Any] = {"tokens": 64, "context": 16, "interventions": False}
+    with pytest.raises(OutputError, match="No space left on device"):
+        interpret(InterpretConfig(checkpoint=str(run), output=str(tmp_path / "out"), **settings))
+    assert "R over the" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_finite_is_refused(run: Path, tmp_path: Path) -> None:
+    content = checkpoint.read(run / "checkpoints" / "best.ckpt")
+    content["state_dict"]["model.transformer.wte.weight"][0, 0] = float("nan")
+    checkpoint.save(content, tmp_path / "step-00000001.ckpt")
+    path = str(tmp_path / "step-00000001.ckpt")
+    for vocabulary in (False, True):
+        with pytest.raises(CheckpointError, match="is not finite"):
+            interpret(InterpretConfig(checkpoint=path, tokens=64, vocabulary=vocabulary))

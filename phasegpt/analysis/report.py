@@ -25,7 +25,7 @@ from phasegpt.training.run_folder import curves, read_record
 if TYPE_CHECKING:
     from torch import Tensor
 
-_CURVES = r"train/loss|val/loss|phase/R/final|phase/R/layer\d+/mean"
+_CURVES = r"train/loss|val/loss|phase/R/mean|phase/R/layer\d+"
 _POINTS = 500  # of a curve of training
 
 

@@ -56,7 +56,7 @@ class Subject:
         """A checkpoint of ours with the corpus of its training."""
         if loaded.model.leaky:
             raise ConfigError(
-                "this model sees the future (attention.as_coded=true): it cannot decode with a "
+                "this model sees the future (attention=as_coded): it cannot decode with a "
                 "cache, and its likelihood of its own samples means nothing"
             )
         tokenizer = loaded.tokenizer

@@ -1,6 +1,6 @@
 """A study is a folder with runs/*.json, one small record per run; all else there follows from them.
 
-Records are copied from run folders once and committed. phasegpt.analysis.tables, figures and report
+Records are copied from run folders once and committed. The modules tables, study_figures and report
 make the other files.
 """
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phasegpt.attention import coupled_axis
-from phasegpt.core.errors import ConfigError, DataError
+from phasegpt.core.errors import CheckpointError, ConfigError, DataError
 from phasegpt.core.files import read_json, write_atomic
-from phasegpt.phase import first_prefix
+from phasegpt.model.run_checkpoints import best, sums_beside
+from phasegpt.training.metric_names import with_names_of_today
 from phasegpt.training.run_folder import FINISHED, curves, read_record
 
 if TYPE_CHECKING:
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 #: What the last validation measured, averaged over phase layers.
 MEASURED = ("ppc", "participation", "offsets")
-#: Columns of the run table, as measure and part of a name such as phase/val/R/layer7/end.
-PHASES = {"R_start": ("R", "/start"), "R": ("R", "/end"), "dR": ("dR", "")}
+#: Columns of the run table, and their measures.
+PHASES = {"R_start": "R_start", "R": "R_end", "dR": "dR"}
 #: Of the training losses, from this share of the run on, `loss_sd` is.
 LAST_PART = 0.75
 #: Where `python -m phasegpt.evaluate split=test` leaves its result in a run folder.
 TEST_FILE = "evaluation-test.json"
 
-_CURVES = r"val/ppl|train/loss|phase/R/layer\d+/mean|phase/val/R/layer\d+/end"
+_CURVES = r"val/ppl|train/loss|phase/R/layer\d+|phase/val/R_end/layer\d+"
 _POINTS = 300  # of a curve of training
 _BINS = 50  # of a histogram of R over [0, 1]
 
@@ -47,6 +47,7 @@ def collect(runs: Path, study: Path) -> list[Path]:
     Raises ConfigError where the study has runs of another size, as scales are not mixed, or a
     record of the same name with another configuration; then nothing is written.
     """
+    # The finished runs; one size and one configuration by name, with what the study has already.
     records = {path.parent: read_record(path.parent) for path in sorted(runs.glob("*/run.json"))}
     records = {path: r for path, r in records.items() if r.get("status") in FINISHED}
     there = read_records(study)
@@ -64,6 +65,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
                 f"{folder} of {new}; give the run's study another folder, or delete the record to "
                 f"replace it"
             )
+
+    # Each record with what else its run folder knows, small enough to commit.
     written = []
     for folder, record in records.items():
         record["curves"] = curves(folder / "metrics.csv", _CURVES, _POINTS)
@@ -71,6 +74,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
             record["R_histogram"] = histograms
         if score := best_test_score(folder, record):
             record["best"] |= {"test/loss": score["loss"], "test/ppl": score["perplexity"]}
+
+        # Sorted and without spaces: the same run gives the same bytes.
         target = study / "runs" / f"{folder.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, sort_keys=True, separators=(",", ":"))
@@ -84,9 +89,11 @@ def best_test_score(folder: Path, record: dict[str, Any]) -> dict[str, Any] | No
 
     `python -m phasegpt.evaluate` leaves scores of other weights and windows there too.
     """
-    best = (folder / "checkpoints" / "best.ckpt").resolve()
-    sums = best.with_name(f"{best.name}.sha256")
-    if not ((folder / TEST_FILE).is_file() and best.is_file() and sums.is_file()):
+    try:
+        scored = best(folder / "checkpoints") if (folder / TEST_FILE).is_file() else None
+    except CheckpointError:  # not copied along
+        scored = None
+    if scored is None:
         return None
     try:
         score = read_json(folder / TEST_FILE, "sha256", "loss", "perplexity")
@@ -96,7 +103,7 @@ def best_test_score(folder: Path, record: dict[str, Any]) -> dict[str, Any] | No
     wanted = {"split": "test", "context": context, "stride": context}
     wanted["data_fingerprint"] = record["data"]["fingerprint"]
     same = all(score.get(name) == value for name, value in wanted.items())
-    return score if same and score["sha256"] in sums.read_text().split() else None
+    return score if same and score["sha256"] in sums_beside(scored) else None
 
 
 def _size(record: dict[str, Any]) -> tuple[Any, ...]:
@@ -113,6 +120,9 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     files = sorted((folder / "phase").glob("step-*.npz"))
     if not files:
         return {}
+    from phasegpt.attention import coupled_axis  # they load torch, which a study does not need
+    from phasegpt.phase import first_prefix
+
     over_prefix = coupled_axis(record["config"]["attention"]) == "prefix"
     found = {}
     with np.load(files[-1]) as arrays:
@@ -125,9 +135,12 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
 
 
 def read_records(study: Path) -> dict[str, dict[str, Any]]:
-    """Every record of a study by the name of its file, ARM-seedN. Raises DataError."""
+    """Every record of a study by the name of its file, ARM-seedN. Raises DataError.
+
+    Metrics have today's names, whenever the record was written.
+    """
     files = sorted((study / "runs").glob("*.json"))
-    return {file.stem: read_json(file, "seed") for file in files}
+    return {file.stem: with_names_of_today(read_json(file, "seed")) for file in files}
 
 
 def load_records(study: Path) -> dict[str, list[dict[str, Any]]]:
@@ -160,7 +173,7 @@ def runs(arms: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     and after the integration), dR, ppc, participation and offsets are of the last validation,
     averaged over phase layers.
     """
-    phases = PHASES | {name: (name, "") for name in MEASURED}
+    phases = PHASES | {name: name for name in MEASURED}
     rows = []
     for arm, records in arms.items():
         for record in records:
@@ -175,7 +188,7 @@ def runs(arms: Mapping[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                     "test_ppl": (record.get("best") or {}).get("test/ppl"),
                     "loss_sd": loss_sd(record),
                     "budget": coupling_budget(record),
-                    **{name: phase_value(record, *which) for name, which in phases.items()},
+                    **{name: phase_value(record, measure) for name, measure in phases.items()},
                     "parameters": record.get("parameters", {}).get("non_embedding"),
                     "steps": record.get("step"),
                     "stopped": record.get("stopped"),
@@ -202,9 +215,9 @@ def best_validation(record: dict[str, Any]) -> float | None:
     return best if best is not None else min((v for _, v in curve), default=None)
 
 
-def phase_value(record: dict[str, Any], measure: str, part: str = "") -> float | None:
-    """A measure of the last validation, such as R with part /end, averaged over phase layers."""
-    name = re.compile(rf"phase/val/{measure}/layer\d+{part}")
+def phase_value(record: dict[str, Any], measure: str) -> float | None:
+    """A measure of the last validation (metric_names.MEASURES), averaged over phase layers."""
+    name = re.compile(rf"phase/val/{measure}/layer\d+")
     values = [v for k, v in record.get("final", {}).items() if name.fullmatch(k)]
     return float(np.mean(values)) if values else None
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from phasegpt.analysis import statistics, study_figures
 from phasegpt.analysis.report import study_page
-from phasegpt.analysis.study import best_validation, loss_sd, phase_value
+from phasegpt.analysis.study import PHASES, best_validation, loss_sd, phase_value
 from phasegpt.analysis.tables import LEAKY, Row, Summary, caption, cells, summary, write_tables
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.training.callback_config import PhaseMonitorConfig
@@ -63,7 +63,7 @@ def arm_view(row: Row, records: list[Record]) -> dict[str, Any]:
     of the table.
     """
     names = {name for r in records for name in r.get("curves", {}) if name.startswith("phase/R/")}
-    R, dR = ([phase_value(r, *which) for r in records] for which in (("R", "/end"), ("dR",)))
+    R, dR = ([phase_value(r, PHASES[column]) for r in records] for column in ("R", "dR"))
     ppl = [best_validation(r) for r in records]
     return {
         "arm": row["arm"],
@@ -115,8 +115,11 @@ def _spread(values: list[float | None]) -> list[float]:
 
 def write_study(study: Path) -> list[Path]:
     """Tables, PNGs and report.html, from runs/*.json and attention.json alone: same bytes again."""
+    # Records to rows (statistics), rows to tables, both to what figures show.
     found, page = summary(study), study / "report.html"
     tables, view = write_tables(study, found), study_view(study, found)
+
+    # The page holds the tables as text too; PNGs show the same view.
     sources = {path.name: path.read_text() for path in tables if path.stem == "table"}
     write_atomic(page, study_page({**view, "sources": sources}).encode())
     return [*tables, *study_figures.draw(view, study), page]

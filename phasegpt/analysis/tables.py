@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from phasegpt.analysis import statistics
 from phasegpt.analysis.study import (
     MEASURED,
+    PHASES,
     best_validation,
     coupling_budget,
     load_records,
@@ -84,16 +83,9 @@ class Summary(NamedTuple):
 
 
 def summary(study: Path, baseline: str | None = None) -> Summary:
-    """Records, baseline (default: `baseline_of`) and rows of a study; see `summarise`."""
-    arms = load_records(study)
-    if baseline and baseline not in arms:
-        raise ConfigError(f"{study} has no arm {baseline!r}; choose from: {', '.join(arms)}")
-    baseline = baseline or baseline_of(arms)
-    return Summary(arms, baseline, _rows(arms, baseline))
+    """Records by arm, baseline (default: `baseline_of`) and rows of a study.
 
-
-def summarise(study: Path, baseline: str | None = None) -> list[Row]:
-    """A row per arm, best first, of leaky arms after the others; what is not defined is None.
+    Rows: a row per arm, best first, of leaky arms after the others; what is not defined is None.
 
     Best is the lowest difference from the baseline over common seeds: means over other seeds do not
     compare. (Without a baseline: the lowest mean.)
@@ -101,13 +93,17 @@ def summarise(study: Path, baseline: str | None = None) -> list[Row]:
     Best validation perplexity over seeds: mean, sd, 95% t interval. `difference` is the arm minus
     the baseline (default: `baseline_of`) over the seeds of both, its pairs, with its interval,
     Hedges' g and, for at least statistics.MINIMUM pairs, the exact sign-flip p that the arm is
-    lower; `off` the same against its off control. R is of the last training batch; dR with its
-    interval over seeds, ppc, participation and offsets are of the last validation
+    lower; `off` the same against its off control. R, dR with its interval over
+    seeds, ppc, participation and offsets are of the same windows at the last validation
     (phasegpt.training.phase_measures), averaged over phase layers; budget is K S dt. `test` is the
     test perplexity of the best validation's weights. Raises ConfigError for a baseline that is no
     arm.
     """
-    return summary(study, baseline).rows
+    arms = load_records(study)
+    if baseline and baseline not in arms:
+        raise ConfigError(f"{study} has no arm {baseline!r}; choose from: {', '.join(arms)}")
+    baseline = baseline or baseline_of(arms)
+    return Summary(arms, baseline, _rows(arms, baseline))
 
 
 def _rows(arms: Mapping[str, Records], baseline: str | None) -> list[Row]:
@@ -116,7 +112,6 @@ def _rows(arms: Mapping[str, Records], baseline: str | None) -> list[Row]:
         mean, sd, low, high = statistics.interval(list(_best(records).values()))
         test, test_sd, test_low, test_high = statistics.interval(_found(records, _test))
         dR, _, dR_low, dR_high = statistics.interval(_phases(records, "dR"))
-        order = _found(records, lambda r: r.get("final", {}).get("phase/R/final"))
         off = off_control(arm, arms)
         rows.append(
             {
@@ -127,7 +122,7 @@ def _rows(arms: Mapping[str, Records], baseline: str | None) -> list[Row]:
                 **_paired(
                     "difference", records, arms.get(baseline or "") if arm != baseline else None
                 ),
-                "R": float(np.mean(order)) if order else None,
+                "R": statistics.interval(_phases(records, PHASES["R"]))[0],
                 **{"dR": dR, "dR_low": dR_low, "dR_high": dR_high},
                 **{k: statistics.interval(_phases(records, k))[0] for k in MEASURED},
                 "parameters": records[0].get("parameters", {}).get("non_embedding"),
@@ -235,7 +230,8 @@ def caption(rows: Sequence[Row]) -> str:
         "Best validation perplexity over n seeds: mean, sd, 95% interval by Student's t. "
         "Differences are paired by seed; g is Hedges' g of the pairs, p the exact one-sided "
         "sign-flip p that the arm is lower, uncorrected. K S dt: the coupling budget as "
-        "configured. R: of the last training batch; dR: R minus R at K = 0 with the same weights."
+        "configured. R: after the integration, of validation windows at the last validation; "
+        "dR: R minus R at K = 0 with the same weights, there too."
     )
     if any(row["n"] < statistics.MINIMUM for row in rows):
         text += f" Arms with n < {statistics.MINIMUM} are descriptive only."

@@ -193,8 +193,8 @@ def rule(registration: Registration) -> str:
 def summary(runs: list[Record]) -> list[str]:
     """Mean and 95% interval over runs of perplexity, R before and after integration, and dR."""
     told = []
-    for name, (measure, part) in {"ppl": ("", ""), **PHASES}.items():
-        found = [phase_value(r, measure, part) if measure else best_validation(r) for r in runs]
+    for name, measure in {"ppl": "", **PHASES}.items():
+        found = [phase_value(r, measure) if measure else best_validation(r) for r in runs]
         mean, _, low, high = statistics.interval([v for v in found if v is not None])
         ends = "" if low is None else f" [{low:.4g}, {high:.4g}]"
         told += [] if mean is None else [f"{name} {mean:.4g}{ends}"]
@@ -237,7 +237,7 @@ def _value(
     elif metric in ("ppl", "log_ppl"):
         found = best if not best or metric == "ppl" else math.log(best)
     else:
-        found = phase_value(record, *PHASES[metric])
+        found = phase_value(record, PHASES[metric])
     if found is None or not math.isfinite(found):
         told = "no" if found is None else f"{found} as"
         raise Refusal(f"{record['config']['name']} with seed {record['seed']} has {told} {metric}")
@@ -254,7 +254,7 @@ def _rise(record: Record) -> float:
 
 def _settling(record: Record, until: float, tolerance: float) -> float | None:
     """The first validated step from which R stays within `tolerance` of its value at `until`."""
-    curves = [c for k, c in record.get("curves", {}).items() if k.startswith("phase/val/R/")]
+    curves = [c for k, c in record.get("curves", {}).items() if k.startswith("phase/val/R_end/")]
     points: dict[int, list[float]] = defaultdict(list)
     for step, R in (point for curve in curves for point in curve if point[0] <= until):
         points[step].append(R)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from phasegpt.attention._cache import LayerCache
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import Section, unknown
+from phasegpt.phase import first_prefix, order_parameter
 from phasegpt.phase.steering import NoiseKey, Perturbation
 
 
@@ -73,7 +74,7 @@ class Trajectory(NamedTuple):
 
     `R` is that of the field that pulls the phases, before every step and after the last: over the
     oscillators of a token and head, [B,T,H,S+1], or over the prefix of a channel with the weights
-    it has there, [B,T,H,N,S+1].
+    it has there, [B,T,H,N,S+1]. `order_parameter` is the layer's.
     """
 
     theta0: Tensor  # [B,T,H,N], radians, not wrapped
@@ -82,6 +83,8 @@ class Trajectory(NamedTuple):
     omega: Tensor  # [H,N], radians per unit time
     coupling: Tensor  # [H]
     dt: float
+    order_parameter: Callable[[Tensor], Tensor]
+    path: Tensor | None = None  # [S+1,B,T,H,N] before every step and after the last, if asked
 
     @property
     def steps(self) -> int:
@@ -156,8 +159,23 @@ class Attention(nn.Module, ABC):
             return None
         return oscillators.draw_perturbation(key, self.layer, time, device)
 
-    def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
-        """The path of the phases for the layer's input x, or None where there is none to show."""
+    def order_parameter(self, theta_BTHN: Tensor) -> Tensor:
+        """R of any phases over what this layer couples, differentiable: see `Phase.R`.
+
+        The one definition: forward, trajectories, penalties, diagnostics and pictures take it from
+        here, and `LayerCache.order_parameter` is its value at the newest token.
+        """
+        return order_parameter(theta_BTHN)
+
+    def first_token(self, time: int) -> int:
+        """Index of the first of `time` tokens whose R counts: a short prefix agrees by chance."""
+        return first_prefix(time) if self.coupled_axis == "prefix" else 0
+
+    def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
+        """The path of the phases for the layer's input x, or None where there is none to show.
+
+        `return_path`: with the phases at every step.
+        """
         return None
 
 

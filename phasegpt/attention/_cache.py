@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.phase import resultant_length
+from phasegpt.phase.polar import modulus
 
 _MIN_ROOM = 64
 
@@ -56,6 +58,21 @@ class LayerCache:
         """(cos theta, sin theta) of the tokens so far, [R,H,T,2N], a view; None without phases."""
         keys = self.keys
         return keys[..., -2 * self.oscillators :] if keys is not None and self.oscillators else None
+
+    def order_parameter(self) -> Tensor | None:
+        """Attention.order_parameter at the newest token from what is stored of it, [R,H].
+
+        Of prefixes the mean over a head's channels, and of the phases before the last step: the
+        running sums are those that pull. None where no phases are stored.
+        """
+        if self.phases is not None:
+            cos, sin = self.phases[:, :, -1].chunk(2, dim=-1)
+            return resultant_length(cos, sin)
+        if self.state is None:
+            return None
+        cos, sin = self.state.cos_SBC[-1], self.state.sin_SBC[-1]
+        R_RC = modulus(cos, sin) / self.state.weight_C
+        return R_RC.unflatten(-1, (-1, self.oscillators)).mean(dim=-1)
 
     def update(self, k_RHTE: Tensor, v_RHTE: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
         """Append new keys and values along time; return all of them."""

@@ -31,6 +31,12 @@ class OscillatorConfig(AttentionConfig):
     theta_std: float = number(1.6, gt=0)  # standard deviation of the initial phases, any width
     omega_std: float = number(0.1, ge=0)
     omega_spread: float = number(0.0, ge=0)  # fixed Gaussian disorder of the frequencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyConfig(OscillatorConfig):
+    """Options of a layer whose oscillators can be driven by noise."""
+
     noise_sigma: float = number(0.0, ge=0)  # added to the phases at each step, training only
     frequency_jitter: float = number(0.0, ge=0)  # relative, per sample, training only
 
@@ -100,14 +106,17 @@ class Oscillators(nn.Module):
             theta = theta - (mean - mean.detach())
         return theta.unflatten(-1, self.omega.shape)
 
-    def integrate(
+    def forward(
         self,
         advance: Callable[..., Tensor],
         theta_BTHN: Tensor,
         omega_HN: Tensor,
         perturbation: Perturbation | None,
     ) -> Tensor:
-        """Phases after S steps: `advance(theta, steps)` at once, or step by step under noise."""
+        """Phases after S steps: `advance(theta, steps)` at once, or step by step under noise.
+
+        A module's forward, so that a hook of torch can see or replace what the layer reads.
+        """
         o = self.options
         if perturbation is None:
             return advance(theta_BTHN, o.steps)
@@ -115,10 +124,19 @@ class Oscillators(nn.Module):
             advance, theta_BTHN, perturbation, omega_HN=omega_HN, steps=o.steps, dt=o.dt
         )
 
+    def path(self, advance: Callable[..., Tensor], theta_BTHN: Tensor) -> Tensor:
+        """The phases before every step and after the last, [S+1,B,T,H,N], without noise."""
+        path = [theta_BTHN]
+        for _ in range(self.options.steps):
+            path.append(advance(path[-1], 1))
+        return torch.stack(path)
+
     def draw_perturbation(
         self, key: NoiseKey, layer: int, time: int, device: torch.device
     ) -> Perturbation | None:
         """Noise and jitter of one batch for layer `layer`, or None when both are off."""
+        if not isinstance(self.options, NoisyConfig):
+            return None
         heads, oscillators = self.omega.shape
         return draw_perturbation(
             key,

@@ -34,7 +34,7 @@ from phasegpt.phase.steering import NoiseKey, Perturbation
 class HybridConfig(AttentionConfig):
     """Options of `hybrid`; every other key is an option of the partner."""
 
-    partner: Literal["kuramoto", "phase_sync"] = "kuramoto"
+    partner: Literal["kuramoto", "phase_sync", "as_coded"] = "kuramoto"
     blend: float = 0.5  # g at the start; 0 is softmax, 1 the partner
     learn_blend: bool = True
     partner_options: dict[str, Any] = field(default_factory=dict)
@@ -106,6 +106,10 @@ class Hybrid(Attention):
         """The partner's."""
         return self.partner.draw_perturbation(key, time, device)
 
-    def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
+    def order_parameter(self, theta_BTHN: Tensor) -> Tensor:
         """The partner's."""
-        return self.partner.trajectory(x_BTD)
+        return self.partner.order_parameter(theta_BTHN)
+
+    def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
+        """The partner's."""
+        return self.partner.trajectory(x_BTD, return_path=return_path)

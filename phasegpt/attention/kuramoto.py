@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from phasegpt import ops
 from phasegpt.attention import AttentionOutput, LayerShape, Phase, ReturnPhase, Trajectory
 from phasegpt.attention._cache import LayerCache
-from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
+from phasegpt.attention._oscillators import NoisyConfig, Oscillators
 from phasegpt.attention.softmax import Softmax
-from phasegpt.phase import null_order_parameter, order_parameter, resultant_length
+from phasegpt.phase import null_order_parameter, resultant_length
 from phasegpt.phase.steering import Perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
-class KuramotoConfig(OscillatorConfig):
+class KuramotoConfig(NoisyConfig):
     """Options of `kuramoto`."""
 
     integrator: Literal["euler", "heun", "rk4"] = "euler"
@@ -84,7 +84,7 @@ class Kuramoto(Softmax):
         q, k, v = self.project(x_BTD, cache)
         theta = self.integrate(x_BTD, perturbation)
         cos, sin = theta.cos(), theta.sin()
-        R_BTH = resultant_length(cos, sin)
+        R_BTH = resultant_length(cos, sin)  # order_parameter(theta) from parts that are there
         q, k = self.cohere(q, k, cos, sin)
         if cache is not None:
             cache.oscillators = self.options.num_oscillators if self.beta is not None else 0
@@ -96,7 +96,7 @@ class Kuramoto(Softmax):
         y = self.mix(q, k, v, gain)
         if return_phase == "coupling":
             theta = self.integrate(x_BTD, perturbation, coupling_only=True)
-            R_BTH = order_parameter(theta)
+            R_BTH = self.order_parameter(theta)
         return AttentionOutput(y, Phase(theta, R_BTH) if return_phase else None)
 
     def cohere(self, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,12 +121,11 @@ class Kuramoto(Softmax):
     ) -> Tensor:
         """Phases after S steps, [B,T,H,N]; for `coupling_only` see ReturnPhase."""
         omega = self.oscillators.frequencies(coupling_only)
-
-        def advance(theta: Tensor, steps: int = 1) -> Tensor:
-            return self._rows(theta, omega, steps).theta
-
         theta = self.oscillators.initial_phases(x_BTD, coupling_only)
-        return self.oscillators.integrate(advance, theta, omega, perturbation)
+        return self.oscillators(self._advance(omega), theta, omega, perturbation)
+
+    def _advance(self, omega: Tensor) -> Callable[..., Tensor]:
+        return lambda theta, steps=1: self._rows(theta, omega, steps).theta
 
     def _rows(
         self, theta: Tensor, omega: Tensor, steps: int, *, return_order: bool = False
@@ -142,10 +141,12 @@ class Kuramoto(Softmax):
             return_order=return_order,
         )
 
-    def trajectory(self, x_BTD: Tensor) -> Trajectory:
+    def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory:
         """See Attention.trajectory; R is over the oscillators of each token and head."""
         o, oscillators = self.options, self.oscillators
         theta0, omega = oscillators.initial_phases(x_BTD), oscillators.frequencies()
         rows = self._rows(theta0, omega, o.steps, return_order=True)
         assert rows.R is not None
-        return Trajectory(theta0, rows.theta, rows.R, omega, oscillators.coupling, o.dt)
+        path = oscillators.path(self._advance(omega), theta0) if return_path else None
+        found = (theta0, rows.theta, rows.R, omega, oscillators.coupling, o.dt)
+        return Trajectory(*found, self.order_parameter, path)

@@ -12,7 +12,6 @@ Shapes: B batch, T time, D model width, H heads, N oscillators, C = H N channels
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -32,7 +31,7 @@ from phasegpt.attention import (
 )
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import rotary_angles
-from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
+from phasegpt.attention._oscillators import NoisyConfig, Oscillators
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import number
 from phasegpt.phase import prefix_order_parameter
@@ -40,20 +39,14 @@ from phasegpt.phase.steering import Perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhaseSyncConfig(OscillatorConfig):
+class PhaseSyncConfig(NoisyConfig):
     """Options of `phase_sync`."""
 
     forget: float | None = number(None, gt=0, lt=1)  # initial lambda per channel; null: uniform
-    as_coded: bool = False
 
 
 class PhaseSync(Attention):
-    """Causal mean-field Kuramoto over tokens: a mixer without queries, keys or values.
-
-    `as_coded=true` is the seed code's layer, for the record: it couples all tokens, future ones
-    included, with the repelling sign, squashes phases by pi tanh, wraps them at every step and
-    reads out raw angles.
-    """
+    """Causal mean-field Kuramoto over tokens: a mixer without queries, keys or values."""
 
     Config = PhaseSyncConfig
     options: PhaseSyncConfig
@@ -68,25 +61,10 @@ class PhaseSync(Attention):
         super().__init__(config, options, layer)
         channels = config.n_head * self.options.num_oscillators
         self.oscillators = Oscillators(config, self.options)
-        features = channels if self.options.as_coded else 2 * channels
-        self.c_proj = nn.Linear(features, config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(2 * channels, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         forgets = self.options.forget is not None
         self.forget_logit = nn.Parameter(torch.zeros(channels)) if forgets else None
-        self.leaky = self.options.as_coded
-        if self.leaky:
-            if self.rope:
-                raise ConfigError("attention.as_coded=true knows model.positions=learned only")
-            if self.options.noise_sigma or self.options.frequency_jitter:
-                raise ConfigError(
-                    "attention.as_coded=true has neither noise nor jitter; set "
-                    "attention.noise_sigma=0 and attention.frequency_jitter=0"
-                )
-            warnings.warn(
-                f"layer {layer}: attention.as_coded=true sees the future; its losses compare with "
-                f"no causal model and its run is marked leaky",
-                stacklevel=2,
-            )
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """See Oscillators.reset; lambda = `forget` in every channel."""
@@ -104,8 +82,6 @@ class PhaseSync(Attention):
         return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """See Attention.forward; `phase.R` is over the prefix of each channel, [B,T,H,N]."""
-        if self.options.as_coded:
-            return self._as_coded(x_BTD, cache, return_phase)
         if return_phase and cache is not None:
             raise ConfigError("phase_sync has no prefix R with a cache; call without one")
         theta, drift_T1N = self._integrate(x_BTD, cache, perturbation)
@@ -113,8 +89,9 @@ class PhaseSync(Attention):
         lifted = torch.cat((read.cos(), read.sin()), dim=-1)
         if return_phase == "coupling":
             theta, _ = self._integrate(x_BTD, None, perturbation, coupling_only=True)
-        phase = Phase(theta, prefix_order_parameter(theta)) if return_phase else None
-        return AttentionOutput(self._read_out(lifted, x_BTD.dtype), phase)
+        phase = Phase(theta, self.order_parameter(theta)) if return_phase else None
+        y_BTD = self.resid_dropout(self.c_proj(lifted.to(x_BTD.dtype)))
+        return AttentionOutput(y_BTD, phase)
 
     def _integrate(
         self,
@@ -133,7 +110,7 @@ class PhaseSync(Attention):
             last.append(self._scan(theta, omega, steps, None if cache is None else cache.state))
             return last[-1].theta.view_as(theta)
 
-        theta = self.oscillators.integrate(advance, theta0, omega, perturbation)
+        theta = self.oscillators(advance, theta0, omega, perturbation)
         if cache is not None:
             cache.state, cache.length = last[-1].state, cache.length + x_BTD.shape[1]
             cache.oscillators = self.options.num_oscillators
@@ -152,6 +129,20 @@ class PhaseSync(Attention):
         drift_T1N = angles.unsqueeze(1).to(theta.dtype)
         return theta + drift_T1N, drift_T1N
 
+    @property
+    def forget(self) -> Tensor | None:
+        """lambda of every channel, [C]; None where every token of the prefix weighs the same."""
+        return None if self.forget_logit is None else self.forget_logit.sigmoid()
+
+    def order_parameter(self, theta_BTHN: Tensor) -> Tensor:
+        """R over the prefix of each channel with the weights it has there, [B,T,H,N]."""
+        if self.forget_logit is None:
+            return prefix_order_parameter(theta_BTHN)
+        still = torch.zeros_like(self.oscillators.omega)
+        scan = self._scan(theta_BTHN, still, 0, return_order=True)
+        assert scan.R is not None
+        return scan.R.view_as(theta_BTHN)
+
     def _scan(
         self,
         theta_BTHN: Tensor,
@@ -167,53 +158,22 @@ class PhaseSync(Attention):
             self.oscillators.coupling.repeat_interleave(self.options.num_oscillators),
             steps=steps,
             dt=self.options.dt,
-            forget=None if self.forget_logit is None else self.forget_logit.sigmoid(),
+            forget=self.forget,
             state=state,
             return_order=return_order,
         )
 
-    def _read_out(self, features_BTC: Tensor, dtype: torch.dtype) -> Tensor:
-        return self.resid_dropout(self.c_proj(features_BTC.to(dtype)))
-
-    def _as_coded(
-        self, x_BTD: Tensor, cache: LayerCache | None, return_phase: ReturnPhase
-    ) -> AttentionOutput:
-        if cache is not None:
-            raise ConfigError(
-                "attention.as_coded=true sees the future, so it cannot decode with a cache; "
-                "call the model without one"
-            )
-        theta = self._integrate_as_coded(x_BTD)
-        y = self._read_out(theta.flatten(2), x_BTD.dtype)
-        if return_phase == "coupling":
-            theta = self._integrate_as_coded(x_BTD, coupling_only=True)
-        return AttentionOutput(
-            y, Phase(theta, prefix_order_parameter(theta)) if return_phase else None
-        )
-
-    def _integrate_as_coded(self, x_BTD: Tensor, *, coupling_only: bool = False) -> Tensor:
-        o, oscillators = self.options, self.oscillators
-        theta_BTHN = torch.pi * oscillators.initial_phases(x_BTD, coupling_only).tanh()
-        # Tokens take the place of oscillators: the rows of [B,N,H,T] are whole sequences.
-        theta_BNHT = theta_BTHN.transpose(1, 3)
-        omega_NH1 = oscillators.frequencies(coupling_only).t().unsqueeze(-1)
-        for _ in range(o.steps):
-            theta_BNHT = ops.kuramoto_rows(
-                theta_BNHT, omega_NH1.expand_as(theta_BNHT), -oscillators.coupling, steps=1, dt=o.dt
-            ).theta
-            theta_BNHT = (theta_BNHT + torch.pi).remainder(2 * torch.pi) - torch.pi
-        return theta_BNHT.transpose(1, 3)
-
-    def trajectory(self, x_BTD: Tensor) -> Trajectory | None:
-        """See Attention.trajectory; with rotary positions the phases contain their drift.
-
-        None for `as_coded`: its phases are squashed and wrapped, and see the future.
-        """
-        if self.options.as_coded:
-            return None
+    def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory:
+        """See Attention.trajectory; with rotary positions the phases contain their drift."""
         o, oscillators = self.options, self.oscillators
         (theta0, _), omega = self._start(x_BTD), oscillators.frequencies()
         scan = self._scan(theta0, omega, o.steps, return_order=True)
         assert scan.R is not None
         R, theta = scan.R.unflatten(2, omega.shape), scan.theta.view_as(theta0)
-        return Trajectory(theta0, theta, R, omega, oscillators.coupling, o.dt)
+        path = None
+        if return_path:
+            path = oscillators.path(
+                lambda theta, steps: self._scan(theta, omega, steps).theta.view_as(theta), theta0
+            )
+        found = (theta0, theta, R, omega, oscillators.coupling, o.dt)
+        return Trajectory(*found, self.order_parameter, path)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import check_name
 from phasegpt.core.sections import Section, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -16,6 +18,13 @@ CONF_DIR = next(
     (p for p in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if p.is_dir()),
     _PACKAGE / "conf",
 )
+
+
+#: Keys of command lines that may still be around, and what to write instead.
+_RESPELT = {
+    "attention.as_coded": "the seed code's layer is a mechanism: attention=as_coded (with "
+    "attention=phase_sync leave the key out)"
+}
 
 
 def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> Any:
@@ -39,11 +48,15 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
 def check_groups(overrides: Sequence[str]) -> None:
     """ConfigError for words that Hydra answers with a traceback, or takes in an order of its own.
 
-    That is a group set to nothing (logger=null), and a +scale before the +experiment whose sizes it
-    is to replace: of appended groups the last wins.
+    That is a group set to nothing (logger=null), a +scale before the +experiment whose sizes it
+    is to replace: of appended groups the last wins, and a key that is spelt otherwise by now.
+    A name that would put the run's folder elsewhere is refused too: Hydra makes it before
+    anything else is read.
     """
     scale = None
     for word in overrides:
+        if (key := word.partition("=")[0].lstrip("+~")) in _RESPELT:
+            raise ConfigError(f"{key} is no key any more; {_RESPELT[key]}")
         if word.startswith("+scale"):
             scale = word
         elif scale and word.startswith("+experiment"):
@@ -52,6 +65,8 @@ def check_groups(overrides: Sequence[str]) -> None:
                 f"first, then {scale}"
             )
         group, _, value = word.partition("=")
+        if group.lstrip("+") in ("name", "attention.name", "data.corpus") and "${" not in value:
+            check_name(value.strip("'\""), group.lstrip("+"))  # Hydra makes a folder of it
         if value == "null" and group.isidentifier() and (CONF_DIR / group).is_dir():
             options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
             raise ConfigError(f"{word} is no option of {group}; choose from: {', '.join(options)}")
@@ -81,6 +96,23 @@ def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]
         and not key.startswith(("+", "~", "hydra", "experiment"))
         and difflib.get_close_matches(key, known, n=1)
     ]
+
+
+def help_page(config_name: str) -> str:
+    """What `--help` prints: hydra.help.template of a primary configuration, with the groups.
+
+    The same text as Hydra's, which composes conf/ once for every group to list them.
+    """
+    import yaml
+
+    groups: dict[str, list[str]] = {}
+    for path in CONF_DIR.rglob("*.yaml"):
+        if path.parent != CONF_DIR:
+            groups.setdefault(path.parent.relative_to(CONF_DIR).as_posix(), []).append(path.stem)
+    lines = [f"{name}: {', '.join(sorted(options))}\n" for name, options in sorted(groups.items())]
+    config = yaml.safe_load((CONF_DIR / f"{config_name}.yaml").read_text(encoding="utf-8"))
+    template: str = config["hydra"]["help"]["template"]
+    return Template(template).substitute(APP_CONFIG_GROUPS="".join(lines))
 
 
 def plain(config: Any) -> dict[str, Any]:

@@ -22,6 +22,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or would run code when loaded."""
 
 
+class OutputError(UserError, OSError):
+    """A file cannot be written: no room, no right, no such place. What stood there stands."""
+
+
 class RegistrationError(UserError, ValueError):
     """PREREGISTRATION.md is missing, or says what it may not."""
 

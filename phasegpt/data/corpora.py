@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import glob
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.core.files import read_json, read_text
-from phasegpt.data import synthetic
+from phasegpt.core.files import expand, read_text
+from phasegpt.data import hub, synthetic
 from phasegpt.data.config import DataConfig
-from phasegpt.data.downloads import build_once, download, local_file, online, verify, where_to_put
+from phasegpt.data.downloads import download, local_file, verify, where_to_put
 from phasegpt.data.tokenizers import GPT2_VOCAB_SIZE
 
 # path under the data folder: sha256
@@ -51,7 +49,6 @@ _WIKITEXT = {
         },
     ),
 }
-_HUB_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 _PIECE = 1 << 24  # characters tokenised at a time; the known corpora fit into one piece
 
 
@@ -69,10 +66,11 @@ class RawCorpus:
     log_prob: Callable[[str], float] | None = None
 
 
-def resolve(config: DataConfig, cache: Path) -> RawCorpus:
+def resolve(config: DataConfig, cache: Path, other: Path | None = None) -> RawCorpus:
     """The corpus that `config` names; `cache` keeps downloaded Hugging Face text.
 
-    Raises ConfigError for keys that do not fit the corpus, DataError for missing or bad text.
+    `other` is a cache that is only read. Raises ConfigError for keys that do not fit the corpus,
+    DataError for missing or bad text.
     """
     for key, corpus in {
         "path": "text",
@@ -100,7 +98,7 @@ def resolve(config: DataConfig, cache: Path) -> RawCorpus:
         return RawCorpus(f"wikitext2-{variant}", content, lambda: _wikitext(variant))
     if config.corpus == "text":
         return _user_text(config)
-    return _hub(config, cache)
+    return _hub(config, cache, other)
 
 
 def known_vocab_size(config: DataConfig) -> int | None:
@@ -152,7 +150,7 @@ def _wikitext(variant: str) -> dict[str, str | Path]:
     files = {f"{folder}/{name}.txt": digest for name, digest in digests.items()}
     contents = {name: local_file(name, digest) for name, digest in files.items()}
     missing = {name: files[name] for name, content in contents.items() if content is None}
-    dataset: Any = _load_dataset(_WIKITEXT_HUB, subset) if missing else None
+    dataset: Any = hub.load_dataset(_WIKITEXT_HUB, subset) if missing else None
     if missing and dataset is None:
         raise DataError(
             f"WikiText-2 ({variant}) is not complete and Hugging Face does not answer; "
@@ -160,7 +158,7 @@ def _wikitext(variant: str) -> dict[str, str | Path]:
         )
     texts: dict[str, str | Path] = {}
     for (name, content), (split, hub_split) in zip(
-        contents.items(), _HUB_SPLITS.items(), strict=True
+        contents.items(), hub.SPLITS.items(), strict=True
     ):
         if content is None:
             # A row is a line; blank lines, " \n" in the files, come as "".
@@ -175,16 +173,7 @@ def _user_text(config: DataConfig) -> RawCorpus:
     """`data.path`: the files in the order of their names, a line end added where one lacks it."""
     if not config.path:
         raise ConfigError("data.path is missing; data=text needs data.path=FILE_OR_GLOB")
-    pattern = os.path.expanduser(config.path)
-    if os.path.isdir(pattern):
-        raise DataError(f"data.path={config.path} is a folder; name its files: {config.path}/*.txt")
-    found = glob.glob(pattern, recursive=True) or [pattern] * os.path.isfile(pattern)
-    paths = sorted(path for path in found if os.path.isfile(path))
-    if not paths:
-        raise DataError(
-            f"data.path={config.path}: no such file (from {os.getcwd()}); correct the path, and "
-            f"quote a pattern so that the shell leaves it alone"
-        )
+    paths = _files(config.path)
     texts = [read_text(path) for path in paths]
     joined = "".join(t if t.endswith("\n") else t + "\n" for t in texts[:-1]) + texts[-1]
     if not joined:
@@ -196,100 +185,31 @@ def _user_text(config: DataConfig) -> RawCorpus:
     )
 
 
-def _hub(config: DataConfig, cache: Path) -> RawCorpus:
-    """Any Hugging Face text dataset, streamed once into text files in our cache."""
-    name = config.name
-    if not name:
-        raise ConfigError("data.name is missing; data=hub needs data.name=OWNER/DATASET")
-    # val_fraction belongs to the key: it decides the split where the dataset has none.
-    key = _hash(name, config.subset or "", config.text_column, str(config.val_fraction))[:16]
-    slug = "".join(c if c.isalnum() else "-" for c in name)
-    folder = cache / "text" / f"hub-{slug}-{key}"
-    build_once(folder, lambda scratch: _spool(config, name, scratch))
-    digests = read_json(folder / "sha256.json")
-    return RawCorpus(
-        f"hub-{slug}",
-        _hash("hub", *(f"{split} {digest}" for split, digest in sorted(digests.items()))),
-        lambda: {split: folder / f"{split}.txt" for split in digests},
-    )
-
-
-def _spool(config: DataConfig, name: str, folder: Path) -> None:
-    """Write each split as text, one "\\n" after each document.
-
-    Without a validation split, `val_fraction` of the documents, evenly spaced, become one.
-    """
-    dataset = _load_dataset(name, config.subset, streaming=True)
-    if dataset is None:
+def _files(path: str) -> list[str]:
+    """The files that data.path names: one of exactly that name, else those that match it."""
+    pattern = str(expand(path))
+    if os.path.lexists(pattern):
+        if os.path.isdir(pattern):
+            raise DataError(f"data.path={path} is a folder; name its files: {path}/*.txt")
+        return [pattern]
+    try:
+        found = glob.glob(pattern, recursive=True)
+    except ValueError:  # a NUL
+        found = []
+    paths = sorted(name for name in found if os.path.isfile(name))
+    if not paths:
         raise DataError(
-            f"{name} is not in the Hugging Face cache and the network does not answer; "
-            f"connect to the network, or use data=text with your own files"
+            f"data.path={path!r:.300}: no such file (from {os.getcwd()}); correct the path, and "
+            f"quote a pattern so that the shell leaves it alone"
         )
-    if "train" not in dataset:
-        raise DataError(f"{name} has no train split; it has {', '.join(dataset)}")
-    share = config.val_fraction if "validation" not in dataset else 0.0
-    files: dict[str, Any] = {}
-    digests: dict[str, Any] = {}
-    for split, rows in ((s, dataset[h]) for s, h in _HUB_SPLITS.items() if h in dataset):
-        for i, document in enumerate(_documents(rows, config)):
-            held_out = split == "train" and int((i + 1) * share) > int(i * share)
-            target = "val" if held_out else split
-            if target not in files:
-                files[target] = (folder / f"{target}.txt").open("wb")
-                digests[target] = hashlib.sha256()
-            content = f"{document}\n".encode()
-            files[target].write(content)
-            digests[target].update(content)
-    for file in files.values():
-        file.close()
-    if "train" not in files:
-        raise DataError(f"{name}: its train split has no text; name another dataset")
-    hexes = {split: digest.hexdigest() for split, digest in digests.items()}
-    (folder / "sha256.json").write_text(json.dumps(hexes))
+    return paths
 
 
-def _documents(rows: Iterable[dict[str, Any]], config: DataConfig) -> Iterator[str]:
-    rows = iter(rows)
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # of whatever library the download uses
-            raise DataError(f"the download of {config.name} broke off: {error}") from error
-        text = row.get(config.text_column)
-        if not isinstance(text, str):
-            raise DataError(
-                f"data.text_column={config.text_column} is not a text column of {config.name}; "
-                f"its columns are {', '.join(row)}"
-            )
-        yield text
-
-
-def _load_dataset(name: str, subset: str | None, *, streaming: bool = False) -> Any:
-    """The splits of a Hugging Face dataset from its cache, else the network; None: neither."""
-    import datasets
-
-    try:
-        with _hub_offline():
-            return datasets.load_dataset(name, subset, streaming=streaming)
-    except Exception:  # not in the cache, whichever way `datasets` says so
-        if not online(datasets.config.HF_ENDPOINT):
-            return None
-    try:
-        return datasets.load_dataset(name, subset, streaming=streaming)
-    except Exception as error:  # of whatever library the download uses
-        raise DataError(f"cannot load {name} from Hugging Face: {error}") from error
-
-
-@contextmanager
-def _hub_offline() -> Iterator[None]:
-    """Let `datasets` look into its cache only, whatever the environment said at its import."""
-    import datasets
-
-    before = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        datasets.config.HF_HUB_OFFLINE = before
+def _hub(config: DataConfig, cache: Path, other: Path | None) -> RawCorpus:
+    """Any Hugging Face text dataset; see phasegpt.data.hub."""
+    folder, digests = hub.fetched(config, cache, other)
+    return RawCorpus(
+        folder.name.rpartition("-")[0],
+        _hash("hub", *(f"{split} {digest}" for split, digest in sorted(digests.items()))),
+        lambda: {split: hub.kept_text(folder, split, digests[split]) for split in digests},
+    )

@@ -49,22 +49,26 @@ class Corpus:
         return self.splits[name]
 
 
-def prepare(config: DataConfig) -> Corpus:
+def prepare(config: DataConfig, *, other_cache: str | None = None) -> Corpus:
     """The corpus of `config`, tokenised on first use and opened from the cache afterwards.
 
-    Raises ConfigError and DataError as phasegpt.data.corpora does, DataError for a damaged cache.
+    `other_cache` is looked into first and never written to. Raises ConfigError and DataError as
+    phasegpt.data.corpora does, DataError for a damaged cache.
     """
     cache = diskcache.cache_dir(config.cache_dir)
-    raw = corpora.resolve(config, cache)
+    other = diskcache.cache_dir(other_cache) if other_cache else None
+    raw = corpora.resolve(config, cache, other)
     # A tokenizer is a function of its name and the text, so the key can be had without either.
     key = hashlib.sha256(f"{_FORMAT} {config.tokenizer} {raw.content}".encode()).hexdigest()[:16]
     folder = cache / "tokens" / f"{raw.name}-{config.tokenizer}-{key}"
-    downloads.build_once(folder, lambda scratch: _tokenise(raw, config.tokenizer, scratch))
+    if other is not None and (kept := other / "tokens" / folder.name).is_dir():
+        return _open(kept)
+    downloads.build_once(folder, lambda scratch: _tokenise(raw, config, scratch))
     return _open(folder)
 
 
-def _tokenise(raw: corpora.RawCorpus, name: str, folder: Path) -> None:
-    texts = raw.read()
+def _tokenise(raw: corpora.RawCorpus, config: DataConfig, folder: Path) -> None:
+    texts, name = raw.read(), config.tokenizer
     alphabet: set[str] = set()
     if name == "char":
         for text in texts.values():
@@ -86,7 +90,15 @@ def _tokenise(raw: corpora.RawCorpus, name: str, folder: Path) -> None:
                 count["words"] += len(piece.split())
                 count["lines"] += piece.count("\n")
         if not count["tokens"]:
-            raise DataError(f"the {split} split of {raw.name} is empty; the text is too short")
+            raise DataError(
+                f"the {split} split of {raw.name} is empty; the text is too short"
+                f"{_larger(config, split)}"
+            )
+        if split == "val" and count["tokens"] < 2:
+            raise DataError(
+                f"the val split of {raw.name} has 1 token, and scoring needs 2, the first as "
+                f"context; use more text{_larger(config, split)}"
+            )
         floor = -raw.log_prob(text) if raw.log_prob and isinstance(text, str) else None
         splits[split] = {**count, "sha256": digest.hexdigest(), "floor_nats": floor}
     meta = {
@@ -99,21 +111,48 @@ def _tokenise(raw: corpora.RawCorpus, name: str, folder: Path) -> None:
     (folder / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
 
 
+def _larger(config: DataConfig, split: str) -> str:
+    """The other remedy for a short split, where there is one."""
+    if split != "val" or config.corpus not in ("text", "hub"):
+        return ""
+    return f", or raise data.val_fraction={config.val_fraction}"
+
+
 def _open(folder: Path) -> Corpus:
     try:
-        meta = json.loads((folder / "meta.json").read_text())
-        splits = {}
-        for name, split in meta["splits"].items():
-            path = folder / f"{name}.bin"
-            tokens = np.memmap(path, dtype=meta["dtype"], mode="r")
-            short = path.stat().st_size <= _HASHED_BYTES
-            if len(tokens) != split["tokens"] or (
-                short and hashlib.sha256(tokens.data).hexdigest() != split["sha256"]
-            ):
-                raise ValueError(f"{name}.bin differs from what was written")
-            splits[name] = tokens
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        splits = {name: _mapped(folder, name, meta) for name in meta["splits"]}
+        if not {"train", "val"} <= splits.keys() or not isinstance(meta["corpus"], str):
+            raise ValueError("meta.json is not whole")
+        ours = meta["tokenizer"].get("name") == "gpt2"  # its own file may be missing: no damage
+        tokenizer = None if ours else tokenizers.from_state(meta["tokenizer"])
+    except PermissionError as error:
         raise DataError(
-            f"the token cache {folder} is damaged ({error}); delete that folder, it will be rebuilt"
+            f"the token cache {folder} is another user's and cannot be read ({error.strerror}); "
+            f"ask for the right to read it, or set data.cache_dir (cache_dir=FOLDER) to your own"
         ) from error
-    return Corpus(splits, tokenizers.from_state(meta["tokenizer"]), meta)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, DataError) as error:
+        raise DataError(
+            f"the token cache {folder} is damaged ({error!s:.200}); delete that folder, it will "
+            f"be rebuilt"
+        ) from error
+    return Corpus(splits, tokenizer or tokenizers.from_state(meta["tokenizer"]), meta)
+
+
+def _mapped(folder: Path, name: str, meta: dict[str, Any]) -> np.memmap:
+    """The tokens of a split, compared with what meta.json says of them."""
+    split, path = meta["splits"][name], folder / f"{name}.bin"
+    if name not in ("train", "val", "test"):
+        raise ValueError(f"meta.json lists a split {name!r:.40}")
+    counts = [split[key] for key in ("tokens", "characters", "bytes", "words", "lines")]
+    if not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"meta.json counts {counts!r:.80} in {name}")
+    if type(split["floor_nats"]) not in (float, type(None)):
+        raise ValueError(f"meta.json has floor_nats={split['floor_nats']!r:.40}")
+    tokens = np.memmap(path, dtype=meta["dtype"], mode="r")
+    short = path.stat().st_size <= _HASHED_BYTES
+    if len(tokens) != split["tokens"] or (
+        short and hashlib.sha256(tokens.data).hexdigest() != split["sha256"]
+    ):
+        raise ValueError(f"{name}.bin differs from what was written")
+    return tokens

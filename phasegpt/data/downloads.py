@@ -13,6 +13,7 @@ from pathlib import Path
 
 from phasegpt.core import diskcache
 from phasegpt.core.errors import DataError
+from phasegpt.core.files import expand, read_bytes
 
 DATA_DIR_VARIABLE = "PHASEGPT_DATA_DIR"
 _OFFLINE_VARIABLES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -26,7 +27,7 @@ def data_dir() -> Path | None:
     value = os.environ.get(DATA_DIR_VARIABLE)
     if not value:
         return None
-    folder = Path(value).expanduser()
+    folder = expand(value)
     if not folder.is_dir():
         raise DataError(
             f"{DATA_DIR_VARIABLE}={value} is not a folder; correct it or unset the variable"
@@ -58,7 +59,7 @@ def local_file(name: str, sha256: str) -> bytes | None:
     folder = data_dir()
     if folder is None or not (folder / name).is_file():
         return None
-    return verify((folder / name).read_bytes(), sha256, str(folder / name))
+    return verify(read_bytes(folder / name), sha256, str(folder / name))
 
 
 def online(url: str, *, timeout: float = 2.0) -> bool:
@@ -108,6 +109,6 @@ def build_once(folder: Path, build: Callable[[Path], None]) -> None:
         diskcache.build_once(folder, build)
     except OSError as error:
         raise DataError(
-            f"cannot build {folder}: {error}; data.cache_dir must be a folder with room that you "
-            f"may write to"
+            f"cannot build {folder}: {error.strerror or error}; data.cache_dir (cache_dir=FOLDER) "
+            f"must be a folder with room that you may write to"
         ) from error

@@ -78,7 +78,7 @@ class CharTokenizer(Tokenizer):
     def __init__(self, alphabet: str) -> None:
         if not alphabet or len(set(alphabet)) != len(alphabet):
             raise DataError(
-                f"alphabet={alphabet!r} must hold each character once, and at least one"
+                f"alphabet={alphabet!r:.200} must hold each character once, and at least one"
             )
         self.alphabet = alphabet
         self.vocab_size = len(alphabet)
@@ -183,7 +183,7 @@ def build(name: str, *, alphabet: str | None = None) -> Tokenizer:
 def from_state(state: dict[str, Any]) -> Tokenizer:
     """The tokenizer that gave `state`. Raises DataError for one that is not ours."""
     if not isinstance(state, dict):
-        raise DataError(f"tokenizer state {state!r} must be a mapping with a name")
+        raise DataError(f"tokenizer state {state!r:.200} must be a mapping with a name")
     name = state.get("name")
     if name == "char" and isinstance(state.get("alphabet"), str):
         return CharTokenizer(state["alphabet"])
@@ -192,7 +192,8 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
     if name == "gpt2":
         return GPT2Tokenizer()
     raise DataError(
-        f"tokenizer state {state} is unknown; name must be char (with an alphabet), byte or gpt2"
+        f"tokenizer state {state!r:.200} is unknown; name must be char (with an alphabet), byte or "
+        f"gpt2"
     )
 
 
@@ -227,7 +228,10 @@ def _tiktoken_cache() -> bytes | None:
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     folder = os.path.join(tempfile.gettempdir(), "data-gym-cache") if folder is None else folder
     path = Path(folder, hashlib.sha1(_GPT2_URL.encode()).hexdigest())
-    content = path.read_bytes() if folder and path.is_file() else b""
+    try:
+        content = path.read_bytes() if folder and path.is_file() else b""
+    except OSError:  # another user's, in a temporary folder that all share
+        return None
     return content if hashlib.sha256(content).hexdigest() == _GPT2_SHA256 else None
 
 

@@ -152,10 +152,10 @@ def _layer(t: Trace, loss_BT: Tensor, attention: dict[str, Tensor] | None) -> di
     effective = phase.cluster_count(t.theta_BTHN.flatten(0, 1), time=0)
     labels = phase.locking_clusters(plv, threshold)
     per_head = {
-        "participation_ratio": phase.participation_ratio(t.theta_BTHN),
-        "offset_spread": phase.offset_spread(t.theta0_BTHN),
+        "participation": phase.participation_ratio(t.theta_BTHN),
+        "offsets": phase.offset_spread(t.theta0_BTHN),
         "coupling": K,
-        "coupling_budget": phase.coupling_budget(K, steps=o.steps, dt=o.dt),
+        "budget": phase.coupling_budget(K, steps=o.steps, dt=o.dt),
         "plv_clusters": torch.tensor([len(set(row)) for row in labels.tolist()]),
         "plv_effective": effective,
     }

@@ -1,7 +1,7 @@
 """What the phase layers of a model do with given tokens, step by step.
 
-Every phase layer integrates through one door, `oscillators.integrate(advance, theta0, ...)`; a
-trace stands in that door, and so does an intervention.
+A trace is the layer's own `trajectory` for the input that it has in the model's forward pass; an
+intervention is a forward hook on its `oscillators`, whose output is all that the layer reads.
 
 Shapes: B sequences, T time, D model width, H heads, N oscillators, S integration steps, C order
 parameters of a head and token: 1 over its oscillators (kuramoto), N over the prefix of each
@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from phasegpt import ops
 from phasegpt.attention import Attention
 from phasegpt.attention._oscillators import Oscillators
 from phasegpt.attention.hybrid import Hybrid
@@ -25,7 +25,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.model.gpt import GPT
 from phasegpt.model.scoring import token_nats
-from phasegpt.phase import first_prefix, order_parameter, uncoupled_phases
+from phasegpt.phase import uncoupled_phases
 
 Integrate = Callable[[Callable[..., Tensor], Tensor], Tensor]
 
@@ -78,12 +78,7 @@ class Trace:
     @property
     def first(self) -> int:
         """Index of the first token that counts: prefixes of fewer than 32 are left out."""
-        return first_token(self.layer, self.theta_BTHN.shape[1])
-
-
-def first_token(layer: PhaseLayer, time: int) -> int:
-    """0 where R is over oscillators; over prefixes that of 32 tokens, or the last of fewer."""
-    return first_prefix(time) if layer.over_prefix else 0
+        return self.layer.module.first_token(self.theta_BTHN.shape[1])
 
 
 def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLayer]:
@@ -93,7 +88,7 @@ def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLay
     """
     if model.leaky:
         raise ConfigError(
-            "this model sees the future (attention.as_coded=true); its synchronization is not "
+            "this model sees the future (attention=as_coded); its synchronization is not "
             "that of a causal layer and is not measured"
         )
     if not model.oscillators:
@@ -121,22 +116,18 @@ def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLay
 def integrating(layer: PhaseLayer, integrate: Integrate) -> Iterator[None]:
     """Inside, the layer's phases are `integrate(advance, theta0)`; advance(theta, steps) couples.
 
-    The model's own is `advance(theta0, S)`. Training noise is absent.
+    The model's own is `advance(theta0, S)`. Of several the one entered last counts.
     """
 
-    def replaced(advance: Callable[..., Tensor], theta: Tensor, *_: object) -> Tensor:
-        return integrate(advance, theta)
+    def replaced(module: torch.nn.Module, inputs: tuple[Any, ...], theta: Tensor) -> Tensor:
+        advance, theta0, *_ = inputs
+        return integrate(advance, theta0)
 
-    instance = layer.oscillators.__dict__
-    before = instance.get("integrate")
-    instance["integrate"] = replaced
+    hook = layer.oscillators.register_forward_hook(replaced)
     try:
         yield
     finally:
-        if before is None:
-            del instance["integrate"]
-        else:
-            instance["integrate"] = before
+        hook.remove()
 
 
 def token_losses(model: GPT, ids_BT: Tensor) -> Tensor:
@@ -167,7 +158,6 @@ def trace(
     recorders = [_Recorder(layer) for layer in phase_layers(model, layers)]
     with ExitStack() as stack:
         for recorder in recorders:
-            stack.enter_context(integrating(recorder.layer, recorder.integrate))
             hook = recorder.layer.module.register_forward_pre_hook(recorder.see)
             stack.callback(hook.remove)
         loss_BT = token_losses(model, ids_BT)
@@ -176,21 +166,9 @@ def trace(
 
 
 def order(layer: PhaseLayer, theta_BTHN: Tensor) -> Tensor:
-    """R of the layer's own kind, [B,T,H,C]: over oscillators, or over prefixes with its weights."""
-    if not layer.over_prefix:
-        return order_parameter(theta_BTHN).unsqueeze(-1)
-    oscillators = layer.oscillators
-    scan = ops.kuramoto_scan(
-        theta_BTHN.flatten(2),
-        torch.zeros_like(oscillators.omega.flatten()),
-        torch.zeros_like(oscillators.omega.flatten()),
-        steps=0,
-        dt=oscillators.options.dt,
-        forget=_forget(layer),
-        return_order=True,
-    )
-    assert scan.R is not None
-    return scan.R[..., 0].view_as(theta_BTHN)
+    """The layer's order parameter as [B,T,H,C]."""
+    R = layer.module.order_parameter(theta_BTHN)
+    return R if layer.over_prefix else R.unsqueeze(-1)
 
 
 def counts(layer: PhaseLayer, time: int) -> Tensor:
@@ -198,47 +176,38 @@ def counts(layer: PhaseLayer, time: int) -> Tensor:
     H, N = layer.oscillators.omega.shape
     if not layer.over_prefix:
         return torch.full((time, H, 1), float(N))
-    forget = _forget(layer)
+    forget: Tensor | None = getattr(layer.module, "forget", None)
     decay = torch.ones(H * N) if forget is None else forget.cpu()
     weights = decay ** torch.arange(time).unsqueeze(-1)
     return (weights.cumsum(0).square() / weights.square().cumsum(0)).view(time, H, N)
 
 
-def _forget(layer: PhaseLayer) -> Tensor | None:
-    logit = getattr(layer.module, "forget_logit", None)
-    return None if logit is None else logit.sigmoid()
-
-
 class _Recorder:
-    """Stands in a layer's door and keeps what passes, batch by batch."""
+    """Keeps what a layer does with its input, batch by batch."""
 
     def __init__(self, layer: PhaseLayer) -> None:
         self.layer = layer
-        self.options = layer.oscillators.options
-        S = self.options.steps
+        S = layer.oscillators.options.steps
         kept = torch.linspace(0, S, min(S, _STEPS_KEPT) + 1).round().long()
         self.kept = tuple(int(s) for s in kept)
         self.batches: list[dict[str, Tensor]] = []
         self.path: list[Tensor] = []
 
     def see(self, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self.x_BTD = inputs[0]
-
-    def integrate(self, advance: Callable[..., Tensor], theta0: Tensor) -> Tensor:
-        """Integrate step by step: the phases are those of advance(theta0, S)."""
-        o, omega = self.options, self.layer.oscillators.frequencies()
-        first, theta, follow = first_token(self.layer, theta0.shape[1]), theta0, not self.batches
+        """Follow the layer's phases for its input, step by step."""
+        path = self.layer.module.trajectory(inputs[0], return_path=True)
+        assert path is not None and path.path is not None
+        theta0, first = path.theta0, self.layer.module.first_token(path.theta.shape[1])
         R, R_uncoupled = [], []
-        for s in range(o.steps + 1):
-            theta = advance(theta, 1) if s else theta0
-            uncoupled = uncoupled_phases(theta0, omega, steps=s, dt=o.dt)
+        for s, theta in enumerate(path.path):
+            uncoupled = uncoupled_phases(theta0, path.omega, steps=s, dt=path.dt)
             coupled_R, uncoupled_R = order(self.layer, theta), order(self.layer, uncoupled)
             R.append(coupled_R[:, first:].mean((1, 3)))
             R_uncoupled.append(uncoupled_R[:, first:].mean((1, 3)))
-            if follow and s in self.kept:
+            if not self.batches and s in self.kept:
                 self.path.append(theta[0].cpu())
         batch = {
-            "x_BTD": self.x_BTD,
+            "x_BTD": inputs[0],
             "theta0_BTHN": theta0,
             "theta_BTHN": theta,
             "uncoupled_BTHN": uncoupled,
@@ -248,7 +217,6 @@ class _Recorder:
             "R_uncoupled_BHS": torch.stack(R_uncoupled, -1),
         }
         self.batches.append({name: value.cpu() for name, value in batch.items()})
-        return theta
 
     def trace(self) -> Trace:
         whole = {name: torch.cat([b[name] for b in self.batches]) for name in self.batches[0]}

@@ -1,8 +1,9 @@
 """Checkpoint files: written whole or not at all, verified by sha256, loaded without code.
 
 A run keeps `checkpoints/step-00000100.ckpt`, each with its `.sha256` beside it, and the links
-`last.ckpt` and `best.ckpt`. A checkpoint to share is a folder: model.safetensors, config.json,
-tokenizer.json, run.json, and SHA256SUMS over them.
+`last.ckpt` and `best.ckpt`; where a copy of the run has lost the links, the files behind them are
+found by their hashes and run.json. A checkpoint to share is a folder: model.safetensors,
+config.json, tokenizer.json, run.json, and SHA256SUMS over them.
 """
 
 from __future__ import annotations
@@ -11,17 +12,29 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from phasegpt.core.errors import CheckpointError
-from phasegpt.core.files import read_json, write_atomic
+from phasegpt.attention._migration import migrated
+from phasegpt.core.errors import CheckpointError, UserError
+from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
 from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
+from phasegpt.model.run_checkpoints import (
+    best,
+    last,
+    sha256_of,
+    sidecar,
+    sums_beside,
+    verified,
+    whole,
+)
 
 Which = Literal["best", "last"]
 _SUMS = "SHA256SUMS"
@@ -35,6 +48,7 @@ class Loaded(NamedTuple):
     config: dict[str, Any] | None  # the run's; None: an exported folder without run.json
     path: Path  # the .ckpt file or the exported folder
     sha256: str  # of the .ckpt or of model.safetensors
+    data_fingerprint: str | None = None  # of the corpus it was trained on, where run.json says
 
 
 def save(payload: dict[str, Any], path: Path) -> None:
@@ -45,11 +59,11 @@ def save(payload: dict[str, Any], path: Path) -> None:
     line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
     path.parent.mkdir(parents=True, exist_ok=True)
     # While a file is written over, the old hash stays beside the new one: each is whole.
-    old = _sidecar(path).read_bytes() if path.is_file() and _sidecar(path).is_file() else b""
-    write_atomic(_sidecar(path), line + old)
+    old = sidecar(path).read_bytes() if path.is_file() and sidecar(path).is_file() else b""
+    write_atomic(sidecar(path), line + old)
     write_atomic(path, content)
     if old:
-        write_atomic(_sidecar(path), line)
+        write_atomic(sidecar(path), line)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -57,20 +71,39 @@ def read(path: Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
+#: What training needs of a checkpoint, as Lightning writes it: the type of each part.
+_STATE: dict[str, type] = {
+    **{"global_step": int, "epoch": int, "state_dict": dict, "loops": dict, "callbacks": dict},
+    **{"optimizer_states": list, "lr_schedulers": list, "hyper_parameters": dict},
+}
+
+
+def check_resumable(path: Path) -> None:
+    """CheckpointError if training could not go on from this checkpoint."""
+    payload = read(path)
+    for key, kind in _STATE.items():
+        if not isinstance(payload.get(key), kind):
+            raise CheckpointError(
+                f"{path} cannot be trained on: its {key} is missing or no {kind.__name__}; resume "
+                f"from another checkpoint of the run, or start anew"
+            )
+
+
 def _read(path: Path) -> tuple[dict[str, Any], str]:
     """The checkpoint's content and its sha256."""
     path = path.resolve()
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist{_offer(path)}")
-    content = path.read_bytes()
-    if not _sidecar(path).is_file():
+    with _reading(path):
+        content = read_bytes(path)
+    if not sums_beside(path):
         raise CheckpointError(
-            f"{path} has no {_sidecar(path).name} beside it, so damage could not be seen; copy it "
+            f"{path} has no {sidecar(path).name} beside it, so damage could not be seen; copy it "
             f"too, or make it with sha256sum if you trust the file{_offer(path)}"
         )
-    if not _verified(path, content):
+    if not verified(path, content):
         raise CheckpointError(
-            f"{path} is damaged: its sha256 is not the one in {_sidecar(path).name}{_offer(path)}"
+            f"{path} is damaged: its sha256 is not the one in {sidecar(path).name}{_offer(path)}"
         )
     try:
         payload = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
@@ -79,13 +112,32 @@ def _read(path: Path) -> tuple[dict[str, Any], str]:
             f"{path} is refused: it is not a checkpoint, or it holds more than tensors and plain "
             f"values, and loading that could run code ({type(error).__name__})"
         ) from error
+    if not isinstance(payload, dict):
+        raise CheckpointError(
+            f"{path} holds a {type(payload).__name__} and is not a PhaseGPT checkpoint; give "
+            f"one that training wrote"
+        )
     return payload, hashlib.sha256(content).hexdigest()
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what content of a wrong form raises into one CheckpointError that names the file."""
+    try:
+        yield
+    except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
+            OverflowError) as error:  # fmt: skip
+        cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        said = cause if str(path) in cause else f"{path} cannot be used: {cause}"
+        raise CheckpointError(
+            f"{said:.1000}. Copy the file again from where it was made, or give another one"
+        ) from error
 
 
 def remove(path: Path) -> None:
     """Delete a checkpoint and its sha256."""
     path.unlink(missing_ok=True)
-    _sidecar(path).unlink(missing_ok=True)
+    sidecar(path).unlink(missing_ok=True)
 
 
 def link(path: Path, name: str) -> None:
@@ -102,24 +154,29 @@ def find(target: str | Path, which: Which = "best") -> Path:
     A run that has not validated yet has no best checkpoint; its last one stands in.
     """
     target = Path(target)
-    if target.is_file():
+    if target.name in ("best.ckpt", "last.ckpt") and os.path.lexists(target):
+        chosen = best(target.parent) if target.name == "best.ckpt" else last(target.parent)
+        if chosen is not None:
+            return chosen
+    if os.path.isfile(target):
         return target
-    if not target.is_dir():
+    if not os.path.isdir(target):
         raise CheckpointError(
-            f"{target} does not exist; give a run folder, a .ckpt file or an exported folder"
+            f"{target!s:.300} does not exist; give a run folder, a .ckpt file or an exported folder"
         )
-    names = ["best.ckpt", "last.ckpt"] if which == "best" else ["last.ckpt"]
-    for name in names:
-        path = target / "checkpoints" / name
-        if path.exists():
-            return path.resolve()
-    raise CheckpointError(f"{target} holds no checkpoint yet (looked for checkpoints/{names[-1]})")
+    directory = target / "checkpoints"
+    found = (best(directory) if which == "best" else None) or last(directory)
+    if found is None:
+        raise CheckpointError(f"{target} holds no checkpoint yet (looked for checkpoints/*.ckpt)")
+    return found
 
 
 def is_ours(target: str | Path) -> bool:
     """Whether `target` is a run folder, a .ckpt file or an exported folder; else Hugging Face's."""
     path = Path(target)
-    return path.is_file() or any((path / name).exists() for name in ("checkpoints", _SUMS))
+    return os.path.isfile(path) or any(
+        os.path.exists(path / name) for name in ("checkpoints", _SUMS)
+    )
 
 
 def load(target: str | Path, which: Which = "best") -> GPT:
@@ -135,23 +192,44 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
     """Like load, with the run's configuration, the file and its sha256."""
     if which not in ("best", "last"):
         raise CheckpointError(f"which={which!r}; choose from: best, last")
-    if (Path(target) / "model.safetensors").is_file():
+    if os.path.isfile(Path(target) / "model.safetensors"):
         return _load_exported(Path(target))
     path = find(target, which)
     payload, sha256 = _read(path)
-    hyper = payload.get("hyper_parameters") if isinstance(payload, dict) else None
+    hyper = payload.get("hyper_parameters")
     if not isinstance(hyper, dict) or not {"config", "tokenizer"} <= hyper.keys():
         raise CheckpointError(f"{path} is not a PhaseGPT checkpoint; it has no configuration")
-    config, tokenizer = hyper["config"], from_state(hyper["tokenizer"])
-    gpt = gpt_config(
-        ModelSection.parse(config["model"]),
-        config["attention"],
-        DataConfig.parse(config["data"]),
-        tokenizer.vocab_size,
-    )
-    weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
-    model = _assemble(gpt, weights, tokenizer)
-    return Loaded(model, tokenizer, config, path, sha256)
+    tokenizer = _tokenizer(path, hyper["tokenizer"])
+    with _reading(path):
+        config = _of_today(hyper["config"])
+        gpt = gpt_config(
+            ModelSection.parse(config["model"]),
+            config["attention"],
+            DataConfig.parse(config["data"]),
+            tokenizer.vocab_size,
+        )
+        weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
+        model = _assemble(gpt, weights, tokenizer)
+    record = run_folder(path) / "run.json"
+    known = _fingerprint(record) if record.is_file() else None
+    return Loaded(model, tokenizer, config, path, sha256, known)
+
+
+def _tokenizer(path: Path, state: Any) -> Tokenizer:
+    if isinstance(state, dict) and state.get("name") == "gpt2":
+        return from_state(state)  # where its file is missing, this one is not damaged
+    with _reading(path):
+        return from_state(state)
+
+
+def _fingerprint(record: Path) -> str | None:
+    """The fingerprint of the text, as a run.json has it."""
+    with _reading(record):
+        data = read_json(record).get("data") or {}
+        known = data.get("fingerprint")
+        if not isinstance(known, str | None):
+            raise TypeError(f"data.fingerprint={known!r:.80} must be text")
+    return known
 
 
 def run_folder(path: Path) -> Path:
@@ -162,17 +240,23 @@ def run_folder(path: Path) -> Path:
 
 
 def export(target: str | Path, folder: str | Path, which: Which = "best") -> Path:
-    """Write a model as a folder to share; returns the folder. Raises CheckpointError."""
-    from safetensors.torch import save_file
+    """Write a model as a folder to share; returns the folder.
 
-    loaded, folder = load_run(target, which), Path(folder)
-    if folder.exists() and any(folder.iterdir()):
+    Raises CheckpointError, and ConfigError or OutputError where the folder cannot be written.
+    """
+    from safetensors.torch import save as to_bytes
+
+    folder = Path(folder)
+    check_output(folder / _SUMS, "the folder of the export")
+    if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    loaded = load_run(target, which)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         k: v.contiguous() for k, v in loaded.model.state_dict().items() if k != "lm_head.weight"
     }
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_atomic(folder / "model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
     _write_json(folder / "config.json", {"model_type": "phasegpt", **loaded.model.config.to_dict()})
     _write_json(folder / "tokenizer.json", loaded.tokenizer.state())
     record = run_folder(loaded.path) / "run.json"
@@ -180,7 +264,7 @@ def export(target: str | Path, folder: str | Path, which: Which = "best") -> Pat
         write_atomic(folder / "run.json", record.read_bytes())
     elif loaded.config is not None:
         _write_json(folder / "run.json", {"config": loaded.config})
-    sums = [f"{_hash(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+    sums = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
     write_atomic(folder / _SUMS, "".join(sums).encode())
     return folder
 
@@ -189,15 +273,36 @@ def _load_exported(folder: Path) -> Loaded:
     from safetensors.torch import load_file
 
     sums = _verify_exported(folder)
-    values = read_json(folder / "config.json")
-    if values.pop("model_type", None) != "phasegpt":
-        raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
-    tokenizer = from_state(read_json(folder / "tokenizer.json"))
-    weights = load_file(folder / "model.safetensors")
-    weights["lm_head.weight"] = weights["transformer.wte.weight"]
-    record = read_json(folder / "run.json") if "run.json" in sums else {}
-    model = _assemble(GPTConfig.parse(values), weights, tokenizer)
-    return Loaded(model, tokenizer, record.get("config"), folder, sums["model.safetensors"])
+    with _reading(folder / "config.json"):
+        values = read_json(folder / "config.json")
+        if values.pop("model_type", None) != "phasegpt":
+            raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
+        if isinstance(options := values.get("attention_options"), dict):
+            options = migrated({**options, "name": values.get("attention")})
+            values |= {"attention": options.pop("name"), "attention_options": options}
+        config = GPTConfig.parse(values)
+    with _reading(folder / "tokenizer.json"):
+        state = read_json(folder / "tokenizer.json")
+    tokenizer = _tokenizer(folder / "tokenizer.json", state)
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except Exception as error:  # SafetensorError has no public home
+        raise CheckpointError(
+            f"{folder}/model.safetensors is no file of tensors ({error!s:.200}); copy it again, "
+            f"with {_SUMS}"
+        ) from error
+    with _reading(folder / "model.safetensors"):
+        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        model = _assemble(config, weights, tokenizer)
+    run, known = None, None
+    if "run.json" in sums:
+        with _reading(folder / "run.json"):
+            run = read_json(folder / "run.json").get("config")
+            if not isinstance(run, dict | None):
+                raise TypeError(f"config is a {type(run).__name__}, not an object")
+            run = None if run is None else _of_today(run)
+        known = _fingerprint(folder / "run.json")
+    return Loaded(model, tokenizer, run, folder, sums["model.safetensors"], known)
 
 
 def _verify_exported(folder: Path) -> dict[str, str]:
@@ -212,24 +317,42 @@ def _verify_exported(folder: Path) -> dict[str, str]:
         )
     lines = (folder / _SUMS).read_text(encoding="ascii", errors="replace").splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for name in sums:
+        if name != os.path.basename(name) or name in ("", ".", ".."):
+            raise CheckpointError(
+                f"{folder}/{_SUMS} is damaged: {name!r:.80} is no file of that folder; copy it "
+                f"again"
+            )
     for name in ("model.safetensors", "config.json", "tokenizer.json"):
         if name not in sums:
             raise CheckpointError(f"{folder}/{_SUMS} is damaged: it does not list {name}")
     for name, digest in sums.items():
-        if not (folder / name).is_file() or _hash(folder / name) != digest:
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise CheckpointError(
                 f"{folder}/{name} is missing or damaged: its sha256 is not the one in {_SUMS}"
             )
     return sums
 
 
+def _of_today(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration as it would be written now; what is damaged is judged by others."""
+    attention = config.get("attention") if isinstance(config, dict) else None
+    return {**config, "attention": migrated(attention)} if isinstance(attention, dict) else config
+
+
 def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: Tokenizer) -> GPT:
+    if config.vocab_size < tokenizer.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {config.vocab_size}"
+        )
     with torch.random.fork_rng(devices=[]):  # making a layer draws numbers that are not used
         model = GPT(config, seed=0)
     try:
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"the weights do not fit the configuration: {error}") from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"the weights do not fit the configuration: {error!s:.600}"
+        ) from error
     model.tokenizer = tokenizer
     return model.eval()
 
@@ -238,23 +361,9 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_atomic(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
 
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def _verified(path: Path, content: bytes) -> bool:
-    expected = _sidecar(path).read_text(encoding="ascii", errors="replace").split()[::2]
-    return hashlib.sha256(content).hexdigest() in expected
-
-
 def _offer(path: Path) -> str:
     """Name the newest other checkpoint of the folder that is whole, if there is one."""
     for other in sorted(path.parent.glob("step-*.ckpt"), reverse=True):
-        if other != path and _sidecar(other).is_file() and _verified(other, other.read_bytes()):
+        if other != path and whole(other):
             return f". Another checkpoint is whole: {other}"
     return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -71,6 +72,7 @@ class GPTConfig(ModelSection):
         cls, model: ModelSection, attention: Mapping[str, Any], vocab_size: int
     ) -> GPTConfig:
         """Join the `model` and `attention` groups of a run's configuration."""
+        check_memory(model)
         options = dict(attention)
         name, layers = str(options.pop("name", "softmax")), options.pop("layers", "all")
         if layers == "all":
@@ -109,3 +111,18 @@ def gpt_config(
             f"set null"
         )
     return GPTConfig.from_sections(model, attention, size)
+
+
+def check_memory(model: ModelSection) -> None:
+    """ConfigError for a model whose parameters alone exceed this machine's memory."""
+    width, layers, rows = model.n_embd, model.n_layer, (model.vocab_size or 0) + model.block_size
+    least = 4 * width * (12 * layers * width + rows)
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if least > memory:
+        sizes = ("n_layer", "n_embd", "block_size", "vocab_size")
+        told = ", ".join(f"model.{key}={getattr(model, key)!s:.40}" for key in sizes)
+        raise ConfigError(
+            f"this model is too large for memory: its parameters take at least "
+            f"{f'{least:,}':.60} bytes in float32, and this machine has {memory:,}; lower one of "
+            f"{told}"
+        )

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
+from phasegpt.data.tokenizers import Tokenizer
 from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
 from phasegpt.model.gpt import GPT
 
@@ -170,6 +171,11 @@ def check_windows(model: GPT, *, context: int, stride: int) -> None:
             f" tokens (its block_size)"
         )
     check_stride(context, stride)
+
+
+def bytes_by_token(tokenizer: Tokenizer) -> Tensor:
+    """UTF-8 bytes of every token of a vocabulary, [V] int64: to sum over targets as they come."""
+    return torch.tensor([len(tokenizer.token_bytes(i)) for i in range(tokenizer.vocab_size)])
 
 
 def byte_length(corpus: Corpus, tokens_T: np.ndarray) -> int:

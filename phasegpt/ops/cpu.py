@@ -26,9 +26,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.core.diskcache import build_once, cache_dir, digest
+from phasegpt.core.diskcache import OWNED, build_once, cache_dir, check_owner, digest
+from phasegpt.core.errors import ConfigError
 
 SOURCE = Path(__file__).with_name("kuramoto.cpp")
+HEADERS = sorted(SOURCE.parent.glob("cpu_*.h"))
 LIBRARY, SECONDS = "kuramoto.so", "build_seconds"  # what a folder of the cache holds
 
 # No option may assume finite numbers: a NaN has to come out as one.
@@ -124,12 +126,15 @@ def _attempt() -> _Kernels | str:
     """The library, or why there is none."""
     try:
         compiler = _compiler()
-        parts = (SOURCE.read_text(encoding="utf-8"), *FLAGS, *compiler.command, compiler.version)
-        folder = cache_dir() / "kernels" / digest(*parts, _processor())
+        texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *HEADERS)]
+        parts = (*texts, *FLAGS, *compiler.command, compiler.version)
         try:
+            folder = cache_dir() / "kernels" / digest(OWNED, *parts, _processor())
             build_once(folder, functools.partial(_compile, compiler))
+            check_owner(folder / LIBRARY)
             return _open(compiler, folder, str(folder))
-        except OSError as error:  # nothing can be written there, or not executed from there
+        # Nothing can be written there, or executed from there, or it is not ours to execute.
+        except (OSError, ConfigError) as error:
             with tempfile.TemporaryDirectory(prefix="phasegpt-") as scratch:
                 _compile(compiler, Path(scratch))
                 return _open(compiler, Path(scratch), f"not cached: {error}")

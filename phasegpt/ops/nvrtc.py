@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.core.diskcache import build_once, cache_dir, digest
+from phasegpt.core.diskcache import OWNED, build_once, cache_dir, check_owner, digest
+from phasegpt.core.errors import ConfigError
 
 #: No option may assume finite numbers: a NaN has to come out as one.
 OPTIONS = ("-std=c++17",)
@@ -117,8 +118,7 @@ def compile_kernel(source: str, kernel: str, target: str, *options: str) -> Imag
 
 def kept_image(source: str, kernel: str, target: str, driver: str) -> Image:
     """compile_kernel, once for all processes: kept on disk by all that it depends on."""
-    key = digest(source, kernel, target, *OPTIONS, version(), driver)
-    folder = cache_dir() / "kernels" / key
+    key = digest(OWNED, source, kernel, target, *OPTIONS, version(), driver)
 
     def build(scratch: Path) -> None:
         image = compile_kernel(source, kernel, target)
@@ -126,9 +126,14 @@ def kept_image(source: str, kernel: str, target: str, driver: str) -> Image:
         (scratch / SYMBOL).write_text(image.symbol, encoding="utf-8")
 
     try:
+        folder = cache_dir() / "kernels" / key
         build_once(folder, build)
+        check_owner(folder / IMAGE)
+        check_owner(folder / SYMBOL)
         return Image((folder / IMAGE).read_bytes(), (folder / SYMBOL).read_text(encoding="utf-8"))
-    except OSError:  # nothing can be kept there; compiling takes part of a second
+    # Nothing can be kept there, or what is kept is not ours to run or not whole; compiling takes
+    # part of a second.
+    except (OSError, ConfigError, UnicodeDecodeError):
         return compile_kernel(source, kernel, target)
 
 

@@ -102,25 +102,18 @@ def coherence(theta_BTHN: Tensor, axis: str) -> Tensor:
 
 
 def coherence_regularizer(
-    theta_BTHN: Tensor,
-    *,
-    target: float,
-    weight: float,
-    mode: str = "ceiling",
-    width: float = 0.1,
-    axis: str = "oscillators",
+    R: Tensor, *, target: float, weight: float, mode: str = "ceiling", width: float = 0.1
 ) -> Tensor:
-    """weight * mean of d^2, d how far R (see `coherence`) is from where it should be.
+    """weight * mean of d^2, d how far order parameters R of any shape are from the target.
 
     ceiling: d = max(0, R - target). center: d = R - target. band: d = max(0, |R - target| - width),
     so R is free between target - width and target + width.
 
-    A scalar in nats-like loss units; differentiable in theta. Raises ValueError for another mode
-    or axis.
+    A scalar in nats-like loss units; differentiable. Raises ValueError for another mode.
     """
     if mode not in _DISTANCE:
         raise ValueError(f"mode {mode!r} is unknown; choose from: {', '.join(_DISTANCE)}")
-    distance = _DISTANCE[mode](coherence(theta_BTHN, axis) - target, width)
+    distance = _DISTANCE[mode](R - target, width)
     return weight * distance.square().mean()
 
 

@@ -14,8 +14,6 @@ from torch import Tensor
 
 from phasegpt.attention._cache import Cache, LayerCache
 from phasegpt.core.errors import ConfigError
-from phasegpt.phase import resultant_length
-from phasegpt.phase.polar import modulus
 from phasegpt.samplers import _values
 from phasegpt.samplers.temperature import entropy, sharpened
 
@@ -112,7 +110,7 @@ class RGate:
     def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
         """See Gate."""
         B = len(logits_BV)
-        orders = [(order(part), heads) for part, heads in parts]
+        orders = [(part.order_parameter(), heads) for part, heads in parts]
         found = [R_RH[:B, heads] for R_RH, heads in orders if R_RH is not None]
         if not found:
             raise ConfigError(
@@ -126,15 +124,3 @@ def divergence(clean_BV: Tensor, other_BV: Tensor) -> Tensor:
     """KL(clean || other) of the softmaxes in nats, [B]."""
     log_p, log_q = clean_BV.log_softmax(dim=-1), other_BV.log_softmax(dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
-
-
-def order(part: LayerCache) -> Tensor | None:
-    """The order parameter of each head at the newest token, [R,H]; None without phases."""
-    if part.phases is not None:
-        cos, sin = part.phases[:, :, -1].chunk(2, dim=-1)
-        return resultant_length(cos, sin)
-    if part.state is not None:
-        cos, sin = part.state.cos_SBC[-1], part.state.sin_SBC[-1]
-        R_RC = modulus(cos, sin) / part.state.weight_C
-        return R_RC.unflatten(-1, (-1, part.oscillators)).mean(dim=-1)
-    return None

@@ -70,12 +70,12 @@ class Metrics(Callback):
             metrics["reg/coherence"] = mean.pop("penalty").item()
             metrics["reg/lambda"] = penalty_weight
         for layer, R_H in mean.items():
-            metrics[f"phase/R/layer{layer}/mean"] = R_H.mean().item()
+            metrics[f"phase/R/layer{layer}"] = R_H.mean().item()
             for head, R in enumerate(R_H.tolist()):
                 metrics[f"phase/R/layer{layer}/head{head}"] = R
         if mean:
-            layers = [metrics[f"phase/R/layer{layer}/mean"] for layer in mean]
-            metrics["phase/R/final"] = sum(layers) / len(layers)
+            layers = [metrics[f"phase/R/layer{layer}"] for layer in mean]
+            metrics["phase/R/mean"] = sum(layers) / len(layers)
         seconds = time.perf_counter() - self._mark
         if self._tokens and seconds > 0:
             metrics |= self._speed(self._tokens / seconds, pl_module.device, trainer.world_size)
@@ -198,7 +198,7 @@ class Progress(Callback):
             self._bar = None
 
     def _text(self) -> str:
-        shown = {"train/loss": "loss {:.3f}", "phase/R/final": "R {:.3f}"}
+        shown = {"train/loss": "loss {:.3f}", "phase/R/mean": "R {:.3f}"}
         shown["perf/tokens_per_s"] = "{:,.0f} tokens/s"
         found = self.metrics.latest
         return " ".join(form.format(found[name]) for name, form in shown.items() if name in found)

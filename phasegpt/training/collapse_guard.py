@@ -86,14 +86,14 @@ class CollapseGuard(Callback):
             self._sums[layer] = (total + R.double().sum(), count + R.numel())
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Judge, log guard/*, and act; the Saver comes after this."""
+        """Judge, log R and guard/*, and act; the Saver comes after this."""
         R = {layer: float(total) / count for layer, (total, count) in self._sums.items()}
         R = trainer.strategy.broadcast(R)  # so that all processes act alike
         loss = pl_module.validation["val/loss"]
         found = self._collapse(loss, R)
         if found is not None:
             self._act(trainer, *found)
-        logged = {f"guard/R/layer{layer}": mean for layer, mean in R.items()}
+        logged = {f"phase/val/R/layer{layer}": mean for layer, mean in R.items()}
         logged |= {"guard/in_a_row": self._in_a_row, "guard/rollbacks": len(self._rollbacks)}
         logged["guard/collapsed"] = found is not None
         self.metrics.send(trainer, logged)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from phasegpt.attention._migration import as_hashed, migrated
 from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
+from phasegpt.core.files import check_name
 from phasegpt.core.sections import Section, flat, number
 from phasegpt.data.config import DataConfig
 from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
@@ -33,11 +35,19 @@ NOT_HASHED = (
 )
 
 
-def hashed_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's configuration as a dict, by field, without NOT_HASHED."""
+def hashed_fields(
+    config: Mapping[str, Any],
+    form: Callable[[Mapping[str, Any]], dict[str, Any]] = as_hashed,
+) -> dict[str, Any]:
+    """A run's configuration as a dict, by field, without NOT_HASHED.
+
+    `form` is that of `attention`: as hashes have it, or `migrated`, as one would write it now; see
+    phasegpt.attention._migration.
+    """
+    attention = {"attention": form(config["attention"])} if "attention" in config else {}
     return {
         name: value
-        for name, value in flat(config).items()
+        for name, value in flat({**config, **attention}).items()
         if not any(name == key or name.startswith(f"{key}.") for key in NOT_HASHED)
     }
 
@@ -133,6 +143,13 @@ class RunConfig(Section):
     logger: LoggerConfig = LoggerConfig()
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
 
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """As Section.parse; a configuration from before `as_coded` was a mechanism is migrated."""
+        if isinstance(attention := values.get("attention"), Mapping):
+            values = {**values, "attention": migrated(attention)}
+        return super().parse(values)
+
     def gpt(self, vocab_size: int | None = None) -> GPTConfig:
         """The configuration of its model; see phasegpt.model.config.gpt_config."""
         return gpt_config(self.model, self.attention, self.data, vocab_size)
@@ -140,7 +157,7 @@ class RunConfig(Section):
     @property
     def hash(self) -> str:
         """16 hex digits of the sha256 of everything that changes the result of the run."""
-        plain = self.to_dict()
+        plain = {**self.to_dict(), "attention": as_hashed(self.attention)}
         for key in NOT_HASHED:
             *parents, last = key.split(".")
             node = plain
@@ -160,6 +177,7 @@ def run_config(config: Any) -> RunConfig:
     from phasegpt.attention import layer_class
 
     run = config if isinstance(config, RunConfig) else RunConfig.parse(plain(config))
+    check_name(run.name, "name")
     layout = GPTConfig.from_sections(run.model, run.attention, vocab_size=2)
     options = layer_class(layout.attention).Config.parse(layout.attention_options)
     own = {"name": layout.attention, "layers": run.attention.get("layers", "all")}

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from phasegpt.attention import Phase
 from phasegpt.core.errors import Collapsed
+from phasegpt.data.tokenizers import from_state
+from phasegpt.data.windows import IGNORED
 from phasegpt.model.gpt import GPT
-from phasegpt.model.scoring import byte_length, nats, perplexity
+from phasegpt.model.scoring import bytes_by_token, nats, perplexity
 from phasegpt.phase.steering import NoiseKey, PenaltyWeight, coherence, coherence_regularizer
 from phasegpt.training.checkpointing import step_done
 from phasegpt.training.config import RunConfig
@@ -40,6 +42,7 @@ class LitGPT(pl.LightningModule):
         )
         self._order: list[Tensor] = []  # R of each micro-batch, for an adaptive weight
         self.grad_norm: Tensor | None = None
+        self._bytes_V: Tensor | None = None  # of every token, once a validation has begun
         self.validation: dict[str, float] = {}
 
     def forward(self, idx_BT: Tensor) -> Tensor:
@@ -55,6 +58,7 @@ class LitGPT(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Loss of one micro-batch: cross-entropy plus the coherence penalty, and what to log."""
+        # Forward, with noise that the step, the sample and the layer determine.
         self._last_idx_BT = batch["idx"]
         r = self.run.regularizer
         out = self.model(
@@ -67,34 +71,43 @@ class LitGPT(pl.LightningModule):
         )
         total, count = nats(out.logits, batch["targets"])
         nll = total / count
+
+        # The penalty on R, under its weight of this step.
         weight = self.penalty_weight.at(self.global_step)
         penalty = self._penalty(out.phase, weight)
         loss = nll if penalty is None else nll + penalty
+
+        # What callbacks log, without a graph.
         R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
         return {"loss": loss, "nll": nll, "penalty": penalty, "lambda": weight, "R": R_H}
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Add the batch's summed nats and number of scored tokens; return its phases."""
+        """Add the batch's summed nats, scored tokens and their bytes; return its phases."""
         out = self.model(batch["idx"], return_phase=True)
         total, count = nats(out.logits, batch["targets"])
         self._val_nats += total.double()
         self._val_tokens += count
+        assert self._bytes_V is not None
+        scored = batch["targets"] != IGNORED
+        self._val_bytes += (self._bytes_V[batch["targets"] * scored] * scored).sum()
         return {"phase": out.phase}
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of a validation."""
         self._val_nats = torch.zeros((), dtype=torch.float64, device=self.device)
         self._val_tokens = torch.zeros((), dtype=torch.int64, device=self.device)
+        self._val_bytes = torch.zeros((), dtype=torch.int64, device=self.device)
+        if self._bytes_V is None:
+            self._bytes_V = bytes_by_token(from_state(self.hparams["tokenizer"])).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """`val/loss` (nats per token), `val/ppl` and `val/bpb` of the whole split."""
-        sums = self._val_nats.item(), self._val_tokens.item()
+        """`val/loss` (nats per token), `val/ppl` and `val/bpb` of what was scored."""
+        sums = self._val_nats.item(), self._val_tokens.item(), self._val_bytes.item()
         # Every process scores the whole split; what follows from it must be the same on all.
-        total, tokens = self.trainer.strategy.broadcast(sums)
+        total, tokens, count = self.trainer.strategy.broadcast(sums)
         if not math.isfinite(total):
             raise Collapsed(self._diagnosis())
-        corpus = self.trainer.datamodule.corpus  # type: ignore[attr-defined]
-        bits = total / math.log(2) / byte_length(corpus, corpus.split("val")[1:])
+        bits = total / math.log(2) / count
         self.validation = {
             "val/loss": total / tokens,
             "val/ppl": perplexity(total, tokens),
@@ -155,14 +168,16 @@ class LitGPT(pl.LightningModule):
             return None
         terms, order = [], []
         for layer, (theta, _) in phases.items():
-            axis = self.model.blocks[layer].attn.coupled_axis if r.axis == "coupled" else r.axis
+            if r.axis == "coupled":
+                attn = self.model.blocks[layer].attn
+                R = attn.order_parameter(theta)[:, attn.first_token(theta.shape[1]) :]
+            else:
+                R = coherence(theta, r.axis)
             terms.append(
-                coherence_regularizer(
-                    theta, target=r.target, weight=weight, mode=r.mode, width=r.width, axis=axis
-                )
+                coherence_regularizer(R, target=r.target, weight=weight, mode=r.mode, width=r.width)
             )
             if r.schedule == "adaptive":
-                order.append(coherence(theta.detach(), axis).mean())
+                order.append(R.detach().mean())
         if order:
             self._order.append(torch.stack(order).mean())
         return torch.stack(terms).sum()

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from phasegpt.core.files import write_atomic
+from phasegpt.core.files import write_atomic, writing
+from phasegpt.core.secrets import masked_arguments
 from phasegpt.training.config import RunConfig
+from phasegpt.training.metric_names import today
 from phasegpt.training.run_folder import RunFolder, read_metrics
 from phasegpt.training.wandb_dashboard import STEP, SUMMARY
 
@@ -37,7 +39,7 @@ class MetricsCSV(Logger):
         self._columns = ["step"]
         if path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
-                self._columns = next(csv.reader(file), ["step"])
+                self._columns = list(map(today, next(csv.reader(file), ["step"])))
 
     @property
     def name(self) -> str:
@@ -70,7 +72,7 @@ class MetricsCSV(Logger):
         if new or not self.path.is_file():
             self._columns += new
             self._rewrite(read_metrics(self.path))
-        with open(self.path, "a", newline="", encoding="utf-8") as file:
+        with writing(self.path), open(self.path, "a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self._columns).writerow({"step": step} | _text(row))
 
     def finalize(self, status: str) -> None:
@@ -123,7 +125,8 @@ class Wandb(WandbLogger):
     @property
     def experiment(self) -> Any:
         """The wandb run, opened at first use."""
-        run = super().experiment
+        with masked_arguments():  # W&B keeps the command line
+            run = super().experiment
         if not self._defined and hasattr(run, "define_metric"):
             self._defined = True
             for name, summary in SUMMARY.items():

@@ -5,7 +5,7 @@ channel (phase_sync), there for t >= 32 alone, or the last token of a shorter co
 be moved for free; read it beside dR, ppc, participation and offsets.
 
     path = model.blocks[7].attn.trajectory(x_BTD)
-    measure(path, band=(0.35, 0.55))["dR/{}"]  # per head, [H]
+    measure(path, band=(0.35, 0.55))["dR"]  # per head, [H]
 
 Shapes: B batch, T time, H heads, N oscillators, S integration steps, V validations, K histogram
 bins.
@@ -23,43 +23,11 @@ from torch import Tensor
 
 from phasegpt import phase
 from phasegpt.attention import Trajectory
+from phasegpt.training.metric_names import HARMONICS, LOCKED_WITHIN, TOTAL_BUDGET
 
-LOCKED_WITHIN = 0.05  # radians per unit time, for the locked fraction
-HARMONICS = 4  # Daido harmonics R_1..R_4
 BINS = 32  # of the histograms, from -pi to pi
 
-#: Every scalar and its null. `phase/` and the name with {} = layer7 is of the training rows;
-#: `phase/val/` and the name, of the fixed validation windows. Means over tokens, heads and rows.
-MEASURES = {
-    "R/{}/start": "R before the first integration step; null sqrt(pi / 4n) of n phases",
-    "R/{}/end": "R after the last step, without training noise; null as above",
-    "dR/{}": "R minus R at K = 0 with the same weights and layer inputs; null 0",
-    "dR_se/{}": "standard error of dR over rows; coupling synchronizes if dR is well above it",
-    "ppc/{}": "pairwise phase consistency, R free of its bias by the number of phases; null 0",
-    "daido/{}/m2": "R_2 = |mean exp(2 i theta)|, high and R low: two clusters; null that of R",
-    "daido/{}/m3": "R_3; null that of R",
-    "daido/{}/m4": "R_4; null that of R",
-    "metastability/{}": "variance of R over integration steps, mean over heads; 0 if R stands",
-    "chimera/{}": "variance of R over heads, mean over integration steps; null (1 - pi/4) / n",
-    "frequency/{}": "spread (standard deviation, radians per unit time) over the coupled phases "
-    "of (theta(S) - theta(0)) / (S dt); null (K = 0): that of omega, or 0 over a prefix",
-    "locked/{}": f"share of those within {LOCKED_WITHIN} of their mean",
-    "locked_null/{}": "the same at K = 0",
-    "budget/{}": "coupling budget K S dt; off control 0",
-    "participation/{}": "directions in which [cos, sin] differ over tokens, at most 2N; "
-    "null 2N / (1 + 2N / tokens), 0 if the phases do not tell tokens apart",
-    "offsets/{}": "spread over oscillators of the token-mean theta(0), radians: moves R for free",
-    "band/{}/final": "share of tokens and heads whose R ends in the band (kuramoto alone); "
-    "null phase.null_band_fraction",
-    "band/{}/inside": "integration time spent in the band, unit of dt",
-    "band/{}/entry": "integration time to its first sample in the band, of those that enter",
-    "band/{}/exits": "times that R leaves the band",
-}
-#: Those that have one value per layer; the others have one per head.
-SINGLE = ("dR_se/{}", "metastability/{}", "chimera/{}")
-#: One scalar for all layers.
-TOTAL_BUDGET = "budget/sum"
-#: Every array beside the per-head values of MEASURES (named without {}), by layer.
+#: Every array beside the per-head values of MEASURES, by layer.
 ARRAYS = {
     "R_HS": "[H,S+1] R before every step and after the last, mean over tokens",
     "R_HT": "[H,T] R at the end by token position",
@@ -69,6 +37,7 @@ ARRAYS = {
 }
 
 
+@torch.no_grad()
 def measure(path: Trajectory, band: tuple[float, ...]) -> dict[str, Tensor]:
     """The values of MEASURES that the layer has, per head [H] except for those in SINGLE."""
     theta0, theta, S, dt = path.theta0, path.theta, path.steps, path.dt
@@ -79,43 +48,43 @@ def measure(path: Trajectory, band: tuple[float, ...]) -> dict[str, Tensor]:
     gain_BTH = R_BTH - order(path, free)
     ppc = phase.prefix_ppc(theta)[:, first:] if path.over_prefix else phase.ppc(theta)
     found = {
-        "R/{}/start": _heads(order(path, theta0)),
-        "R/{}/end": _heads(R_BTH),
-        "dR/{}": _heads(gain_BTH),
-        "ppc/{}": _heads(ppc),
-        **{f"daido/{{}}/m{m}": _heads(order(path, m * theta)) for m in range(2, HARMONICS + 1)},
-        "budget/{}": phase.coupling_budget(path.coupling, steps=S, dt=dt),
-        "participation/{}": phase.participation_ratio(theta),
-        "offsets/{}": phase.offset_spread(theta0),
+        "R_start": _heads(order(path, theta0)),
+        "R_end": _heads(R_BTH),
+        "dR": _heads(gain_BTH),
+        "ppc": _heads(ppc),
+        **{f"daido_{m}": _heads(order(path, m * theta)) for m in range(2, HARMONICS + 1)},
+        "budget": phase.coupling_budget(path.coupling, steps=S, dt=dt),
+        "participation": phase.participation_ratio(theta),
+        "offsets": phase.offset_spread(theta0),
     }
     if len(gain_BTH) > 1:
-        found["dR_se/{}"] = gain_BTH.mean((1, 2)).std() / len(gain_BTH) ** 0.5
+        found["dR_se"] = gain_BTH.mean((1, 2)).std() / len(gain_BTH) ** 0.5
     if S:
         R_BTHS = _order_in_time(path)
-        found["metastability/{}"] = phase.metastability(R_BTHS, time=-1, community=2).mean()
-        found["chimera/{}"] = phase.chimera_index(R_BTHS, time=-1, community=2).mean()
+        found["metastability"] = phase.metastability(R_BTHS, time=-1, community=2).mean()
+        found["chimera"] = phase.chimera_index(R_BTHS, time=-1, community=2).mean()
         frequency = phase.effective_frequency(theta0, theta, S * dt)[:, first:]
         locked = phase.locked_fraction(frequency, LOCKED_WITHIN, dim).unsqueeze(dim)
-        found["frequency/{}"] = _heads(frequency.std(dim, correction=0, keepdim=True))
-        found["locked/{}"] = _heads(locked)
+        found["frequency"] = _heads(frequency.std(dim, correction=0, keepdim=True))
+        found["locked"] = _heads(locked)
         # Over a prefix every token has the channel's own omega.
         null = phase.locked_fraction(path.omega, LOCKED_WITHIN)
-        found["locked_null/{}"] = torch.ones_like(null) if path.over_prefix else null
+        found["locked_null"] = torch.ones_like(null) if path.over_prefix else null
     if not path.over_prefix:
         visits = phase.band_statistics(path.R, *band, dt=dt)
-        found["band/{}/final"] = _heads(((band[0] <= R_BTH) & (band[1] >= R_BTH)).to(R_BTH.dtype))
-        found["band/{}/inside"] = _heads(visits.inside)
+        found["band_final"] = _heads(((band[0] <= R_BTH) & (band[1] >= R_BTH)).to(R_BTH.dtype))
+        found["band_inside"] = _heads(visits.inside)
         entry = visits.entry.masked_fill(visits.entry.isinf(), math.nan)
-        found["band/{}/entry"] = entry.nanmean((0, 1))
-        found["band/{}/exits"] = _heads(visits.exits.to(R_BTH.dtype))
+        found["band_entry"] = entry.nanmean((0, 1))
+        found["band_exits"] = _heads(visits.exits.to(R_BTH.dtype))
     return found
 
 
+@torch.no_grad()
 def order(path: Trajectory, theta_BTHN: Tensor) -> Tensor:
-    """R of any phases of the layer over what it couples, [B,T',H]; of prefixes without weights."""
-    if path.over_prefix:
-        return phase.prefix_order_parameter(theta_BTHN)[:, _first(path) :].mean(-1)
-    return phase.order_parameter(theta_BTHN)
+    """The layer's R of any phases, mean over the channels of a head, [B,T',H]."""
+    R = path.order_parameter(theta_BTHN)
+    return R[:, _first(path) :].mean(-1) if path.over_prefix else R
 
 
 def scalars(layers: Mapping[int, Mapping[str, Tensor]], prefix: str) -> dict[str, float]:
@@ -124,7 +93,7 @@ def scalars(layers: Mapping[int, Mapping[str, Tensor]], prefix: str) -> dict[str
     A value that is not there (nothing enters the band, one head has no chimera) is left out.
     """
     means = {
-        f"{prefix}/{name.format(f'layer{layer}')}": value.double().nanmean()
+        f"{prefix}/{name}/layer{layer}": value.double().nanmean()
         for layer, found in layers.items()
         for name, value in found.items()
     }
@@ -135,16 +104,14 @@ def scalars(layers: Mapping[int, Mapping[str, Tensor]], prefix: str) -> dict[str
     return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
+@torch.no_grad()
 def arrays(path: Trajectory, found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """ARRAYS, and per head what `measure` found, float32; histograms are int64."""
-    if path.over_prefix:
-        R_HT = phase.prefix_order_parameter(path.theta).mean((0, 3)).T
-    else:
-        R_HT = phase.order_parameter(path.theta).mean(0).T
+    R_HT = path.order_parameter(path.theta).mean((0, 3) if path.over_prefix else 0).T
     duration = path.steps * path.dt or math.inf
     frequency = phase.effective_frequency(path.theta0, path.theta, duration)
-    kept = {name.replace("/{}", ""): value for name, value in found.items()}
-    kept |= {
+    kept = {
+        **found,
         "R_HS": _order_in_time(path).mean((0, 1)),
         "R_HT": R_HT,
         "theta0_HK": histogram(path.theta0),

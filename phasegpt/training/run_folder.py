@@ -1,7 +1,8 @@
 """The run folder: config.yaml, metrics.csv, run.json, checkpoints/, phase/, curves.png.
 
 Nothing in it is ever lost to a crash: files are replaced whole, and rows of metrics.csv are cut
-only when they lie past the checkpoint from which they will be written again.
+only when they lie past the checkpoint from which they will be written again. Reading one needs
+neither torch nor Lightning.
 """
 
 from __future__ import annotations
@@ -14,15 +15,23 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from phasegpt.core.errors import CheckpointError, DataError
-from phasegpt.core.files import read_json, write_atomic
-from phasegpt.training.config import RunConfig
+from phasegpt.core.files import read_arrays, read_json, read_text, write_atomic
+from phasegpt.core.secrets import masked
+from phasegpt.training.metric_names import today, today_array, with_names_of_today
+
+if TYPE_CHECKING:
+    from phasegpt.training.config import RunConfig
 
 FINISHED = ("ok", "collapsed")
+_TYPES: dict[str, type] = {  # of what readers of run.json take apart
+    **{"config": dict, "data": dict, "best": dict, "final": dict, "versions": dict},
+    **{"config_hash": str, "status": str, "started": str, "step": int},
+}
 
 
 class RunFolder:
@@ -65,12 +74,21 @@ def held(path: Path) -> bool:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """run.json of a folder, or an empty dict. Raises CheckpointError where it is damaged."""
+    """run.json of a folder, metrics by today's names, or an empty dict where there is none.
+
+    Raises CheckpointError where it is damaged.
+    """
     file = path / "run.json"
     if not file.is_file():
         return {}
     try:
-        return read_json(file)
+        record = read_json(file)
+        for key, kind in _TYPES.items():
+            if not isinstance(record.get(key), kind | None):
+                raise DataError(
+                    f"{file}: {key}={record[key]!r:.60} is no {kind.__name__}; restore it"
+                )
+        return with_names_of_today(record)
     except DataError as error:
         raise CheckpointError(
             f"unreadable {file}: {error}, or move the folder {path} away to start that run anew"
@@ -95,13 +113,14 @@ def provenance(run: RunConfig) -> dict[str, Any]:
         "seed": run.seed,
         "config_hash": run.hash,
         "config": run.to_dict(),
-        "command": "python -m phasegpt.train " + " ".join(sys.argv[1:]),
+        "command": "python -m phasegpt.train " + " ".join(masked(sys.argv[1:])),
     }
 
 
 def environment() -> dict[str, Any]:
     """Code, packages and hardware of this process; no machine or user names."""
     import pytorch_lightning as pl
+    import torch
 
     import phasegpt
 
@@ -118,17 +137,24 @@ def environment() -> dict[str, Any]:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Rows of a metrics.csv as numbers; a cell that was not logged is absent.
+    """Rows of a metrics.csv as numbers by today's names; a cell that was not logged is absent.
 
-    A last line without its end was cut by a crash and does not count.
+    A last line without its end was cut by a crash and does not count. Raises DataError for what
+    is not a table of numbers.
     """
     if not path.is_file():
         return []
-    whole = path.read_text(encoding="utf-8").rpartition("\n")[0]
-    return [
-        {name: float(cell) for name, cell in row.items() if cell}
-        for row in csv.DictReader(whole.splitlines())
-    ]
+    whole, rows = read_text(path).rpartition("\n")[0], []
+    try:
+        for row in csv.DictReader(whole.splitlines()):
+            rows.append({today(name): float(cell) for name, cell in row.items() if cell})
+            int(rows[-1]["step"])
+    except (csv.Error, LookupError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"{path}, row {len(rows)} is not a row of numbers with a step ({error!s:.200}); "
+            f"restore the file, or remove that row"
+        ) from error
+    return rows
 
 
 def curves(path: Path, names: str, points: int) -> dict[str, list[list[float]]]:
@@ -147,9 +173,37 @@ def curves(path: Path, names: str, points: int) -> dict[str, list[list[float]]]:
     }
 
 
+def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a run folder by name, stacked over its V validations; `step` [V] says when.
+
+    `layer7/R_HS` is then [V,H,S+1]. Names and shapes: phasegpt.training.phase_measures.ARRAYS,
+    and metric_names.MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
+    Raises DataError for a file that is not whole.
+    """
+    found = (Path(folder) / "phase").glob("step-*.npz")
+    files = sorted(path for path in found if path.stem.removeprefix("step-").isdecimal())
+    if not files:
+        return {}
+    loaded = [
+        {today_array(name): array for name, array in read_arrays(path).items()} for path in files
+    ]
+    for path, arrays in zip(files, loaded, strict=True):
+        if any(k not in arrays or arrays[k].shape != x.shape for k, x in loaded[0].items()):
+            raise DataError(
+                f"{path} does not hold the arrays of {files[0].name}; restore it, or remove it"
+            )
+    stacked = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
+    return {"step": np.array([step_of(path) for path in files]), **stacked}
+
+
+def step_of(path: Path) -> int:
+    """The step in a file's name, step-00000100.ckpt."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def _git() -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout this package runs from, if it is one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
 
     def git(*args: str) -> str:
         done = subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 import sys
 import time
@@ -25,6 +26,7 @@ from phasegpt.training.run_folder import RunFolder, read_metrics
 # A training step reaches about this share of the speed of a bare matrix product on a CPU.
 _CPU_EFFICIENCY = 0.5
 _WORTH_SAYING_S = 600.0
+_R = r"phase/R/layer(\d+)"
 
 
 def estimate(flops: float) -> None:
@@ -66,9 +68,8 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     if floor is not None:
         lines.append(f"  entropy floor   {math.exp(floor):.3f}   only a leak can go below it")
     for name, R in record["final"].items():
-        if name.startswith("phase/R/layer") and name.endswith("/mean"):
-            layer = name.split("/")[2].removeprefix("layer")
-            lines.append(f"order parameter R of layer {layer}: {R:.3f}{_null(run)}")
+        if found := re.fullmatch(_R, name):
+            lines.append(f"order parameter R of layer {found[1]}: {R:.3f}{_null(run)}")
     if text:
         lines += ["sample:", *("  " + line for line in text.splitlines())]
     best = folder.path / "checkpoints" / "best.ckpt"
@@ -127,8 +128,7 @@ def draw_curves(path: Path) -> Path:
     curve(panels[0], "train/loss", "train")
     curve(panels[0], "val/loss", "validation", "o-")
     curve(panels[1], "val/ppl", "validation", "o-")
-    means = sorted({k for row in rows for k in row if k.startswith("phase/R/layer")})
-    for name in (k for k in means if k.endswith("/mean")):
+    for name in sorted({k for row in rows for k in row if re.fullmatch(_R, k)}):
         curve(panels[2], name, name.split("/")[2])
     titles = ("loss (nats per token)", "perplexity", "order parameter R")
     for axes, title in zip(panels, titles, strict=True):

@@ -19,6 +19,7 @@ from hydra.experimental.callback import Callback
 
 from phasegpt.core.errors import CheckpointError, ConfigError, UserError
 from phasegpt.core.files import write_atomic
+from phasegpt.core.secrets import masked
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -83,7 +84,7 @@ def _job(loader: Any, config: Any, number: int, words: Sequence[str]) -> dict[st
     job = loader.load_sweep_config(config, list(words))
     with read_write(job), open_dict(job):
         job.hydra.job.num = number
-        found = {"name": str(job.hydra.sweep.subdir), "overrides": list(words), "error": None}
+        found = {"name": str(job.hydra.sweep.subdir), "overrides": masked(words), "error": None}
         OmegaConf.resolve(job.hydra.sweep)
         del job["hydra"]
     try:

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.training.metric_names import HARMONICS, TOTAL_BUDGET, any_version
 
 #: Lightning's name of the optimizer step, the x-axis.
 STEP = "trainer/global_step"
@@ -20,24 +21,29 @@ SUMMARY = {"val/ppl": "min", "val/loss": "min", "val/bpb": "min", "perf/tokens_p
 _SWEPT = ("attention.name", "attention.coupling", "attention.num_oscillators", "attention.steps",
           "attention.dt", "attention.noise_sigma", "regularizer.mode", "regularizer.target",
           "regularizer.weight", "optimizer.lr", "seed")  # fmt: skip
-_RESULTS = ("phase/R/final", "perf/tokens_per_s", "val/ppl")
+_RESULTS = ("phase/R/mean", "perf/tokens_per_s", "val/ppl")
+
+
+def _val(measure: str) -> str:
+    return any_version(f"phase/val/{measure}/layerN")
+
 
 #: Sections of line charts: title of a chart, and its metrics or a regular expression for them.
 _CHARTS: dict[str, dict[str, tuple[str, ...] | str]] = {
     "Synchronization": {
-        "R by layer": "phase/R/layer[0-9]+/mean",
-        "R by head": "phase/R/layer[0-9]+/head[0-9]+",
-        "R before and after the integration": "phase/val/R/layer[0-9]+/(start|end)",
-        "dR, by coupling": "phase/val/dR/.*",
-        "Pairwise phase consistency": "phase/val/ppc/.*",
-        "Daido harmonics": "phase/val/daido/.*",
-        "Share that ends in the band": "phase/val/band/layer[0-9]+/final",
-        "Integration time in the band": "phase/val/band/layer[0-9]+/(inside|entry)",
-        "Locked fraction, and without coupling": "phase/val/locked(_null)?/.*",
-        "Metastability and chimera index": "phase/val/(metastability|chimera)/.*",
-        "Participation ratio": "phase/val/participation/.*",
-        "Offsets": "phase/val/offsets/.*",
-        "Coupling budget": "phase/val/budget/.*",
+        "R by layer": any_version("phase/R/layerN"),
+        "R by head": any_version("phase/R/layerN/headH"),
+        "R before and after the integration": f"{_val('R_start')}|{_val('R_end')}",
+        "dR, by coupling": _val("dR"),
+        "Pairwise phase consistency": _val("ppc"),
+        "Daido harmonics": "|".join(_val(f"daido_{m}") for m in range(2, HARMONICS + 1)),
+        "Share that ends in the band": _val("band_final"),
+        "Integration time in the band": f"{_val('band_inside')}|{_val('band_entry')}",
+        "Locked fraction, and without coupling": f"{_val('locked')}|{_val('locked_null')}",
+        "Metastability and chimera index": f"{_val('metastability')}|{_val('chimera')}",
+        "Participation ratio": _val("participation"),
+        "Offsets": _val("offsets"),
+        "Coupling budget": f"{_val('budget')}|^phase/val/{TOTAL_BUDGET}$",
     },
     "Language model": {
         "Validation perplexity": ("val/ppl",),

@@ -7,13 +7,13 @@ import pytest
 from helpers import ROOT, SIX_STEPS, play, script
 
 import phasegpt
-from phasegpt.analysis import collect
+from phasegpt.analysis.study import collect
 from phasegpt.training.run import fit
 
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "reproduce.py"))
 
 
-def test_a_record_is_reproduced_to_the_last_digit_and_a_wrong_number_is_found(tmp_path):
+def test_a_record_is_reproduced_and_a_wrong_number_is_found(tmp_path):
     fit(phasegpt.compose([*SIX_STEPS, *play(tmp_path)]), tmp_path / "runs" / "arm-seed1")
     (file,) = collect(tmp_path / "runs", tmp_path / "study")
     record = json.loads(file.read_text())

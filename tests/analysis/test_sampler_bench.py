@@ -127,7 +127,7 @@ def test_a_slip_moves_the_samples_and_its_size_is_told(bench: Bench) -> None:
 
 
 def test_a_model_that_sees_the_future_is_refused(tmp_path: Path) -> None:
-    loaded = load_run(make_run(tmp_path / "run", "attention=phase_sync", "attention.as_coded=true"))
+    loaded = load_run(make_run(tmp_path / "run", "attention=as_coded"))
     corpus: Any = None
     with pytest.raises(ConfigError, match="sees the future"):
         Subject.from_run(loaded, corpus, "leaky")

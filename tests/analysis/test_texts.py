@@ -9,7 +9,7 @@ from phasegpt.analysis import texts
 from phasegpt.data import synthetic
 
 
-def test_a_word_is_lower_case_between_white_space_without_stops_and_commas() -> None:
+def test_a_word_is_lower_case_without_stops_and_commas() -> None:
     assert texts.words("The CAT,\nsat. It's  a cat!") == ["the", "cat", "sat", "it's", "a", "cat!"]
 
 
@@ -18,7 +18,7 @@ def test_diversity_is_different_words_over_words() -> None:
     assert texts.unique_words("") == 0
 
 
-def test_distinct_counts_all_texts_together_and_no_gram_reaches_over_a_border() -> None:
+def test_distinct_counts_all_texts_and_no_gram_over_a_border() -> None:
     assert texts.distinct(["a b a b", "a b"], 2) == 2 / 4  # ab ba ab | ab
     assert texts.distinct(["a b", "b a"], 3) == 0
 

@@ -20,8 +20,16 @@ from phasegpt.model.gpt import GPT
 from phasegpt.phase.steering import NoiseKey, coherence_regularizer
 
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
-CASES = [(stem, positions) for stem in STEMS for positions in ("learned", "rope")]
+#: Named controls that see the future: the contract expects them to leak, and to refuse a cache.
+LEAKY = ("as_coded",)
+CASES = [
+    (stem, positions)
+    for stem in STEMS
+    for positions in ("learned", "rope")
+    if stem not in LEAKY or positions == "learned"
+]
 VOCAB = 65
+pytestmark = pytest.mark.filterwarnings("ignore:.*sees the future")
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 96, "dropout": 0.0}
 
 LINEAR = ("weight", "bias")
@@ -34,6 +42,7 @@ STATE_DICT = {
     "softmax": SOFTMAX,
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
+    "as_coded": PHASE_SYNC,
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
@@ -84,6 +93,9 @@ noisy_yaml = pytest.mark.parametrize("stem", NOISY)
 NOISE = {"noise_sigma": 0.03, "frequency_jitter": 0.02}
 
 every_case = pytest.mark.parametrize(("stem", "positions"), CASES)
+causal_case = pytest.mark.parametrize(
+    ("stem", "positions"), [case for case in CASES if case[0] not in LEAKY]
+)
 every_yaml = pytest.mark.parametrize("stem", STEMS)
 
 
@@ -121,7 +133,7 @@ def test_asking_for_phases_does_not_change_the_logits(stem: str, positions: str)
 # --- causality -------------------------------------------------------------------------------
 
 
-@every_case
+@causal_case
 def test_outputs_before_t_are_bit_identical_when_tokens_from_t_on_change(
     stem: str, positions: str, roughen: Callable
 ) -> None:
@@ -140,7 +152,27 @@ def test_outputs_before_t_are_bit_identical_when_tokens_from_t_on_change(
             assert not torch.equal(before.logits[:, t], after.logits[:, t])  # the test can fail
 
 
-@every_case
+@pytest.mark.parametrize("stem", LEAKY)
+def test_a_leaky_control_sees_the_future_and_says_so(stem: str, roughen: Callable) -> None:
+    model, idx = roughen(gpt(stem)), tokens(2, 20)
+    changed = idx.clone()
+    changed[:, 12:] = (idx[:, 12:] + 1) % VOCAB
+    with torch.no_grad():
+        moved = (model(idx).logits - model(changed).logits)[:, :12].abs().amax((0, 2))
+    assert (moved > 1e-6).all()
+    assert model.leaky
+    with pytest.raises(ConfigError, match=f"attention={stem}.*cannot decode with a cache"):
+        model.new_cache()
+    with pytest.raises(ConfigError, match="positions=learned only"):
+        gpt(stem, "rope")
+
+
+@causal_case
+def test_a_causal_mechanism_is_not_marked_leaky(stem: str, positions: str) -> None:
+    assert not gpt(stem, positions).leaky
+
+
+@causal_case
 def test_the_layer_mixes_tokens_at_all(stem: str, positions: str, roughen: Callable) -> None:
     config = config_of(stem, positions, {}, {})
     layer = roughen(build(config.attention, config, config.attention_options, 1).eval())
@@ -162,7 +194,7 @@ CUTS = {
 }
 
 
-@every_case
+@causal_case
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-11)])
 def test_decoding_with_the_cache_equals_the_full_forward(
     stem: str, positions: str, dtype: torch.dtype, tolerance: float, roughen: Callable
@@ -180,10 +212,8 @@ def test_decoding_with_the_cache_equals_the_full_forward(
             assert cache.length == 24
 
 
-@every_case
-def test_phases_asked_for_while_decoding_are_those_of_the_full_forward_or_refused(
-    stem: str, positions: str
-) -> None:
+@causal_case
+def test_phases_while_decoding_are_the_full_forwards_or_refused(stem: str, positions: str) -> None:
     model, idx = gpt(stem, positions), tokens(2, 9)
     full, cache = model(idx, return_phase=True).phase, model.new_cache()
     try:
@@ -318,7 +348,7 @@ def test_activation_checkpointing_gives_the_same_loss_and_gradients(stem: str) -
         out = model(idx, perturbations=model.draw_perturbations(key, 16), return_phase=True)
         loss = out.logits.square().mean()
         for phase in out.phase.values():
-            loss = loss + coherence_regularizer(phase.theta, target=0.1, weight=1.0)
+            loss = loss + coherence_regularizer(phase.R, target=0.1, weight=1.0)
         loss.backward()
         results.append([loss.detach(), *(p.grad for p in model.parameters())])
     torch.testing.assert_close(*results, rtol=0, atol=1e-7)

@@ -87,7 +87,7 @@ def test_a_misspelt_blend_is_answered_with_blend(make_model: Callable) -> None:
 
 def test_a_leaky_partner_makes_the_hybrid_leaky(make_model: Callable) -> None:
     with pytest.warns(UserWarning, match="sees the future"):
-        model = make_model("hybrid", partner="phase_sync", as_coded=True, layers=(1,))
+        model = make_model("hybrid", partner="as_coded", layers=(1,))
     assert model.leaky
     with pytest.raises(ConfigError, match="cannot decode"):
         model.new_cache()

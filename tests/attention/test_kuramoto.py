@@ -51,7 +51,7 @@ def test_R_at_init_on_real_text_rises_with_K_as_measured(
 
 
 @pytest.mark.parametrize(("width", "start"), [(768, 0.86), (128, 0.98)])
-def test_under_gpt2_init_phases_start_oversynchronized_and_coupling_only_adds(
+def test_under_gpt2_init_phases_start_oversynchronized(
     width: int, start: float, make_model: Callable, text_ids: Callable
 ) -> None:
     R = {}
@@ -187,7 +187,7 @@ def naive(layer: Kuramoto, x: Tensor, rope: bool = False) -> tuple[Tensor, Tenso
 @pytest.mark.parametrize("positions", ["learned", "rope"])
 @pytest.mark.parametrize("lag", [0.0, 0.6])
 @pytest.mark.parametrize("readout", ["bias", "gate", "both"])
-def test_the_layer_equals_a_naive_one_with_explicit_coherence_between_all_tokens(
+def test_the_layer_equals_a_naive_one_with_explicit_coherence(
     positions: str, lag: float, readout: str, make_model: Callable, roughen: Callable
 ) -> None:
     layer = layer_of(make_model, roughen, positions=positions, lag=lag, readout=readout, steps=4)
@@ -276,7 +276,7 @@ def test_every_readout_decodes_with_the_cache(
 # --- what is learned -------------------------------------------------------------------------
 
 
-def test_coupling_is_learned_or_fixed_and_lr_factors_name_all_that_is_not_softmax(
+def test_coupling_is_learned_or_fixed_and_has_its_lr_factors(
     make_model: Callable,
 ) -> None:
     learned = kuramoto(make_model("kuramoto", readout="both", coupling=0.7))
@@ -315,7 +315,7 @@ def test_the_regularizer_penalizes_R_above_its_target_alone_and_lowers_it(
 
     def penalty(target: float) -> tuple[Tensor, Tensor]:
         phase = model(idx, return_phase=True).phase[1]
-        return coherence_regularizer(phase.theta, target=target, weight=0.01), phase.R
+        return coherence_regularizer(phase.R, target=target, weight=0.01), phase.R
 
     loss, R = penalty(0.45)
     expected = 0.01 * (R - 0.45).clamp_min(0).square().mean()
@@ -329,7 +329,7 @@ def test_the_regularizer_penalizes_R_above_its_target_alone_and_lowers_it(
         assert penalty(0.45)[0] < loss
         assert penalty(0.45)[1].mean() < R.mean()
     with pytest.raises(ValueError, match=r"mode 'floor' is unknown; choose from: .*ceiling"):
-        coherence_regularizer(torch.zeros(1, 1, 1, 2), target=0.4, weight=1.0, mode="floor")
+        coherence_regularizer(torch.zeros(1, 1, 1), target=0.4, weight=1.0, mode="floor")
 
 
 @pytest.mark.parametrize(

@@ -1,141 +1,23 @@
-"""`phase_sync`: causal coupling over tokens in constant memory, and the seed code's leaky layer."""
+"""`phase_sync`: causal coupling over tokens in constant memory."""
 
-import math
-import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from phasegpt import ops
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention.phase_sync import PhaseSync
-from phasegpt.core.errors import ConfigError
-from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 from phasegpt.phase.steering import Perturbation
 
 F64 = torch.float64
-SEED_SIZE = {
-    **{"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": 512, "vocab_size": 65},
-}
 
 
 def phase_sync(model: GPT, layer: int = 0) -> PhaseSync:
     attention = model.blocks[layer].attn
     assert isinstance(attention, PhaseSync)
     return attention
-
-
-@pytest.fixture
-def leaky(make_model: Callable) -> Callable[..., GPT]:
-    """make_model for attention.as_coded=true, with its warning kept quiet."""
-
-    def make(**words: object) -> GPT:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*sees the future")
-            return make_model("phase_sync", as_coded=True, **words)
-
-    return make
-
-
-# --- sizes -----------------------------------------------------------------------------------
-
-
-def test_the_seeds_models_have_exactly_the_seeds_parameter_counts(leaky: Callable) -> None:
-    with torch.device("meta"):
-        softmax = GPT(GPTConfig(**SEED_SIZE), seed=0)
-        as_coded = leaky(**SEED_SIZE, layers=(7,))
-    assert softmax.num_parameters() == 85_056_000
-    assert as_coded.num_parameters() == 83_285_004
-    embeddings = (65 + 512) * 768
-    assert softmax.num_parameters(non_embedding=False) == 85_056_000 + embeddings
-
-
-# --- as coded --------------------------------------------------------------------------------
-
-
-def naive_as_coded(layer: PhaseSync, x: Tensor) -> Tensor:
-    """The seed code's loop: all token pairs, sin(theta_i - theta_j), wrap at every step."""
-    osc = layer.oscillators
-    B, T, _ = x.shape
-    H, N = osc.omega.shape
-    theta = math.pi * (x @ osc.phase.weight.T + osc.phase.bias).view(B, T, H, N).tanh()
-    for _ in range(layer.options.steps):
-        new = torch.empty_like(theta)
-        for i in range(T):
-            away = (theta[:, i : i + 1] - theta).sin().mean(1)
-            step = osc.omega + osc.coupling.view(H, 1) * away
-            new[:, i] = theta[:, i] + layer.options.dt * step
-        theta = torch.atan2(new.sin(), new.cos())
-    return theta.flatten(2) @ layer.c_proj.weight.T + layer.c_proj.bias
-
-
-def test_as_coded_equals_a_naive_loop_over_all_token_pairs(
-    leaky: Callable, roughen: Callable
-) -> None:
-    model = leaky(n_layer=1, n_embd=12, n_head=3, num_oscillators=5, dt=0.2)
-    layer = roughen(phase_sync(model).double(), 0.5)
-    x = torch.randn(2, 9, 12, dtype=F64)
-    torch.testing.assert_close(layer(x).y, naive_as_coded(layer, x), rtol=0, atol=1e-10)
-    with torch.no_grad():  # one step of the layer did wrap something
-        theta = math.pi * layer.oscillators.initial_phases(x).tanh()
-        assert theta.abs().max() > 3
-
-
-def test_as_coded_drives_tokens_apart_and_phase_sync_pulls_them_together(
-    leaky: Callable, make_model: Callable
-) -> None:
-    x = torch.randn(1, 16, 16, dtype=F64)
-    R = {}
-    for name, model, scale in (
-        ("as coded", leaky(n_layer=1, omega_std=0.0, steps=30, theta_std=0.1), 1.0),
-        ("causal", make_model("phase_sync", n_layer=1, omega_std=0.0, steps=30), 0.5),
-    ):
-        layer = phase_sync(model).double()
-        start = layer.oscillators.initial_phases(scale * x)
-        start = math.pi * start.tanh() if name == "as coded" else start
-        end = layer(scale * x, return_phase=True).phase.theta
-        R[name] = [torch.exp(1j * theta).mean(1).abs().mean().item() for theta in (start, end)]
-    assert R["as coded"][1] < 0.6 * R["as coded"][0]
-    assert R["causal"][1] > 1.2 * R["causal"][0]
-
-
-def test_as_coded_sees_the_future_and_says_so(
-    make_model: Callable, text_ids: Callable, leaky: Callable
-) -> None:
-    model, idx = leaky(layers=(1,)), text_ids(1, 20)
-    changed = idx.clone()
-    changed[:, 12:] = (idx[:, 12:] + 1) % 65
-    difference = (model(idx).logits - model(changed).logits)[:, :12].abs().max()
-    assert difference > 1e-6
-    assert model.leaky
-    for honest in (make_model(), make_model("phase_sync"), make_model("kuramoto")):
-        assert not honest.leaky
-
-
-def test_as_coded_warns_once(make_model: Callable, text_ids: Callable) -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model = make_model("phase_sync", as_coded=True, layers=(1,))
-        model(text_ids(1, 8))
-        model(text_ids(1, 8))
-    (warning,) = (w for w in caught if "sees the future" in str(w.message))
-    assert "leaky" in str(warning.message)
-
-
-def test_as_coded_refuses_to_decode_with_a_cache(leaky: Callable) -> None:
-    model = leaky(layers=(0,))
-    with pytest.raises(ConfigError, match=r"sees the future.*cannot decode with a cache"):
-        model.new_cache()
-    with pytest.raises(ConfigError, match="cannot decode with a cache"):
-        phase_sync(model)(torch.randn(1, 3, 16), cache=LayerCache())
-
-
-def test_as_coded_refuses_rotary_positions(leaky: Callable) -> None:
-    with pytest.raises(ConfigError, match="positions=learned"):
-        leaky(positions="rope")
 
 
 # --- the causal layer ------------------------------------------------------------------------
@@ -189,6 +71,19 @@ def test_R_of_a_channel_is_over_its_prefix(make_model: Callable, roughen: Callab
         expected = torch.exp(1j * phase.theta[:, : t + 1]).mean(1).abs()
         torch.testing.assert_close(phase.R[:, t], expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(phase.R[:, 0], torch.ones_like(phase.R[:, 0]), rtol=0, atol=1e-12)
+
+
+def test_R_of_a_forgetting_channel_has_the_weights_of_its_coupling(
+    make_model: Callable, roughen: Callable
+) -> None:
+    layer = layer_of(make_model, roughen, forget=0.8)
+    theta = torch.randn(2, 9, 3, 5, dtype=F64, requires_grad=True)
+    R, decay = layer.order_parameter(theta), layer.forget_logit.sigmoid().view(3, 5)
+    for t in (0, 4, 8):
+        weight = torch.stack([decay ** (t - u) for u in range(t + 1)])
+        mean = (weight * torch.exp(1j * theta[:, : t + 1])).sum(1) / weight.sum(0)
+        torch.testing.assert_close(R[:, t], mean.abs(), rtol=0, atol=1e-12)
+    assert torch.autograd.gradcheck(layer.order_parameter, (theta,))
 
 
 def test_forgetting_starts_at_the_value_asked_for_and_is_learned(
@@ -276,14 +171,3 @@ def test_noise_and_jitter_drive_every_step(make_model: Callable, roughen: Callab
         theta = step.view_as(theta) + 0.1 * osc.omega * jitter.unsqueeze(1) + noise[s]
     found = layer(x, perturbation=Perturbation(noise, jitter), return_phase=True).phase.theta
     torch.testing.assert_close(found, theta, rtol=0, atol=1e-12)
-
-
-def test_as_coded_with_noise_is_refused_or_noisy_but_never_silently_quiet(leaky: Callable) -> None:
-    try:
-        layer = phase_sync(leaky(n_layer=1, noise_sigma=0.3))
-    except ConfigError as error:
-        assert "noise" in str(error)
-        return
-    x = torch.randn(1, 5, 16)
-    noise = Perturbation(torch.randn(10, 1, 5, 2, 32), None)
-    assert not torch.equal(layer(x).y, layer(x, perturbation=noise).y)

@@ -18,10 +18,10 @@ from phasegpt.phase.steering import NoiseKey, coherence, coherence_regularizer
 F64 = torch.float64
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
 OPTIONS = {stem: plain(compose([f"attention={stem}"]))["attention"] for stem in STEMS}
-#: Mechanisms of oscillators, and the seed code's variant of one.
+#: Mechanisms of oscillators, and a variant of one.
 PHASED = {
     **{stem: {} for stem in STEMS if "omega_spread" in OPTIONS[stem]},
-    **{"phase_sync, forgetting": {"forget": 0.9}, "phase_sync, as coded": {"as_coded": True}},
+    "phase_sync, forgetting": {"forget": 0.9},
 }
 LEAKY = "ignore:.*sees the future"
 every_phased = pytest.mark.parametrize("case", PHASED)
@@ -55,7 +55,7 @@ def penalty_gradients(
     """Gradient of a center penalty by the parameter's name, None where no path leads."""
     return_phase = "coupling" if through == "coupling" else True
     theta = model(idx, return_phase=return_phase).phase[1].theta
-    penalty = coherence_regularizer(theta, target=0.2, weight=1.0, mode="center", axis=axis)
+    penalty = coherence_regularizer(coherence(theta, axis), target=0.2, weight=1.0, mode="center")
     names, values = zip(*model.named_parameters(), strict=True)
     return dict(zip(names, torch.autograd.grad(penalty, values, allow_unused=True), strict=True))
 
@@ -78,7 +78,7 @@ def test_through_all_the_penalty_reaches_W_b_omega_and_K(
 @pytest.mark.filterwarnings(LEAKY)
 @every_phased
 @pytest.mark.parametrize("axis", ["oscillators", "prefix"])
-def test_through_coupling_the_penalty_reaches_K_and_W_and_neither_b_nor_omega(
+def test_through_coupling_the_penalty_reaches_K_and_W_alone(
     case: str, axis: str, text_ids: Callable, roughen: Callable
 ) -> None:
     model = roughen(model_of(case))
@@ -93,7 +93,7 @@ def test_through_coupling_the_penalty_reaches_K_and_W_and_neither_b_nor_omega(
 
 @every_phased
 @pytest.mark.filterwarnings(LEAKY)
-def test_through_coupling_nothing_that_all_tokens_of_a_sequence_share_is_moved(
+def test_through_coupling_what_all_tokens_share_is_not_moved(
     case: str, text_ids: Callable, roughen: Callable
 ) -> None:
     """An offset that reaches theta(0) by way of the layer's input: ln_1.bias is one."""
@@ -108,7 +108,7 @@ def test_through_coupling_nothing_that_all_tokens_of_a_sequence_share_is_moved(
 
 @every_phased
 @pytest.mark.filterwarnings(LEAKY)
-def test_the_gradient_through_coupling_is_that_of_theta_0_minus_its_token_mean(
+def test_the_gradient_through_coupling_is_that_of_centered_theta_0(
     case: str, roughen: Callable
 ) -> None:
     model = roughen(model_of(case))
@@ -142,7 +142,7 @@ def test_phases_through_coupling_are_bit_identical_and_change_no_logit(
 @every_phased
 @pytest.mark.filterwarnings(LEAKY)
 @pytest.mark.parametrize("how", ["compiled", "recomputed"])
-def test_the_gradient_through_coupling_is_the_same_compiled_and_with_recomputation(
+def test_the_gradient_is_the_same_compiled_and_recomputed(
     case: str, how: str, text_ids: Callable
 ) -> None:
     torch._dynamo.reset()
@@ -162,11 +162,16 @@ def test_the_gradient_through_coupling_is_the_same_compiled_and_with_recomputati
 
 @every_phased
 @pytest.mark.filterwarnings(LEAKY)
-def test_a_layer_names_the_axis_that_its_own_R_is_over(case: str, text_ids: Callable) -> None:
+def test_the_R_of_a_layer_is_its_order_parameter_over_its_axis(
+    case: str, text_ids: Callable
+) -> None:
     model = model_of(case)
-    phase = model(text_ids(2, 40), return_phase=True).phase[1]
-    own = phase.R if model.blocks[1].attn.coupled_axis == "oscillators" else phase.R[:, 31:]
-    torch.testing.assert_close(coherence(phase.theta, model.blocks[1].attn.coupled_axis), own)
+    attn, phase = model.blocks[1].attn, model(text_ids(2, 40), return_phase=True).phase[1]
+    assert torch.equal(attn.order_parameter(phase.theta), phase.R)
+    assert attn.first_token(40) == (31 if attn.coupled_axis == "prefix" else 0)
+    if "forget" not in case:
+        counted = phase.R[:, attn.first_token(40) :]
+        torch.testing.assert_close(coherence(phase.theta, attn.coupled_axis), counted)
 
 
 # --- frequency disorder ----------------------------------------------------------------------
@@ -185,7 +190,7 @@ def test_no_disorder_is_bit_identical_to_a_layer_that_knows_none(case: str) -> N
     assert torch.equal(oscillators(off).frequencies(), oscillators(off).omega)
 
 
-def test_disorder_is_the_quantiles_of_a_gaussian_shuffled_per_head_by_the_seed() -> None:
+def test_disorder_is_gaussian_quantiles_shuffled_per_head_by_the_seed() -> None:
     def disorder(seed: int, layer: int = 0, spread: float = 0.5) -> Tensor:
         options = {"omega_spread": spread, "num_oscillators": 8}
         config = GPTConfig(
@@ -252,7 +257,7 @@ MEASURED = {
 
 
 @pytest.mark.parametrize("attention", ["kuramoto", "phase_sync"])
-def test_noise_of_the_seeds_size_hardly_moves_R_and_ten_times_as_much_does(
+def test_noise_of_the_default_size_hardly_moves_R_ten_times_it_does(
     attention: str, make_model: Callable, text_ids: Callable
 ) -> None:
     def mean_R(noise_sigma: float, frequency_jitter: float) -> float:

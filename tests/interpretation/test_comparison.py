@@ -19,7 +19,7 @@ from phasegpt.model import checkpoint
 from phasegpt.model.scoring import losses, score
 
 
-def test_attention_without_preferences_has_entropy_one_and_looks_halfway_back(
+def test_uniform_attention_has_entropy_1_and_looks_halfway_back(
     make_model: Any, text_ids: Any
 ) -> None:
     model, T = make_model("softmax"), 24
@@ -64,7 +64,7 @@ def test_models_without_attention_weights_or_causality_are_refused(
     with pytest.raises(ConfigError, match="no layer has attention weights in both"):
         compare_attention(softmax, phase_sync, text_ids(1, 9))
     with pytest.warns(UserWarning):
-        leaky = make_model("phase_sync", layers=(1,), as_coded=True)
+        leaky = make_model("as_coded", layers=(1,))
     with pytest.raises(ConfigError, match="sees the future"):
         compare_attention(softmax, leaky, text_ids(1, 9))
 
@@ -105,8 +105,8 @@ def test_documents_begin_at_the_headings_of_wikitext(tmp_path: Path) -> None:
         folder = tmp_path / tokenizer
         folder.mkdir()
         run = checkpoint.load_run(make_run(folder / "r", *text_data(folder, text * 20, tokenizer)))
-        assert run.run is not None
-        corpus = prepare(run.run.data)
+        assert run.config is not None
+        corpus = prepare(DataConfig.parse(run.config["data"]))
         document_T = documents(corpus, "train")
         assert document_T is not None
         raw = bytes(corpus.tokenizer.token_bytes(int(i))[0] for i in corpus.split("train"))
@@ -118,8 +118,9 @@ def test_documents_begin_at_the_headings_of_wikitext(tmp_path: Path) -> None:
 
 
 def test_a_text_without_headings_has_no_documents(runs: list[Path]) -> None:
-    run = checkpoint.load_run(runs[0]).run
-    assert run is not None and documents(prepare(run.data), "val") is None
+    config = checkpoint.load_run(runs[0]).config
+    assert config is not None
+    assert documents(prepare(DataConfig.parse(config["data"])), "val") is None
 
 
 def test_the_commands_compare_two_runs_and_write_records(

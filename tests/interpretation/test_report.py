@@ -12,8 +12,8 @@ import pytest
 import torch
 from helpers import TEXT, make_run, run_config, text_data
 
-from phasegpt.analysis import write_study
 from phasegpt.analysis.report import flat, pack, sweep_page
+from phasegpt.analysis.study_view import write_study
 from phasegpt.interpret import InterpretConfig, interpret
 
 BROWSER = next(
@@ -39,7 +39,7 @@ def sweep(tmp_path_factory: Any) -> Path:
         run = make_run(folder / "sweep" / name, *overrides, *data)
         record = {"config": run_config(*overrides, *data).to_dict(), "best": {"val/ppl": 5.0}}
         (run / "run.json").write_text(json.dumps(record))
-        rows = ["step,train/loss,val/loss,phase/R/layer1/mean,phase/R/final", "1,3.0,,0.3,0.3"]
+        rows = ["step,train/loss,val/loss,phase/R/layer1,phase/R/mean", "1,3.0,,0.3,0.3"]
         (run / "metrics.csv").write_text("\n".join([*rows, "10,2.5,2.6,0.4,0.4", ""]))
     settings = {"split": "train", "tokens": 96, "context": 24, "figures": False}
     interpret(InterpretConfig(checkpoint=str(folder / "sweep"), **settings))
@@ -209,7 +209,7 @@ def study(tmp_path_factory: Any) -> Path:
         "softmax": {"attention": {"name": "softmax"}},
         "k0": {"attention": attention | {"coupling": 0.0}},
         "k1": {"attention": attention},
-        "leak": {"attention": attention | {"as_coded": True}},
+        "leak": {"attention": attention | {"name": "as_coded"}},
     }
     for i, (arm, config) in enumerate(arms.items()):
         for seed in (1, 2):
@@ -223,8 +223,8 @@ def study(tmp_path_factory: Any) -> Path:
                 },
             }
             if arm != "softmax":
-                record["final"] = {"phase/val/R/layer1/end": 0.4, "phase/val/dR/layer1": 0.1}
-                record["curves"]["phase/R/layer1/mean"] = [[1, 0.5], [20, 0.4]]
+                record["final"] = {"phase/val/R_end/layer1": 0.4, "phase/val/dR/layer1": 0.1}
+                record["curves"]["phase/R/layer1"] = [[1, 0.5], [20, 0.4]]
                 record["R_histogram"] = {"layer1": [0] * 20 + [3, 5] + [0] * 28}
             (folder / "runs" / f"{arm}-seed{seed}.json").write_text(json.dumps(record))
     estimate = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 4, "per": "sequence"}

@@ -76,7 +76,7 @@ def test_which_chooses_between_best_and_last(whole: Path, idx: torch.Tensor) -> 
         phasegpt.load(whole, which="first")  # type: ignore[arg-type]
 
 
-def test_before_the_first_validation_the_last_checkpoint_stands_in_for_the_best(run: Path) -> None:
+def test_before_any_validation_the_last_checkpoint_is_the_best(run: Path) -> None:
     (run / "checkpoints" / "best.ckpt").unlink()
     assert checkpoint.find(run, "best") == step(run, 20)
 

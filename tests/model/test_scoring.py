@@ -87,7 +87,7 @@ def test_every_context_and_stride_agrees_with_a_loop_over_tokens(
     assert result.nats == pytest.approx(slow_nats(loaded.model, tokens, context, stride), rel=1e-6)
 
 
-def test_the_score_does_not_depend_on_the_batch_size_and_is_the_same_twice(
+def test_the_score_does_not_depend_on_the_batch_size(
     loaded: checkpoint.Loaded, corpus: Corpus
 ) -> None:
     scores = [

@@ -1,5 +1,7 @@
 """How the CPU kernels are built: once for each source, compiler and processor, or why not."""
 
+import os
+import re
 import resource
 import shutil
 import subprocess
@@ -55,7 +57,18 @@ def test_another_source_and_other_options_are_built_again(
     monkeypatch.setattr(cpu, "FLAGS", (*cpu.FLAGS, "-g"))
     cpu._attempt.cache_clear()
     assert cpu.unavailable() is None
-    assert small() == 3
+    header = cpu.SOURCE.with_name("other.h")
+    header.write_text("// a part of the source")
+    monkeypatch.setattr(cpu, "HEADERS", [*cpu.HEADERS, header])
+    cpu._attempt.cache_clear()
+    assert cpu.unavailable() is None
+    assert small() == 4
+
+
+def test_every_header_of_the_kernels_is_part_of_their_identity() -> None:
+    texts = [path.read_text() for path in (cpu.SOURCE, *cpu.HEADERS)]
+    included = {name for text in texts for name in re.findall(r'#include "(.*)"', text)}
+    assert included == {path.name for path in cpu.HEADERS}
 
 
 def test_processes_and_threads_at_once_build_once(small: Callable[[], int]) -> None:
@@ -93,6 +106,29 @@ def test_a_library_that_does_not_load_is_built_again_for_this_process(
     assert cpu.unavailable() is None
     assert "not cached" in cpu.describe()
     assert small() == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user")
+def test_a_library_of_another_user_is_not_loaded(small: Callable[[], int], tmp_path: Path) -> None:
+    assert cpu.unavailable() is None
+    (library,) = (tmp_path / "cache").rglob(cpu.LIBRARY)
+    library.unlink()
+    library.write_bytes(b"planted")
+    os.chown(library, 1234, 1234)
+    cpu._attempt.cache_clear()
+    assert cpu.unavailable() is None
+    assert "belongs to another user" in cpu.describe()
+    assert small() == 2
+
+
+def test_without_a_home_the_kernels_are_built_for_the_process(
+    small: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert cpu.unavailable() is None
+    assert "no home folder" in cpu.describe()
+    assert small() == 1
 
 
 def test_without_a_compiler_the_reason_says_how_to_get_one(

@@ -8,6 +8,7 @@ from pathlib import Path
 import kernel_checks as checks
 import oracle
 import pytest
+import sanitized
 import torch
 from torch import Tensor
 
@@ -122,7 +123,7 @@ def test_tokens_one_by_one_equal_one_pass_bit_for_bit(kernels: None, C: int, for
     checks.assert_decoding_is_one_pass(cpu, checks.scan_problem(2, 70, C, 5, True, forgets))
 
 
-def test_the_first_tokens_of_a_synchronized_prefix_have_gradients_as_good_as_the_last(
+def test_the_first_tokens_of_a_prefix_have_as_good_gradients(
     kernels: None,
 ) -> None:
     # Their sums are near 1 while the final ones are near T: nothing may be taken off from those.
@@ -170,6 +171,10 @@ def test_results_are_the_same_bits_for_any_number_of_threads(
 def test_the_library_runs_on_the_threads_of_torch(kernels: None) -> None:
     files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     assert len({file for file in files if "gomp" in Path(file).name}) == 1
+
+
+def test_the_program_for_compute_sanitizer_runs(kernels: None) -> None:
+    assert sanitized.exercise(cpu, "cpu") > 0
 
 
 def sines_are_good_to_float32(largest: float) -> None:

@@ -145,20 +145,6 @@ def test_the_tensors_device_runs_the_kernels_not_the_current_one(case):
     assert checks.same([x.cpu() for x in found], [x.cpu() for x in run(cuda, problem)])
 
 
-SANITIZED = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from kernel_checks import checks.rows_problem, checks.run_rows, checks.run_scan, checks.scan_problem
-from phasegpt.ops import cuda
-for N, steps in ((5, 5), (32, 10), (33, 3), (256, 12)):
-    for own in ("", "omega coupling"):
-        checks.run_rows(cuda, checks.rows_problem(1, 9, 3, N, steps, True, own).to("cuda"))
-for steps in (0, 10, 17):
-    for forget in (False, True):
-        checks.run_scan(cuda, checks.scan_problem(2, 35, 97, steps, True, forget).to("cuda"))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", ["memcheck", "racecheck"])
 def test_compute_sanitizer_finds_nothing(tool):
@@ -168,7 +154,7 @@ def test_compute_sanitizer_finds_nothing(tool):
     # PyTorch's pool of memory would hide what is out of bounds.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = subprocess.run(
-        [*command, "-c", SANITIZED, str(Path(__file__).parent)],
+        [*command, str(Path(__file__).with_name("sanitized.py"))],
         env=environment,
         capture_output=True,
         text=True,

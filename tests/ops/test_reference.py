@@ -192,7 +192,7 @@ def test_two_oscillators_lock_at_asin_of_detuning_over_coupling() -> None:
     assert (end[0] - end[1]).item() == pytest.approx(math.asin(1.2 / 2.0), abs=1e-10)
 
 
-def test_two_oscillators_past_the_locking_threshold_drift_at_the_beat_frequency() -> None:
+def test_two_oscillators_past_the_threshold_drift_at_the_beat() -> None:
     theta = torch.zeros(1, 1, 1, 2, dtype=F64)
     omega, K = torch.tensor([[1.0, -1.0]], dtype=F64), torch.tensor([1.0], dtype=F64)
     beat = math.sqrt(2.0**2 - 1.0**2)  # detuning 2, K = 1

@@ -31,7 +31,9 @@ BY_HAND = {
 def test_a_penalty_is_the_mean_squared_distance_of_every_tokens_R(mode: str) -> None:
     theta = phases(*TOKENS)
     torch.testing.assert_close(order_parameter(theta).flatten(), torch.tensor(TOKENS, dtype=F64))
-    found = coherence_regularizer(theta, target=0.45, weight=2.0, mode=mode, width=0.1)
+    found = coherence_regularizer(
+        order_parameter(theta), target=0.45, weight=2.0, mode=mode, width=0.1
+    )
     assert found.item() == pytest.approx(BY_HAND[mode], rel=1e-12)
 
 
@@ -46,7 +48,7 @@ PUSHES = {
 @pytest.mark.parametrize("mode", PUSHES)
 def test_a_ceiling_only_lowers_R_center_and_band_also_raise_it(mode: str) -> None:
     theta = phases(0.9, 0.5, 0.4, 0.2).requires_grad_()
-    coherence_regularizer(theta, target=0.45, weight=1.0, mode=mode).backward()
+    coherence_regularizer(order_parameter(theta), target=0.45, weight=1.0, mode=mode).backward()
     with torch.no_grad():
         moved = order_parameter(theta - 0.01 * theta.grad) - order_parameter(theta)
     assert moved.flatten().sign().tolist() == PUSHES[mode]
@@ -57,11 +59,12 @@ def test_a_ceiling_only_lowers_R_center_and_band_also_raise_it(mode: str) -> Non
 def test_every_mode_is_differentiable_on_every_axis(mode: str, axis: str) -> None:
     theta = torch.randn(2, 5, 3, 4, dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda x: coherence_regularizer(x, target=0.3, weight=1.0, mode=mode, axis=axis), (theta,)
+        lambda x: coherence_regularizer(coherence(x, axis), target=0.3, weight=1.0, mode=mode),
+        (theta,),
     )
 
 
-def test_axes_are_oscillators_of_a_token_heads_of_an_index_and_prefixes_from_32_tokens_on() -> None:
+def test_axes_are_of_oscillators_heads_and_prefixes_from_32() -> None:
     theta = torch.randn(2, 40, 3, 4, dtype=F64)
     z = torch.exp(1j * theta)
     torch.testing.assert_close(coherence(theta, "oscillators"), z.mean(3).abs())
@@ -79,7 +82,7 @@ def test_an_unknown_mode_or_axis_is_named_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="'floor' is unknown; choose from: ceiling, center, band"):
         coherence_regularizer(theta, target=0.4, weight=1.0, mode="floor")
     with pytest.raises(ValueError, match="'time' is unknown; choose from: oscillators, heads"):
-        coherence_regularizer(theta, target=0.4, weight=1.0, axis="time")
+        coherence(theta, "time")
 
 
 # --- the weight ------------------------------------------------------------------------------
@@ -89,7 +92,7 @@ def weight(schedule: str, start: float = 0.2, steps: int = 4) -> PenaltyWeight:
     return PenaltyWeight(schedule, weight=start, target=0.45, warmup_steps=steps)
 
 
-def test_a_constant_weight_is_constant_and_warmup_grows_linearly_over_its_steps() -> None:
+def test_a_constant_weight_stays_and_warmup_grows_linearly() -> None:
     assert [weight("constant").at(k) for k in (0, 3, 1000)] == [0.2] * 3
     assert [weight("warmup").at(k) for k in range(6)] == pytest.approx(
         [0.05, 0.1, 0.15, 0.2, 0.2, 0.2]

@@ -86,7 +86,7 @@ def test_a_delay_of_the_keys_is_a_lag_that_depends_on_the_key() -> None:
     equal(pulled, (A * (now - now.unsqueeze(-1) - lag).sin()).sum(-1))
 
 
-def test_any_positive_kernel_with_rows_of_sum_1_is_a_softmax_of_its_logarithm() -> None:
+def test_a_positive_kernel_with_rows_of_sum_1_is_softmax_of_its_log() -> None:
     """P12: so SDPA computes it; and an RBF kernel is a dot product with a penalty on |k|^2."""
     kernel = torch.rand(6, 6, dtype=F64).tril() + torch.eye(6, dtype=F64)
     value = torch.randn(1, 6, 4, dtype=F64)

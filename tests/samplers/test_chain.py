@@ -167,7 +167,7 @@ def test_truncation_acts_on_raw_logits_whatever_the_temperature(
     assert (support.sum(-1) > 1).any()
 
 
-def test_negative_temperature_prefers_the_least_likely_of_what_truncation_left(
+def test_negative_temperature_prefers_the_least_likely_token_left(
     logits: Tensor,
 ) -> None:
     chain = build_chain(temperature=-0.0, top_k=5)

@@ -157,7 +157,7 @@ def test_no_new_tokens_gives_the_prompt_back(model: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*sees the future")
 def test_a_model_that_sees_the_future_decodes_only_without_the_cache(make_model: Any) -> None:
-    leaky = make_model("phase_sync", as_coded=True)
+    leaky = make_model("as_coded")
     ids = torch.ones(1, 3, dtype=torch.int64)
     with pytest.raises(ConfigError, match="sees the future"):
         decode(leaky, ids, max_new_tokens=3, seeds=[1])

@@ -231,7 +231,7 @@ def test_ids_without_a_text_are_never_drawn(hf: Callable, words: Any) -> None:
     assert max(words.encode(text[5:])) < 40
 
 
-def test_slips_without_seeds_differ_from_text_to_text_and_follow_torchs_seed(
+def test_slips_without_seeds_differ_by_text_and_follow_torchs_seed(
     hf: Callable, ids: Callable
 ) -> None:
     slip = PhaseSlip(HEADS, angle=1.0, anchor=0.0, gate=None)

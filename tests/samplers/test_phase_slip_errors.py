@@ -108,7 +108,7 @@ def test_a_cache_that_cannot_be_edited_is_named(hf: Callable, ids: Callable) -> 
 
 @pytest.mark.filterwarnings("ignore:.*sees the future")
 def test_a_model_that_sees_the_future_has_no_memory_to_slip(make_model: Any) -> None:
-    leaky, ids = make_model("phase_sync", as_coded=True), torch.ones(1, 3).long()
+    leaky, ids = make_model("as_coded"), torch.ones(1, 3).long()
     slip = PhaseSlip([(1, 0)], angle=0.2, target="phases")
     for use_cache in (True, False):
         with pytest.raises(ConfigError, match="future"):

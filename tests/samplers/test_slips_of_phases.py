@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from phasegpt.phase import order_parameter
+from phasegpt.attention._cache import LayerCache
 from phasegpt.samplers import PhaseSlip, RGate, decode
 
 
@@ -66,14 +66,22 @@ def test_the_R_gate_is_open_only_where_a_head_is_over_synchronized(
     assert torch.equal(out, plain)  # never open: plain sampling
 
 
-def test_the_R_of_the_gate_is_that_of_the_model(
-    make_model: Any, roughen: Any, text_ids: Any
+@pytest.mark.parametrize(
+    ("attention", "options"),
+    [("kuramoto", {}), ("phase_sync", {}), ("phase_sync", {"forget": 0.8}), ("hybrid", {})],
+)
+def test_the_R_of_the_gate_is_that_of_the_layer(
+    attention: str, options: dict, make_model: Any, roughen: Any
 ) -> None:
-    from phasegpt.samplers.intervene import order
-
-    model, ids = roughen(make_model("kuramoto")), text_ids(2, 9)
+    layer = roughen(make_model(attention, **options)).blocks[1].attn
+    x_BTD, cache = torch.randn(2, 9, 16), LayerCache()
     with torch.no_grad():
-        cache = model.new_cache()
-        model(ids, cache=cache)
-        theta = model(ids, return_phase=True).phase[1].theta[:, -1]
-    torch.testing.assert_close(order(cache.layers[1]), order_parameter(theta), atol=1e-5, rtol=0)
+        layer(x_BTD, cache=cache)
+        path = layer.trajectory(x_BTD, return_path=True)
+        # What pulled the newest token in the last step is what a memory of running sums holds.
+        step = -2 if attention == "phase_sync" else -1
+        R = layer.order_parameter(path.path[step])[:, -1]
+    found = [part.order_parameter() for part in cache.parts()]
+    (gate,) = (R_RH for R_RH in found if R_RH is not None)
+    expected = R.mean(-1) if attention == "phase_sync" else R
+    torch.testing.assert_close(gate, expected, atol=1e-5, rtol=0)

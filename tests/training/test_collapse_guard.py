@@ -65,7 +65,7 @@ def test_a_loss_above_its_factor_times_the_best_is_a_collapse_at_once() -> None:
     assert judge((3.1, fine), loss_factor=2.0) == [False]
 
 
-def test_R_beyond_a_limit_is_a_collapse_after_patience_validations_in_a_row() -> None:
+def test_R_beyond_a_limit_for_patience_validations_is_a_collapse() -> None:
     high, low, fine = (2.0, {0: 0.5, 3: 0.9}), (2.0, {0: 0.1}), (2.0, {0: 0.2, 1: 0.8})
     assert judge(high, high, high, patience=2) == [False, True, True]
     assert judge(high, low, patience=2) == [False, True]
@@ -74,9 +74,7 @@ def test_R_beyond_a_limit_is_a_collapse_after_patience_validations_in_a_row() ->
 
 
 @pytest.mark.parametrize(("R", "factor"), [(0.9, 0.25), (0.1, 4.0)])
-def test_K_is_lowered_against_too_much_synchronization_and_raised_against_too_little(
-    R: float, factor: float
-) -> None:
+def test_K_falls_when_R_is_too_high_and_rises_when_it_is_too_low(R: float, factor: float) -> None:
     config = CollapseGuardConfig(R_low=0.2, R_high=0.8, patience=1, coupling_factor=0.25)
     watch = CollapseGuard(config, None, FakeSaver())  # type: ignore[arg-type]
     text, found = watch._collapse(2.0, {4: R})
@@ -96,13 +94,14 @@ def test_report_warns_logs_and_changes_nothing_else(run, tmp_path) -> None:
     assert record["stopped"] == "max_steps" and len(record["guard"]) == 2
     assert logged(on, "guard/collapsed") == [0, 1, 1]
     assert logged(on, "guard/in_a_row") == [1, 2, 3]
-    assert all(R > 0.95 for R in logged(on, "guard/R/layer1"))
+    assert all(R > 0.95 for R in logged(on, "phase/val/R/layer1"))
     assert logged(on, "train/loss") == logged(off, "train/loss")
     assert logged(on, "val/loss") == logged(off, "val/loss")
 
 
-def test_the_R_that_is_judged_is_the_mean_over_the_scored_validation_tokens(run, tmp_path) -> None:
-    from phasegpt.data.corpus import EvalWindows, prepare
+def test_the_R_that_is_judged_is_the_mean_over_scored_tokens(run, tmp_path) -> None:
+    from phasegpt.data.corpus import prepare
+    from phasegpt.data.windows import EvalWindows
     from phasegpt.training.config import RunConfig
 
     record = run(*guard(action="report"))
@@ -113,7 +112,7 @@ def test_the_R_that_is_judged_is_the_mean_over_the_scored_validation_tokens(run,
         with torch.no_grad():
             phase = model(window["idx"].unsqueeze(0), return_phase=True).phase[1]
         R.append(phase.R[0, window["targets"] >= 0])
-    assert logged(tmp_path, "guard/R/layer1")[-1] == pytest.approx(
+    assert logged(tmp_path, "phase/val/R/layer1")[-1] == pytest.approx(
         torch.cat(R).mean().item(), abs=1e-6
     )
 
@@ -127,14 +126,12 @@ def test_stop_ends_the_run_and_says_why(run, tmp_path) -> None:
 
 
 def test_a_run_that_the_guard_stopped_stays_stopped_when_resumed(run, tmp_path, monkeypatch):
-    import phasegpt.summary
-
     def dies(path: Path) -> None:
         raise RuntimeError("crash")
 
     stop = [*CLUSTERED, *guard(action="stop", patience=2)]
     with monkeypatch.context() as patch:
-        patch.setattr(phasegpt.training.summary, "draw_curves", dies)
+        patch.setattr("phasegpt.training.run.draw_curves", dies)
         with pytest.raises(RuntimeError, match="crash"):
             run(*stop)
     assert read_record(tmp_path)["status"] == "failed"
@@ -166,9 +163,7 @@ def test_a_second_rollback_to_the_same_checkpoint_lowers_K_further(run, tmp_path
     assert coupling(tmp_path) == 2 * 0.5**2  # the third validation is the run's last
 
 
-def test_a_rollback_restores_the_best_weights_and_moments_and_nothing_else(
-    run, tmp_path, monkeypatch
-) -> None:
+def test_a_rollback_restores_the_best_weights_and_moments_alone(run, tmp_path, monkeypatch) -> None:
     real, found = LitGPT.training_step, {}
 
     def training_step(self: LitGPT, batch: Any, batch_idx: int) -> Any:

@@ -4,10 +4,10 @@ import importlib.util
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from helpers import TWO_STEPS, play
@@ -31,49 +31,41 @@ def text(tmp_path) -> list[str]:
 
 
 def multirun(folder: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", "-m", *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"},
-    )
+    command = processes.python("-m", "phasegpt.train", "-m", *words)
+    return processes.run(command, cwd=folder, env={**os.environ, "RAY_USAGE_STATS_ENABLED": "0"})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["joblib", "submitit", "ray"])
 def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, text, launcher):
     need(launcher)
     words = [f"+launcher={launcher}", f"hydra.sweep.dir={tmp_path / 'sweep'}", *TWO_STEPS, *text]
-    done = multirun(tmp_path, *words, "seed=1,2", "attention.layers=[1],[7]")
+    done = multirun(tmp_path, *words, "seed=3", "attention.layers=[7],[1]")
     assert done.returncode == 1, done.stderr
-    assert "4 jobs: 2 done, 2 failed" in done.stderr
-    found = [job for job in jobs(tmp_path / "sweep") if job.status == "ok"]
-    assert [job.step for job in found] == [2, 2]
-    seeds = {read_record(tmp_path / "sweep" / job.name)["seed"] for job in found}
-    assert seeds == {1, 2}
+    assert "2 jobs: 1 done, 1 failed" in done.stderr
+    (job,) = [job for job in jobs(tmp_path / "sweep") if job.status == "ok"]
+    assert job.step == 2
+    assert read_record(tmp_path / "sweep" / job.name)["seed"] == 3
 
 
-@pytest.mark.slow
 def test_a_job_that_is_requeued_goes_on_from_its_last_checkpoint(tmp_path, text):
     """What Slurm sends before a job's time is over ends it; submitit starts the same job again."""
     words = [word for word in TWO_STEPS if word != "trainer.max_steps=2"] + text
-    words += ["trainer.max_steps=400", "callbacks.checkpoint.every_n_train_steps=20"]
+    words += ["trainer.max_steps=200", "callbacks.checkpoint.every_n_train_steps=20"]
     sweep = tmp_path / "sweep"
     given = ["-m", "+launcher=submitit", f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=job"]
-    command = [sys.executable, "-m", "phasegpt.train", *given, *words]
-    launched = subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE)
+    command = processes.python("-m", "phasegpt.train", *given, *words)
+    launched = processes.Forked(command, cwd=tmp_path, stderr=subprocess.PIPE)
     saved = sweep / "job" / "checkpoints" / "last.ckpt"
     while not saved.exists():
         assert launched.poll() is None, launched.communicate()
         time.sleep(0.05)
     os.kill(process_id("submitit.core._submit", str(sweep)), signal.SIGUSR2)
-    assert launched.wait(240) == 0, launched.communicate()
+    told = launched.communicate()
+    assert launched.returncode == 0, told
     told = "".join(file.read_text() for file in sweep.rglob("*_log.*"))
     assert "Requeued job" in told and "going on with" in told
     record = read_record(sweep / "job")
-    assert record["status"] == "ok" and record["step"] == 400
+    assert record["status"] == "ok" and record["step"] == 200
     fit(compose(words), tmp_path / "whole")
     whole = checkpoint.read(tmp_path / "whole" / "checkpoints" / "last.ckpt")["state_dict"]
     for name, value in checkpoint.read(saved)["state_dict"].items():
@@ -94,7 +86,6 @@ def process_id(*words: str) -> int:
     return only
 
 
-@pytest.mark.slow
 def test_a_search_keeps_its_study_and_goes_on_when_started_again(tmp_path, text):
     words = ["+sweep=optuna", "hydra.sweeper.n_trials=2", "model=nano", *TWO_STEPS, *text]
     words.remove("attention.num_oscillators=4")

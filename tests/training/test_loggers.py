@@ -4,7 +4,6 @@ import json
 import os
 import re
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import processes
 import pytest
 from helpers import ROOT, SIX_STEPS, crash_at
 
@@ -122,14 +122,8 @@ def sweep(tmp_path_factory, text) -> Path:
     place = [f"hydra.sweep.dir={folder}", "hydra.sweep.subdir=${hydra:job.num}"]
     words = ["-m", "seed=1,2", *place, *TINY, *text, *OFFLINE]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
-    done = subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *words],
-        cwd=folder.parent,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        env={**environment, **QUIET},
-    )
+    command = processes.python("-m", "phasegpt.train", *words)
+    done = processes.run(command, cwd=folder.parent, env={**environment, **QUIET})
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -256,14 +250,8 @@ def specification() -> dict[str, Any]:
     """What --dry-run prints, with no account and no way to a server."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB")}
     nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "offline", "HOME": "/nowhere"}
-    done = subprocess.run(
-        [sys.executable, "scripts/wandb_workspace.py", "--dry-run", "--project", "waves"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={**environment, **nowhere},
-    )
+    words = ("scripts/wandb_workspace.py", "--dry-run", "--project", "waves")
+    done = processes.run(processes.python(*words), cwd=ROOT, env={**environment, **nowhere})
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -296,7 +284,7 @@ def test_every_chart_of_the_dashboard_shows_something_that_is_logged(specificati
             assert config.get("xAxis", wandb_dashboard.STEP) == wandb_dashboard.STEP
 
 
-def test_the_parallel_coordinates_are_keys_of_the_configuration_and_results(specification, job):
+def test_parallel_coordinates_are_keys_of_configuration_and_results(specification, job):
     config = {item.key: json.loads(item.value_json) for item in job.run.config.update}
     (panel,) = panels(specification)["Sweep"]
     axes = [column["accessor"] for column in panel["config"]["columns"]]

@@ -2,18 +2,22 @@
 
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 
 import phasegpt
 from phasegpt.core.errors import Collapsed, ConfigError, Interrupted
 from phasegpt.model import checkpoint
+from phasegpt.training import multiprocess
 from phasegpt.training.lit import LitGPT
-from phasegpt.training.phase_monitor import read_phases
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import read_metrics, read_record
+from phasegpt.training.run_folder import read_metrics, read_phases, read_record
 
 TINY = [
     *("attention.layers=[1]", "attention.num_oscillators=8"),
@@ -32,6 +36,15 @@ def run(folder: Path, text: list[str], *extra: str) -> dict:
     return fit(phasegpt.compose([*TINY, *text, *extra]), folder)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forked() -> Iterator[None]:
+    """The other ranks are forked, see processes; the commands that they run are the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        start = SimpleNamespace(Popen=processes.Forked, PIPE=subprocess.PIPE)
+        patch.setattr(multiprocess, "subprocess", start)
+        yield
+
+
 @pytest.fixture(scope="module")
 def one(tmp_path_factory, text) -> Path:
     folder = tmp_path_factory.mktemp("one")
@@ -42,7 +55,9 @@ def one(tmp_path_factory, text) -> Path:
 @pytest.fixture(scope="module")
 def two(tmp_path_factory, text) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    run(folder, text, *TWO)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocess, "subprocess", subprocess)  # started afresh, as a user's are
+        run(folder, text, *TWO)
     return folder
 
 
@@ -66,7 +81,7 @@ def test_run_json_and_phases_are_those_of_one_process(one, two):
     assert left["step"].tolist() == right["step"].tolist() == [2, 4, 5]
 
 
-def test_stopped_and_resumed_with_dropout_two_processes_give_the_same_bytes(tmp_path, text):
+def test_two_processes_resume_with_dropout_to_the_same_bytes(tmp_path, text):
     words = [*TWO, "model.dropout=0.2", "trainer.precision=32-true"]
     run(tmp_path / "whole", text, *words)
     real = LitGPT.on_train_batch_end
@@ -92,8 +107,6 @@ def test_stopped_and_resumed_with_dropout_two_processes_give_the_same_bytes(tmp_
 @pytest.fixture
 def begun(monkeypatch) -> list:
     """The processes of other ranks, as they are started."""
-    from phasegpt.training import multiprocess
-
     found = []
     popen = multiprocess.subprocess.Popen
 
@@ -117,8 +130,6 @@ def test_a_collapse_ends_all_processes_and_leaves_none_behind(tmp_path, text, be
 
 
 def test_a_rank_that_fails_before_it_is_ready_fails_the_run(tmp_path, text, monkeypatch):
-    from phasegpt.training import multiprocess
-
     real = multiprocess.json.dump
     monkeypatch.setattr(
         multiprocess.json, "dump", lambda task, file: real({**task, "folder": 0}, file)

@@ -11,7 +11,8 @@ import torch
 
 from phasegpt.phase import SHORTEST_PREFIX
 from phasegpt.training import phase_measures
-from phasegpt.training.phase_measures import MEASURES, measure, scalars
+from phasegpt.training.metric_names import MEASURES
+from phasegpt.training.phase_measures import measure, scalars
 from phasegpt.training.phase_monitor import trajectories
 
 BAND = (0.35, 0.55)
@@ -55,19 +56,34 @@ def test_a_trajectory_ends_in_the_phases_of_the_forward_pass(
     for layer, path in found.items():
         assert torch.equal(path.theta, out.phase[layer].theta)
         assert path.steps == 4 and path.R.shape == (*out.phase[layer].R.shape, 5)
-        if "forget" not in options:
-            torch.testing.assert_close(path.R[..., -1], out.phase[layer].R)
+        torch.testing.assert_close(path.R[..., -1], out.phase[layer].R)
         torch.testing.assert_close(
             phase_measures.order(path, path.theta)[:, -1],
             out.phase[layer].R[:, -1].mean(-1) if path.over_prefix else out.phase[layer].R[:, -1],
         )
 
 
+@pytest.mark.parametrize(
+    ("attention", "options"),
+    [("kuramoto", {"lag": 0.3}), ("phase_sync", {"forget": 0.8}), ("hybrid", {})],
+)
+def test_the_path_of_a_trajectory_is_its_phases_at_every_step(
+    make_model, roughen, attention, options
+):
+    layer = roughen(make_model(attention, steps=4, **options)).blocks[0].attn
+    with torch.no_grad():
+        found = layer.trajectory(torch.randn(2, 9, 16), return_path=True)
+        assert torch.equal(found.path[0], found.theta0) and len(found.path) == 5
+        torch.testing.assert_close(found.path[-1], found.theta)
+        R = torch.stack([layer.order_parameter(theta) for theta in found.path], -1)
+    torch.testing.assert_close(R, found.R)
+    assert layer.trajectory(torch.randn(1, 3, 16)).path is None
+
+
 @pytest.mark.filterwarnings("ignore:layer 0. attention.as_coded")
-@pytest.mark.parametrize("attention", ["softmax", "phase_sync"])
+@pytest.mark.parametrize("attention", ["softmax", "as_coded"])
 def test_layers_without_causal_phases_have_no_trajectory(make_model, text_ids, attention):
-    options = {"as_coded": True} if attention == "phase_sync" else {}
-    model = make_model(attention, layers=(0,), **options)
+    model = make_model(attention, layers=(0,))
     if attention == "softmax":
         model.forward = None  # it is not even called
     assert trajectories(model, text_ids(1, 8)) == {}
@@ -130,52 +146,48 @@ def test_kuramoto_measures_are_those_of_loops(path_of):
 
     duration = steps * dt
     expected = {
-        "R/{}/start": by_head(lambda a, b, w, r: R(a)),
-        "R/{}/end": by_head(lambda a, b, w, r: R(b)),
-        "dR/{}": by_head(lambda a, b, w, r: R(b) - R(a + duration * w)),
-        "ppc/{}": by_head(lambda a, b, w, r: pairs(b)),
-        **{f"daido/{{}}/m{m}": by_head(lambda a, b, w, r, m=m: R(m * b)) for m in (2, 3, 4)},
-        "frequency/{}": by_head(
-            lambda a, b, w, r: statistics.pstdev(((b - a) / duration).tolist())
-        ),
-        "locked/{}": by_head(lambda a, b, w, r: locked((b - a) / duration)),
-        "locked_null/{}": by_head(lambda a, b, w, r: locked(w)),
-        "budget/{}": path.coupling * duration,
-        "band/{}/final": by_head(lambda a, b, w, r: inside(r)[-1]),
-        "band/{}/inside": by_head(lambda a, b, w, r: dt * sum(inside(r))),
-        "band/{}/exits": by_head(
-            lambda a, b, w, r: sum(x and not y for x, y in pairwise(inside(r)))
-        ),
+        "R_start": by_head(lambda a, b, w, r: R(a)),
+        "R_end": by_head(lambda a, b, w, r: R(b)),
+        "dR": by_head(lambda a, b, w, r: R(b) - R(a + duration * w)),
+        "ppc": by_head(lambda a, b, w, r: pairs(b)),
+        **{f"daido_{m}": by_head(lambda a, b, w, r, m=m: R(m * b)) for m in (2, 3, 4)},
+        "frequency": by_head(lambda a, b, w, r: statistics.pstdev(((b - a) / duration).tolist())),
+        "locked": by_head(lambda a, b, w, r: locked((b - a) / duration)),
+        "locked_null": by_head(lambda a, b, w, r: locked(w)),
+        "budget": path.coupling * duration,
+        "band_final": by_head(lambda a, b, w, r: inside(r)[-1]),
+        "band_inside": by_head(lambda a, b, w, r: dt * sum(inside(r))),
+        "band_exits": by_head(lambda a, b, w, r: sum(x and not y for x, y in pairwise(inside(r)))),
     }
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)
-    assert found["band/{}/inside"].max() > 0 and found["band/{}/exits"].max() > 0
+    assert found["band_inside"].max() > 0 and found["band_exits"].max() > 0
     for h in range(H):
         entries = [dt * inside(path.R[b, t, h]).index(True)
                    for b in range(B) for t in range(T) if any(inside(path.R[b, t, h]))]  # fmt: skip
-        assert found["band/{}/entry"][h] == pytest.approx(statistics.fmean(entries), rel=1e-5)
+        assert found["band_entry"][h] == pytest.approx(statistics.fmean(entries), rel=1e-5)
         features = torch.cat((path.theta.cos(), path.theta.sin()), -1)[:, :, h].flatten(0, 1)
         spectrum = np.linalg.eigvalsh(np.cov(features.double().numpy().T))
         ratio = spectrum.sum() ** 2 / (spectrum**2).sum()
-        assert found["participation/{}"][h] == pytest.approx(ratio, rel=1e-4)
+        assert found["participation"][h] == pytest.approx(ratio, rel=1e-4)
         offsets = path.theta0[:, :, h].mean((0, 1)).tolist()
-        assert found["offsets/{}"][h] == pytest.approx(statistics.pstdev(offsets), rel=1e-4)
+        assert found["offsets"][h] == pytest.approx(statistics.pstdev(offsets), rel=1e-4)
     R_BTHS = path.R.double().numpy()
     in_time = R_BTHS.var(-1, ddof=1).mean()
     over_heads = R_BTHS.var(2, ddof=1).mean()
-    assert found["metastability/{}"] == pytest.approx(in_time, rel=1e-4)
-    assert found["chimera/{}"] == pytest.approx(over_heads, rel=1e-4)
+    assert found["metastability"] == pytest.approx(in_time, rel=1e-4)
+    assert found["chimera"] == pytest.approx(over_heads, rel=1e-4)
     gain_BTH = phase_measures.order(path, path.theta) - phase_measures.order(
         path, path.theta0 + duration * path.omega
     )
     standard_error = statistics.stdev(gain_BTH.mean((1, 2)).tolist()) / math.sqrt(B)
-    assert found["dR_se/{}"] == pytest.approx(standard_error, rel=1e-5)
+    assert found["dR_se"] == pytest.approx(standard_error, rel=1e-5)
 
 
-def test_phase_sync_is_measured_over_prefixes_of_32_tokens_and_has_no_band(path_of):
+def test_phase_sync_is_measured_over_prefixes_and_has_no_band(path_of):
     path = path_of("phase_sync", time=36, num_oscillators=3, steps=4, coupling=2.0)
     found = measure(path, BAND)
-    assert found.keys() == {name for name in MEASURES if not name.startswith("band/")}
+    assert found.keys() == {name for name in MEASURES if not name.startswith("band_")}
     B, T, H, N = path.theta.shape
     prefixes = [
         (b, t, n) for b in range(B) for t in range(SHORTEST_PREFIX, T + 1) for n in range(N)
@@ -186,19 +198,19 @@ def test_phase_sync_is_measured_over_prefixes_of_32_tokens_and_has_no_band(path_
         gain = statistics.fmean(
             R(path.theta[b, :t, h, n]) - R(free[b, :t, h, n]) for b, t, n in prefixes
         )
-        assert found["ppc/{}"][h] == pytest.approx(ppc, abs=1e-5)
-        assert found["dR/{}"][h] == pytest.approx(gain, abs=1e-5)
-    assert (found["locked_null/{}"] == 1).all()
+        assert found["ppc"][h] == pytest.approx(ppc, abs=1e-5)
+        assert found["dR"][h] == pytest.approx(gain, abs=1e-5)
+    assert (found["locked_null"] == 1).all()
     kept = phase_measures.arrays(path, found)
     assert kept["R_HT"].shape == (H, T) and kept["R_HS"].shape == (H, 5)
     np.testing.assert_allclose(kept["R_HT"][:, 0], 1, atol=1e-6)  # a prefix of one token
-    np.testing.assert_allclose(kept["R_HS"][:, -1], found["R/{}/end"], atol=1e-6)
+    np.testing.assert_allclose(kept["R_HS"][:, -1], found["R_end"], atol=1e-6)
 
 
 def test_a_context_shorter_than_32_tokens_is_measured_at_its_last_token(path_of):
     path = path_of("phase_sync", time=7, num_oscillators=3)
     R_BHN = phase_measures.phase.order_parameter(path.theta, dim=1)
-    torch.testing.assert_close(measure(path, BAND)["R/{}/end"], R_BHN.mean((0, 2)))
+    torch.testing.assert_close(measure(path, BAND)["R_end"], R_BHN.mean((0, 2)))
 
 
 @pytest.mark.parametrize("attention", ["kuramoto", "phase_sync"])
@@ -206,10 +218,10 @@ def test_without_coupling_nothing_is_gained_and_frequencies_are_natural(make_mod
     model = make_model(attention, layers=(1,), coupling=0.0, omega_std=0.1)
     (path,) = trajectories(model, torch.arange(40).view(1, 40)).values()
     found = measure(path, BAND)
-    assert found["dR/{}"].abs().max() < 1e-6 and (found["budget/{}"] == 0).all()
-    torch.testing.assert_close(found["locked/{}"], found["locked_null/{}"])
+    assert found["dR"].abs().max() < 1e-6 and (found["budget"] == 0).all()
+    torch.testing.assert_close(found["locked"], found["locked_null"])
     spread = path.omega.std(-1, correction=0) if attention == "kuramoto" else torch.zeros(2)
-    torch.testing.assert_close(found["frequency/{}"], spread, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found["frequency"], spread, rtol=1e-4, atol=1e-5)
 
 
 def test_constant_offsets_move_R_and_are_told_from_coupling(make_model, text_ids):
@@ -221,7 +233,7 @@ def test_constant_offsets_move_R_and_are_told_from_coupling(make_model, text_ids
         with torch.no_grad():
             bias = model.blocks[1].attn.oscillators.phase.bias
             bias.copy_(torch.linspace(0, 2 * math.pi, bias.numel() // 2).repeat(2))
-    moved = found["with"]["phase/R/layer1/end"] - found["without"]["phase/R/layer1/end"]
+    moved = found["with"]["phase/R_end/layer1"] - found["without"]["phase/R_end/layer1"]
     assert moved < -0.3
     assert abs(found["with"]["phase/dR/layer1"]) < 1e-6
     assert found["with"]["phase/offsets/layer1"] > found["without"]["phase/offsets/layer1"] + 0.5
@@ -233,9 +245,9 @@ def test_what_does_not_exist_is_left_out_and_never_nan(path_of):
     one_head = path_of("kuramoto", n_head=1, steps=0, theta_init="gpt2")
     logged = scalars({3: measure(one_head, (0.0, 1e-6))}, "phase")
     assert all(math.isfinite(value) for value in logged.values())
-    gone = {"chimera", "metastability", "frequency", "locked", "locked_null", "entry"}
+    gone = {"chimera", "metastability", "frequency", "locked", "locked_null", "band_entry"}
     assert not gone & {part for name in logged for part in name.split("/")}
-    assert logged["phase/band/layer3/inside"] == 0
+    assert logged["phase/band_inside/layer3"] == 0
 
 
 def test_histograms_count_every_phase_in_its_arc():

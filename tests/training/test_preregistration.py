@@ -47,7 +47,7 @@ def record(cell: Cell, seed: int, ppl: float, R: float, settled: int, last: floa
     """A run of five validations, with R at 0.6 before step `settled` and `R` from then on."""
     steps = [598 * i for i in range(1, 6)]
     final = {"val/ppl": last * ppl, "phase/val/dR/layer7": 0.1}
-    final |= {"phase/val/R/layer7/start": R - 0.1, "phase/val/R/layer7/end": R}
+    final |= {"phase/val/R_start/layer7": R - 0.1, "phase/val/R_end/layer7": R}
     return {
         **{"status": "ok", "seed": seed, "step": steps[-1], "started": "2026-12-01T00:00:00Z"},
         "config": json.loads(config(cell)) | {"seed": seed},
@@ -56,7 +56,7 @@ def record(cell: Cell, seed: int, ppl: float, R: float, settled: int, last: floa
         "data": {"fingerprint": PAGE.block["conditions"][cell.condition]["study"]},
         **{"best": {"val/ppl": ppl}, "final": final},
         "curves": {
-            "phase/val/R/layer7/end": [[step, R if step >= settled else 0.6] for step in steps]
+            "phase/val/R_end/layer7": [[step, R if step >= settled else 0.6] for step in steps]
         },
     }
 
@@ -126,7 +126,7 @@ def test_scale_small_is_the_registered_small_scale() -> None:
             assert preregistration.differences(PAGE.fields(cell), fields) == []
 
 
-def test_every_field_that_changes_a_result_is_registered_or_about_the_machine_or_another_corpus():
+def test_every_field_that_changes_a_result_is_registered():
     fields = preregistration.config_fields(json.loads(config(Cell("full", "primary", "B4"))))
     free = {name for name in fields if name not in PAGE.registered()}
     unused = {"path", "name", "subset", "text_column", "val_fraction", "characters"}
@@ -246,7 +246,7 @@ def test_a_tampered_record_is_excluded_with_its_reason() -> None:
     assert words(records)["H2"] == "B3 lacks every seed"
 
 
-def test_a_record_of_another_schema_or_of_unknown_code_is_excluded_with_its_reason() -> None:
+def test_a_record_of_another_schema_or_unknown_code_is_excluded() -> None:
     records = make_ledger(HOLDS)
     del records["B3-seed1"]["config"], records["B3-seed2"]["data"], records["B3-seed3"]["seed"]
     records["B3-seed4"]["git"] = None
@@ -332,7 +332,7 @@ def amended(folder: Path, block: dict[str, Any]) -> Registration:
     return read(path)
 
 
-def test_an_amendment_covers_the_runs_it_names_and_only_those_that_ran_under_it(tmp_path) -> None:
+def test_an_amendment_covers_only_the_named_runs_made_under_it(tmp_path) -> None:
     page = amended(tmp_path, amendment())
     assert page.hash == ORIGINAL and problems(page) == []
     assert stamp(tmp_path / "page.md")["amendments"] == [digest(amendment())]

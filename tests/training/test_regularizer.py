@@ -58,7 +58,7 @@ ARMS = {
 }
 
 
-def test_from_clustered_phases_a_ceiling_undershoots_while_center_and_band_hold(run: Run) -> None:
+def test_from_clusters_a_ceiling_undershoots_center_and_band_hold(run: Run) -> None:
     """R starts at 0.997. At lambda 0.1 its means over steps 155 to 200, for seeds 42, 1, 2, were
     none 0.996, 0.995, 0.996; ceiling 0.32, 0.33, 0.31; center 0.46, 0.47, 0.46 (through the
     coupling alone 0.48, 0.46, 0.46); band 0.45, 0.47, 0.43.
@@ -67,7 +67,7 @@ def test_from_clustered_phases_a_ceiling_undershoots_while_center_and_band_hold(
     for name, words in ARMS.items():
         probe = [*words, "regularizer.weight=0.1", "trainer.max_steps=200"]
         rows = run(*probe, "trainer.val_check_interval=200", "trainer.log_every_n_steps=5")
-        path = column(rows, "phase/R/final")
+        path = column(rows, "phase/R/mean")
         assert path[0] == pytest.approx(0.997, abs=0.002)
         R[name] = sum(path[-10:]) / 10
     assert R["none"] > 0.98
@@ -114,7 +114,7 @@ def test_an_adaptive_lambda_takes_one_step_per_optimizer_step(run: Run, accumula
     batch += [f"trainer.accumulate_grad_batches={accumulation}", "trainer.precision=64-true"]
     rows = run(*SHORT, *batch, "regularizer=center", "regularizer.schedule=adaptive")
     expected, R_ema = [0.01], None
-    for R in column(rows, "phase/R/final"):
+    for R in column(rows, "phase/R/mean"):
         R_ema = R if R_ema is None else R_ema + (R - R_ema) / 50
         expected.append(expected[-1] + 5e-4 * (R_ema - 0.45))
     assert column(rows, "reg/lambda") == pytest.approx(expected[:6], rel=1e-9)

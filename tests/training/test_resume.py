@@ -1,15 +1,16 @@
 """A run that was cut anywhere and resumed is bit-identical to one that was not."""
 
+import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import NOISY, NOISY_STEPS, assert_identical, crash_at, outcome
+from processes import Forked, python, run
 
 import phasegpt
 from phasegpt.core.errors import CheckpointError
@@ -17,14 +18,15 @@ from phasegpt.training.lit import LitGPT
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_record
 
+TRAIN = ("-m", "phasegpt.train")
+
 
 def config(*extra, text):
     return phasegpt.compose([*NOISY, *text, *extra])
 
 
 def command(folder, *extra, text):
-    given = [*NOISY, *text, f"hydra.run.dir={folder}", *extra]
-    return [sys.executable, "-m", "phasegpt.train", *given]
+    return python(*TRAIN, *NOISY, *text, f"hydra.run.dir={folder}", *extra)
 
 
 @pytest.fixture(scope="module")
@@ -101,47 +103,64 @@ def test_resume_at_a_step_validated_and_saved_does_not_validate_again(
     assert_identical(whole(0, 1), tmp_path)
 
 
-def wait_for_step(folder: Path, step: int, process) -> None:
-    limit = time.time() + 120
-    while time.time() < limit and process.poll() is None:
-        if (read_record(folder).get("step") or 0) >= step:
-            return
+#: Enough steps for a signal at any moment of them; the last ones are never reached by that run.
+LONG = [
+    *("trainer.max_steps=60", "trainer.val_check_interval=15", "data.num_workers=2"),
+    *("callbacks.checkpoint.every_n_train_steps=4", "trainer.log_every_n_steps=7"),
+]
+
+
+def slow_and_endless() -> None:
+    """In the process of a training: steps take a while, and step 50 is not left alive."""
+    real = LitGPT.on_train_batch_end
+
+    def waits(self, *given):
+        real(self, *given)
+        time.sleep(0.02 if self.global_step < 50 else 600)
+
+    LitGPT.on_train_batch_end = waits
+
+
+def wait_for_step(folder: Path, step: int, process: Forked) -> None:
+    while (read_record(folder).get("step") or 0) < step:
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    raise AssertionError(f"no checkpoint at step {step}: {process.communicate()}")
+
+
+@pytest.fixture(scope="module")
+def whole_long(tmp_path_factory, text) -> Path:
+    folder = tmp_path_factory.mktemp("long")
+    fit(config(*LONG, text=text), folder)
+    return folder
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_signal_and_the_same_command_with_resume_is_bit_identical(tmp_path, text, signum):
-    # Enough steps that the signal arrives in time; compared with an uninterrupted twin.
-    long = ["trainer.max_steps=400", "trainer.val_check_interval=100", "data.num_workers=2"]
-    long += ["callbacks.checkpoint.every_n_train_steps=20", "trainer.log_every_n_steps=7"]
-    a, b = tmp_path / "a", tmp_path / "b"
-    fit(config(*long, text=text), a)
-    process = subprocess.Popen(
-        command(b, *long, text=text),
+def test_after_a_signal_resume_is_bit_identical(tmp_path, text, whole_long, signum):
+    process = Forked(
+        command(tmp_path, *LONG, text=text),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        text=True,
+        before=slow_and_endless,
     )
-    wait_for_step(b, 40, process)
-    target = process.pid if signum == signal.SIGKILL else os.getpgid(process.pid)
-    (os.kill if signum == signal.SIGKILL else os.killpg)(target, signum)
-    _, errors = process.communicate(timeout=60)
-    record = read_record(b)
+    wait_for_step(tmp_path, 8, process)
+    if signum == signal.SIGKILL:
+        os.kill(process.pid, signum)
+        process.wait()
+    os.killpg(process.pid, signum)  # the data workers too
+    _, errors = process.communicate()
+    record = read_record(tmp_path)
     if signum == signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL and record["status"] == "running"
     else:
         assert process.returncode == 128 + signum, errors
         assert record["status"] == "interrupted"
         assert "Traceback" not in errors and "resume=true" in errors
-    assert record["step"] < 400
-    done = subprocess.run(
-        command(b, *long, "resume=true", text=text), capture_output=True, text=True, timeout=120
-    )
+    assert 8 <= record["step"] <= 50
+    done = run(command(tmp_path, *LONG, "resume=true", text=text))
     assert done.returncode == 0, done.stderr
-    first, second = outcome(a), outcome(b)
-    assert first[0] == second[0] == 400
+    first, second = outcome(whole_long), outcome(tmp_path)
+    assert first[0] == second[0] == 60
     assert all(torch.equal(v, second[1][k]) for k, v in first[1].items())
     assert first[3] == second[3]
 
@@ -149,9 +168,7 @@ def test_signal_and_the_same_command_with_resume_is_bit_identical(tmp_path, text
 def test_a_finished_run_is_left_unchanged(whole, text):
     folder = whole(0, 1)
     before = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
-    done = subprocess.run(
-        command(folder, "resume=true", text=text), capture_output=True, text=True, timeout=120
-    )
+    done = run(command(folder, "resume=true", text=text))
     assert done.returncode == 0 and "finished" in done.stderr
     after = {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in sorted(folder.rglob("*"))}
     before.pop(folder / ".lock"), after.pop(folder / ".lock")
@@ -159,9 +176,7 @@ def test_a_finished_run_is_left_unchanged(whole, text):
 
 
 def test_a_run_is_never_written_over(whole, text):
-    done = subprocess.run(
-        command(whole(0, 1), text=text), capture_output=True, text=True, timeout=120
-    )
+    done = run(command(whole(0, 1), text=text))
     assert done.returncode == 2 and "already holds a run" in done.stderr
 
 
@@ -179,32 +194,22 @@ def test_what_changes_no_number_is_not_blamed_beside_a_real_difference(whole, te
 
 
 def test_resume_without_a_checkpoint_starts_at_step_0_and_says_so(tmp_path, whole, text):
-    done = subprocess.run(
-        command(tmp_path / "new", "resume=true", text=text),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = run(command(tmp_path / "new", "resume=true", text=text))
     assert done.returncode == 0 and "starting at step 0" in done.stderr
     assert_identical(whole(0, 1), tmp_path / "new")
 
 
-def test_resume_true_finds_the_newest_unfinished_run_of_the_same_configuration(tmp_path, text):
+def test_resume_true_finds_the_newest_unfinished_run_of_its_config(tmp_path, text):
     for name in ("older", "newer"):
         with crash_at(4):
             fit(config(text=text), tmp_path / name)
-        time.sleep(1.1)
+    record = read_record(tmp_path / "older")
+    (tmp_path / "older" / "run.json").write_text(json.dumps({**record, "started": "2020-01-01"}))
     runs = tmp_path / "runs" / "kuramoto-text"
     runs.mkdir(parents=True)
     for name in ("older", "newer"):
         (tmp_path / name).rename(runs / name)
-    done = subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *NOISY, *text, "resume=true"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-    )
+    done = run(python(*TRAIN, *NOISY, *text, "resume=true"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert read_record(runs / "newer")["status"] == "ok"
     assert read_record(runs / "older")["status"] == "failed"
@@ -221,13 +226,7 @@ def test_resume_path_names_a_run_or_one_of_its_checkpoints(tmp_path, whole, text
     partial = folder / "checkpoints" / ".step-00000012.ckpt.1.tmp"
     partial.write_bytes(b"a kill -9 in the middle of a save")
     path = folder if what == "folder" else folder / "checkpoints" / kept[0]
-    done = subprocess.run(
-        [sys.executable, "-m", "phasegpt.train", *NOISY, *text, f"resume={path}"],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        cwd=tmp_path,
-    )
+    done = run(python(*TRAIN, *NOISY, *text, f"resume={path}"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert_identical(whole(0, 1), folder)
     runs = list((tmp_path / "runs").rglob("*")) if (tmp_path / "runs").exists() else []

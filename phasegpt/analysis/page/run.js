@@ -366,11 +366,11 @@ function drawStatistics() {
     both("R, range", (s) => fixed(s.R.min) + " to " + fixed(s.R.max), "Smallest and largest R of a token."),
     both("dR", (s) => withInterval(s.dR), "R minus R with K = 0, the same weights and tokens: what coupling adds, with its 95% interval."),
     both("PPC", (s) => withInterval(s.ppc, 3, fixed), "R\u00b2 without the part that chance gives: 0 for random phases, 1 in full agreement."),
-    one("participation ratio", fixed(h.participation_ratio, 1), "Directions in which the phases still tell tokens apart, of at most " + 2 * all.oscillators + "."),
-    one("offset spread", fixed(h.offset_spread, 2) + " rad", "Spread of the oscillators' constant offsets" + (k ? "; these move R without changing attention." : "; these change neither prefix R nor coupling.")),
+    one("participation ratio", fixed(h.participation, 1), "Directions in which the phases still tell tokens apart, of at most " + 2 * all.oscillators + "."),
+    one("offset spread", fixed(h.offsets, 2) + " rad", "Spread of the oscillators' constant offsets" + (k ? "; these move R without changing attention." : "; these change neither prefix R nor coupling.")),
     one("independent oscillators", fixed(h.plv_effective, 1), "As many of the " + all.oscillators + " as move on their own from token to token."),
     one("K", fixed(h.coupling), "Coupling of this head."),
-    one("K S dt", fixed(h.coupling_budget), "Coupling times integration time: how far coupling can act."),
+    one("K S dt", fixed(h.budget), "Coupling times integration time: how far coupling can act."),
   ];
   if (k) list.splice(3, 0, both("in the band", (s) => fixed(100 * s.R.in_band, 0) + "%", "Tokens with R from " + BAND.join(" to ") + "."));
   rows($("statistics"), ["", "head " + state.head, "layer " + all.layer, "what it says"], list);
@@ -386,7 +386,7 @@ function drawTraining() {
   plot("loss-curve", [...curve("train/loss", "train", "rgba(138,148,166,0.8)", { width: 1.2 }),
     ...curve("val/loss", "validation", COLOUR.coupled, { mode: "lines+markers" })],
   { xaxis: x, yaxis: { title: { text: "nats per " + RUN.unit } } });
-  const order = LAYERS.flatMap((l, i) => curve("phase/R/layer" + l.statistics.layer + "/mean", "layer " + l.statistics.layer, CYCLE[i % CYCLE.length], { width: 2 }));
+  const order = LAYERS.flatMap((l, i) => curve("phase/R/layer" + l.statistics.layer, "layer " + l.statistics.layer, CYCLE[i % CYCLE.length], { width: 2 }));
   plot("R-curve", order, { xaxis: x, yaxis: { title: { text: "R" }, rangemode: "tozero" }, showlegend: true });
 }
 

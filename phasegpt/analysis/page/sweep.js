@@ -73,4 +73,4 @@ drawTable();
 drawOrder();
 drawEffects();
 drawCurve("loss-curve", "val/loss", "nats per token");
-drawCurve("R-curve", "phase/R/final", "R");
+drawCurve("R-curve", "phase/R/mean", "R");

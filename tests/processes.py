@@ -1,0 +1,160 @@
+"""Commands in processes of their own, forked from one that has torch and Lightning imported.
+
+A fresh Python with both costs 5 to 10 s of CPU, a fork some hundredths. What is forked is a process
+as any other: it has a number, signals end it, and it shares no state with the tests. The tests of
+the wheel start fresh ones, as a user does.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.reduction import DupFd
+from pathlib import Path
+from typing import Any
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        *("pytest", "numpy", "torch", "pytorch_lightning", "hydra._internal.hydra", "hydra.core"),
+        *("phasegpt.training.run", "phasegpt.training.sweeps", "phasegpt.training.multiprocess"),
+    ]
+)
+
+
+class Forked:
+    """`python -m MODULE WORD...` or `python SCRIPT WORD...`: what is used of subprocess.Popen.
+
+    `before` is called in the process first: a function of a module, to slow the command or spoil
+    something in it.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        cwd: str | Path | None = None,
+        env: dict[str, str] | None = None,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        text: bool = True,
+        start_new_session: bool = False,
+        before: Callable[[], object] | None = None,
+    ) -> None:
+        python, *words = map(str, command)
+        assert python == sys.executable and text
+        given, mine = [], []
+        for number, wanted in enumerate((stdin, stdout, stderr)):
+            assert wanted in (None, subprocess.PIPE)
+            if wanted is None:
+                given.append(os.open(os.devnull, os.O_RDONLY) if number == 0 else os.dup(number))
+                mine.append(None)
+            else:
+                read, write = os.pipe()
+                given.append(write if number else read)
+                mine.append(os.fdopen(read, "r") if number else os.fdopen(write, "w"))
+        self.stdin, self.stdout, self.stderr = mine
+        environment = dict(os.environ if env is None else env)
+        self.process = FORKS.Process(
+            target=_Main(
+                words, str(cwd or Path.cwd()), environment, start_new_session, before, given
+            )
+        )
+        self.process.start()
+        for descriptor in given:
+            os.close(descriptor)
+        assert self.process.pid is not None
+        self.pid: int = self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """As of Popen: the exit status, or minus the signal that ended it; None while it runs."""
+        return self.process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def wait(self, timeout: float | None = None) -> int:
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.process.name, timeout or 0)
+        return self.returncode
+
+    def communicate(self, timeout: float = 1200) -> tuple[str, str]:
+        """Read both streams to their end; a process that takes longer is killed."""
+        limit = threading.Timer(timeout, self.kill)
+        limit.start()
+        found = ["", ""]
+
+        def read(number: int, stream: Any) -> None:
+            found[number] = stream.read()
+            stream.close()
+
+        streams = enumerate((self.stdout, self.stderr))
+        readers = [threading.Thread(target=read, args=(i, s)) for i, s in streams if s is not None]
+        for reader in readers:
+            reader.start()
+        for reader in readers:
+            reader.join()
+        self.wait()
+        limit.cancel()
+        return found[0], found[1]
+
+
+def run(command: Sequence[str | Path], **more: Any) -> subprocess.CompletedProcess:
+    """subprocess.run with its output captured as text, forked."""
+    process = Forked(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **more)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(list(command), process.returncode or 0, out, err)
+
+
+def python(*words: str | Path) -> list[str | Path]:
+    """The command line `python WORD...`."""
+    return [sys.executable, *words]
+
+
+@dataclass
+class _Main:
+    """What the forked process does: become the command."""
+
+    words: list[str]
+    cwd: str
+    environment: dict[str, str]
+    leader: bool
+    before: Callable[[], object] | None
+    streams: list[Any]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Called as the process starts: open files are handed over, not copied."""
+        return {**self.__dict__, "streams": [DupFd(stream) for stream in self.streams]}
+
+    def __call__(self) -> None:
+        for number, stream in enumerate(self.streams):
+            os.dup2(stream.detach(), number)
+        sys.stdin = os.fdopen(0)
+        multiprocessing.set_start_method(None, force=True)  # it was handed on
+        if self.leader:
+            os.setsid()
+        os.environ.clear()
+        os.environ.update(self.environment)
+        os.chdir(self.cwd)
+        try:
+            if self.before is not None:
+                self.before()
+            flag, name, *rest = self.words if self.words[0] == "-m" else ["", *self.words]
+            sys.argv = [name, *rest]
+            if flag:
+                runpy.run_module(name, run_name="__main__", alter_sys=True)
+            else:
+                runpy.run_path(name, run_name="__main__")
+        finally:
+            atexit._run_exitfuncs()  # which a forked process leaves out
