@@ -43,6 +43,9 @@ class GenerateConfig(Section):
         -1.0, "of a burst; negative; -inf: uniform", form="a negative number, -inf too"
     )
     burst_length: int = option(1, "tokens in a burst")
+    top_h: float | None = option(
+        None, "keep the likeliest tokens that sum to this share of the entropy; null: all"
+    )
     top_k: int | None = option(None, "keep the k likeliest tokens; null: all")
     top_p: float | None = option(
         None, "keep the likeliest tokens that sum to this probability; null: all"
@@ -53,6 +56,13 @@ class GenerateConfig(Section):
     typical_p: float | None = option(
         None, "keep tokens of most typical surprise that sum to this probability; null: all"
     )
+    epsilon_cutoff: float | None = option(
+        None, "keep tokens of at least this probability; null: all"
+    )
+    eta_cutoff: float | None = option(
+        None, "the same, but at most its square root times e^-entropy; null: all"
+    )
+    p_less: bool = option(False, "true: keep tokens at least as probable as drawing one twice")
     top_n_sigma: float | None = option(
         None, "keep logits within this many standard deviations of the largest; null: all"
     )
@@ -127,7 +137,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
     from phasegpt.core.randomness import keyed_seed
     from phasegpt.data.tokenizers import StreamDecoder
     from phasegpt.model.checkpoint import load_run
-    from phasegpt.samplers import Vocabulary, build_sampler, decode
+    from phasegpt.samplers import OnTokens, Vocabulary, build_sampler, decode
 
     intervention = build_sampler(settings.sampler)
     chosen = device(settings.device)
@@ -155,7 +165,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
         seeds=[keyed_seed("generate", settings.seed, i) for i in range(settings.num_samples)],
         chain=[Vocabulary(tokenizer.vocab_size), *chain],
         intervention=intervention,
-        on_tokens=lambda new_B: write(stream.push(new_B[0])),
+        streamer=OnTokens(lambda new_B: write(stream.push(new_B[0]))),
         use_cache=settings.use_cache,
     )
     write(stream.flush())
@@ -201,10 +211,14 @@ def chain_of(settings: GenerateConfig, loaded: Loaded, *, prompt: int) -> list[P
         repetition_penalty=settings.repetition_penalty,
         dry=dry,
         top_n_sigma=settings.top_n_sigma,
+        top_h=settings.top_h,
         top_k=settings.top_k,
         top_p=settings.top_p,
         min_p=settings.min_p,
         typical_p=settings.typical_p,
+        epsilon_cutoff=settings.epsilon_cutoff,
+        eta_cutoff=settings.eta_cutoff,
+        p_less=settings.p_less,
     )
 
 

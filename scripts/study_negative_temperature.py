@@ -27,7 +27,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_output, write_atomic
 from phasegpt.core.randomness import keyed_generator, keyed_seed
 from phasegpt.model.checkpoint import load, load_run
-from phasegpt.samplers import Temperature, decode, fit_temperature
+from phasegpt.samplers import OnTokens, Temperature, decode, fit_temperature
 from phasegpt.training.config import RunConfig
 from phasegpt.training.run import fit
 
@@ -48,7 +48,7 @@ def write_corpus(path: Path, loaded, temperature: float, characters: int, seed: 
         max_new_tokens=max(1, characters // _ROWS),
         seeds=[keyed_seed("corpus", seed, row) for row in range(_ROWS)],
         chain=[Temperature(temperature)],
-        on_tokens=lambda _: bar.update(),
+        streamer=OnTokens(lambda _: bar.update()),
     )
     text = "".join(loaded.tokenizer.decode(row[1:]) for row in ids_BT.tolist())
     text += loaded.tokenizer.alphabet

@@ -219,10 +219,11 @@ class GPT(nn.Module):
 
     @classmethod
     def from_hf(cls, name_or_folder: str | Path) -> GPT:
-        """GPT-2's published weights: a folder with config.json and model.safetensors, or a hub id.
+        """GPT-2's published weights: a folder with config.json and safetensors, or a hub id.
 
         In eval mode, as phasegpt.load returns it; call train() to go on training. Reads the files
-        itself, without transformers. Raises CheckpointError.
+        itself, without transformers; what they hold and a GPT does not compute is refused by name.
+        Raises CheckpointError.
         """
         folder = gpt2_weights.find(name_or_folder)
         model = cls(gpt2_weights.config(folder), seed=0)

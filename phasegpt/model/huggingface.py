@@ -19,3 +19,10 @@ def load(name: str | Path) -> tuple[Any, Any]:
             f"{name} is neither a checkpoint of ours nor a Hugging Face model that can be loaded "
             f"({str(error).splitlines()[0]})"
         ) from error
+
+
+def stop_strings(tokenizer: Any, strings: str | list[str]) -> Any:
+    """Hugging Face's own criterion that ends a row once one of `strings` is in its new text."""
+    from transformers import StopStringCriteria
+
+    return StopStringCriteria(tokenizer, strings)

@@ -33,7 +33,9 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import evaluating, inference
 from phasegpt.core.randomness import keyed_generator
 from phasegpt.model.gpt import GPT
+from phasegpt.samplers import _values
 from phasegpt.samplers.models import Decoder, decoder
+from phasegpt.samplers.prompt import Prompt
 
 #: (layer, key/value head), both counted from 0.
 Head = tuple[int, int]
@@ -58,6 +60,9 @@ class HeadScores:
 
         None: the upper half, or all layers if there are no Values in it.
         """
+        _values.whole("count", count, 1, " of heads")
+        if layers is not None:
+            _values.whole("layers", layers, 1, ", or None for the upper half")
         L, G = self.scores.shape
         first = L - min(L, max(1, (L + 1) // 2) if layers is None else layers)
         if layers is None and self.scores[first:].isnan().all():
@@ -122,6 +127,8 @@ def calibrate_heads(model: Any, ids_BT: Tensor, *, window: int = 12) -> HeadScor
     Costs one forward and one backward. Raises ConfigError.
     """
     decoding = decoder(model)
+    _values.whole("window", window, 1, " of positions")
+    ids_BT = _values.whole_numbers("ids", ids_BT)
     if ids_BT.ndim != 2 or ids_BT.shape[1] < 4:
         raise ConfigError(
             f"ids have shape {list(ids_BT.shape)}; to calibrate give [B,T] with at least 4 tokens, "
@@ -131,6 +138,7 @@ def calibrate_heads(model: Any, ids_BT: Tensor, *, window: int = 12) -> HeadScor
         raise ConfigError(
             f"{ids_BT.shape[1]} tokens do not fit: the model attends to {decoding.context}"
         )
+    Prompt(ids_BT).check(decoding, 0)
     groups = value_heads(decoding, ids_BT)
     with (
         evaluating(decoding.module),

@@ -26,6 +26,7 @@ from phasegpt.samplers.models import decoder
 from phasegpt.samplers.phase_slip import AUTO_HEADS, PhaseSlip
 from phasegpt.samplers.processor import Processor
 from phasegpt.samplers.shock import KVShock, LoopDetector, LowEntropy
+from phasegpt.samplers.stopping import Stop
 from phasegpt.samplers.vocabulary import Vocabulary, token_count
 
 #: Mean rotation per unit of noise_scale in the published sampler before it is diluted: 0.057 rad
@@ -53,6 +54,8 @@ class _TextSampler:
         decoder(model)  # an error now rather than at the first text
 
     def _encode(self, prompt: str) -> Tensor:
+        if not isinstance(prompt, str):
+            raise ConfigError(f"prompt={prompt!r} must be a text")
         ids = torch.as_tensor([int(i) for i in self.tokenizer.encode(prompt)])
         if not len(ids):
             raise ConfigError(f"prompt={prompt!r} has no tokens; give a text to continue")
@@ -90,16 +93,16 @@ class _TextSampler:
         chain.insert(0, Vocabulary(token_count(self.tokenizer)))
         self._at(temperature)
         ends = getattr(getattr(self.model, "generation_config", None), "eos_token_id", None)
+        ends = [] if ends is None else ends if isinstance(ends, list) else [ends]
+        size = decoder(self.model).vocab_size
         out = decode(
             self.model,
             self._encode(prompt),
             max_new_tokens=max_new_tokens,
             seeds=None if seed is None else [seed],
             chain=chain,
+            stop=Stop([i for i in ends if i < size], stop_strings, self.tokenizer),
             intervention=self.intervention,
-            stop_ids=[] if ends is None else ends if isinstance(ends, list) else [ends],
-            stop_strings=stop_strings,
-            tokenizer=self.tokenizer,
             streamer=streamer,
         )
         return self._text(out[0].tolist())

@@ -6,7 +6,7 @@ Shapes: B batch, T time, N tokens, V vocabulary, K betas.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.windows import IGNORED, EvalWindows
+from phasegpt.samplers import _values
 from phasegpt.samplers.models import decoder
 from phasegpt.samplers.temperature import entropy, inverse
 
@@ -103,15 +104,18 @@ def fit_temperature(
     at most 1024) advance by half of it, so that every token but those of the first has at least
     half a context before it. The logits stay in memory: 4 V bytes per token. Raises ConfigError.
     """
-    limit = decoder(model).context or math.inf
-    context = int(min(limit, 1024)) if context is None else context
-    if not 1 <= context <= limit:
+    decoding = decoder(model)
+    limit = decoding.context or math.inf
+    context = int(min(limit, 1024)) if context is None else _values.whole("context", context, 1)
+    if context > limit:
         raise ConfigError(f"context={context} is out of range; the model attends to 1..{limit}")
-    if prompt < 1:
-        raise ConfigError(f"prompt={prompt} must be >= 1: nothing predicts the first token")
+    _values.whole("prompt", prompt, 1, ": nothing predicts the first token")
+    _values.whole("batch_size", batch_size, 1)
     stride = max(1, context // 2)
     rows = []
     for ids in _ids(model, text, tokenizer):
+        if len(ids) and not 0 <= ids.min() <= ids.max() < decoding.vocab_size:
+            raise ConfigError(f"text must hold token ids in 0..{decoding.vocab_size - 1}")
         if len(ids) <= prompt:
             raise ConfigError(f"a text of {len(ids)} tokens has none after prompt={prompt}")
         windows = EvalWindows(ids, context=context, stride=stride)
@@ -147,11 +151,16 @@ def fit_logits(logits_NV: Tensor, targets_N: Tensor) -> TemperatureFit:
     T = +0, of the least likely -0, without a standard error (NaN). Removed tokens (-inf) may not
     be targets. The whole is computed in float64. Raises ConfigError.
     """
+    targets_N = _values.whole_numbers("targets", targets_N)
+    if not isinstance(logits_NV, Tensor) or not logits_NV.is_floating_point():
+        raise ConfigError("logits must be a tensor [N,V] of floating-point numbers")
     if logits_NV.ndim != 2 or targets_N.shape != logits_NV.shape[:1] or not len(targets_N):
         raise ConfigError(
             f"logits of shape {list(logits_NV.shape)} and targets of {list(targets_N.shape)} must "
             f"be [N,V] and [N], N >= 1"
         )
+    if int(targets_N.min()) < 0 or int(targets_N.max()) >= logits_NV.shape[1]:
+        raise ConfigError(f"targets must be token ids in 0..{logits_NV.shape[1] - 1}")
     if not logits_NV.gather(-1, targets_N[:, None]).isfinite().all():
         raise ConfigError("a target's logit is not finite; leave removed tokens out of the text")
     fit = _fit(logits_NV, targets_N)
@@ -174,13 +183,14 @@ def _ids(model: Any, text: str | Tensor | Sequence[Tensor], tokenizer: Any) -> l
                 "the text is a string and the model has no tokenizer; give tokenizer="
             )
         return [np.asarray(tokenizer.encode(text))]
-    texts = [text] if isinstance(text, Tensor) and text.ndim < 2 else list(text)
+    texts = [text] if isinstance(text, Tensor) and text.ndim < 2 else text
+    texts = list(texts) if isinstance(texts, Iterable) else []
     if not texts or not all(isinstance(ids, Tensor) and ids.ndim == 1 for ids in texts):
         raise ConfigError(
             "text must be a string, ids [T], ids [B,T] (a text per row), or a list of texts as "
             "tensors of ids"
         )
-    return [ids.cpu().numpy() for ids in texts]
+    return [_values.whole_numbers("text", ids).cpu().numpy() for ids in texts]
 
 
 def _moments(logits_NV: Tensor, targets_N: Tensor, beta: float) -> Tensor:

@@ -1,38 +1,87 @@
 """Our decoding loop inside Hugging Face's generate: model.generate(..., custom_generate=Sampler()).
 
-`generate` prepares masks, processors and criteria and calls the Sampler, which decodes. Imports no
-transformers. Shapes: B batch, T time.
+`generate` prepares masks, processors and criteria and calls the Sampler, which decodes. Which of
+its options act, and which are refused, stands in generate_options. Shapes: B batch, T time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.model.huggingface import stop_strings
+from phasegpt.samplers import generate_options
 from phasegpt.samplers.intervene import Intervention
 from phasegpt.samplers.loop import Streamer, decode
-
-# What generate prepares for its own loop and ours does not need.
-_KNOWN = {"position_ids", "cache_position", "logits_to_keep", "use_cache"}
+from phasegpt.samplers.models import decoder
+from phasegpt.samplers.prompt import Prompt
+from phasegpt.samplers.stopping import Stop
 
 
 class Sampler:
     """Hand it to generate as `custom_generate`; `intervention` edits the memory, or None.
 
     model.generate(ids, custom_generate=Sampler(PhaseSlip(angle=0.3)), do_sample=True,
-                   seeds=[1, 2, 3], token_streamer=s)
+                   seeds=[1, 2, 3])
+    Sampler(PhaseSlip(angle=0.3)).generate(model, ids, do_sample=True, streamer=streamer)
 
     seeds: one per row (of B x num_return_sequences); without them the tokens are drawn as generate
-    draws them, from torch's global generator. token_streamer: as generate's `streamer`, which
-    generate itself keeps to the prompt (transformers 5.23); the same holds for `stop_strings`, so
-    pass a StopStringCriteria in `stopping_criteria`. Beams and return_dict_in_generate are errors.
+    draws them, from torch's global generator. The options of generate give its own tokens or are
+    errors that name them. `streamer`, and `stop_strings` with their tokenizer, are kept from a
+    custom_generate by generate itself (transformers 5.23): the second form takes them.
     """
 
     def __init__(self, intervention: Intervention | None = None) -> None:
         self.intervention = intervention
+
+    def generate(
+        self,
+        model: Any,
+        inputs: Tensor | None = None,
+        *,
+        streamer: Streamer | None = None,
+        tokenizer: Any = None,
+        **options: Any,
+    ) -> Tensor:
+        """model.generate with this loop: ids[B,T+n], and the tokens one by one to `streamer`.
+
+        `options` are generate's and `seeds`; `tokenizer` reads stop_strings. Raises ConfigError,
+        and ValueError where generate itself does.
+        """
+        if not hasattr(model, "generate"):
+            raise ConfigError(
+                f"{type(model).__name__} has no generate of Hugging Face's; use phasegpt.samplers."
+                f"decode(model, ids, ...), which streams too"
+            )
+        ending = None if streamer is None else _EndsOnce(streamer)
+        try:
+            if options.get("cache_implementation") == "paged":
+                raise ConfigError(
+                    "cache_implementation=paged leaves this loop for continuous batching; leave it "
+                    "out"
+                )
+            configs = (options.get("generation_config"), model.generation_config)
+            given = [options.pop("stop_strings", None)]
+            given += [getattr(config, "stop_strings", None) for config in configs]
+            strings = next((found for found in given if found is not None), None)
+            if strings is not None and tokenizer is not None:
+                options["stopping_criteria"] = [
+                    *(options.get("stopping_criteria") or ()),
+                    stop_strings(tokenizer, strings),
+                ]
+                strings = None
+            return model.generate(
+                inputs, custom_generate=self, token_streamer=ending, stop_strings=strings, **options
+            )
+        finally:
+            if ending is not None:
+                ending.end()  # whoever waits for it is released by an error too
 
     def __call__(
         self,
@@ -47,16 +96,6 @@ class Sampler:
     ) -> Tensor:
         """Ids[B,T+n]. Raises ConfigError."""
         config = generation_config
-        for name, plain in (("num_beams", 1), ("return_dict_in_generate", False)):
-            value = getattr(config, name, None)
-            if value not in (None, plain):
-                raise ConfigError(f"{name}={value} is not for this sampler; set {name}={plain}")
-        guidance = getattr(config, "guidance_scale", None)
-        if self.intervention is not None and guidance not in (None, 1):
-            raise ConfigError(
-                f"guidance_scale={guidance} runs the model a second time, which would be edited "
-                f"too; leave it at 1 with an intervention"
-            )
         mask = model_kwargs.pop("attention_mask", None)
         past = model_kwargs.pop("past_key_values", None)
         use_cache = model_kwargs.get("use_cache", True) is not False
@@ -65,27 +104,65 @@ class Sampler:
                 f"{type(model).__name__} keeps a state, no keys and Values, which this sampler "
                 f"does not carry on; pass use_cache=False"
             )
-        unknown = {k for k, v in model_kwargs.items() if v is not None and k not in _KNOWN}
-        if unknown:
+        arguments = _arguments(sys._getframe(1))
+        if arguments.get("streamer") is not None:
+            arguments["streamer"].end()  # it got the prompt, and whoever waits for it may go
+        generate_options.check(config, arguments, model_kwargs)
+        decoding = decoder(model, past)  # speaks of a filled cache before its positions
+        generate_options.check_positions(model_kwargs.get("position_ids"), input_ids, mask)
+        guidance = getattr(config, "guidance_scale", None)
+        if self.intervention is not None and guidance not in (None, 1):
             raise ConfigError(
-                f"{', '.join(sorted(unknown))}: this sampler decodes from ids and attention_mask "
-                f"alone; leave the rest out"
+                f"guidance_scale={guidance} runs the model a second time, which would be edited "
+                f"too; leave it at 1 with an intervention"
             )
         criteria = list(stopping_criteria or ())
         pad = getattr(config, "_pad_token_tensor", None)
+        pad = decoding.vocab_size if pad is None else int(pad)
         ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         return decode(
             model,
-            input_ids,
+            Prompt(input_ids, mask),
             max_new_tokens=config.max_length - input_ids.shape[1],
             seeds=seeds,
             chain=list(logits_processor or ()),
             greedy=not config.do_sample,
+            stop=Stop(
+                criteria=criteria if ends or seeds is not None else [_together(criteria)],
+                pad_id=pad if ends and pad < decoding.vocab_size else None,
+            ),
             intervention=self.intervention,
-            attention_mask=mask,
-            stopping=criteria,
-            pad_id=int(pad) if ends and pad is not None else None,
             streamer=token_streamer,
-            use_cache=use_cache,
-            past_key_values=past,
+            use_cache=use_cache if past is None else past,
         )
+
+
+class _EndsOnce:
+    """A streamer whose end comes once."""
+
+    def __init__(self, streamer: Streamer) -> None:
+        self.put, self._end, self._ended = streamer.put, streamer.end, False
+
+    def end(self) -> None:
+        if not self._ended:
+            self._ended = True
+            self._end()
+
+
+def _together(criteria: Sequence[Callable[..., Any]]) -> Callable[[Tensor, None], Tensor]:
+    """As generate without an end token: ended rows go on drawing until the last has ended."""
+    ended_B: Tensor | None = None
+
+    def all_ended(ids_BT: Tensor, scores: None) -> Tensor:
+        nonlocal ended_B
+        ended_B = torch.zeros(len(ids_BT), dtype=torch.bool) if ended_B is None else ended_B
+        for criterion in criteria:
+            ended_B = ended_B | torch.as_tensor(criterion(ids_BT, scores)).cpu()
+        return ended_B.all().expand(len(ended_B))
+
+    return all_ended
+
+
+def _arguments(frame: FrameType) -> Mapping[str, Any]:
+    """Arguments of the generate that called; it hands on neither streamer nor assistant_model."""
+    return dict(frame.f_locals) if frame.f_code.co_name == "generate" else {}

@@ -86,10 +86,10 @@ class EntropyGate:
     """
 
     def __init__(self, center: float = 2.5, temperature: float = 1.0) -> None:
-        if not temperature > 0:
-            raise ConfigError(f"temperature={temperature} of the gate must be > 0")
         self.center = _values.between("center", center, -math.inf, otherwise=" (nats)")
-        self.temperature = temperature
+        self.temperature = _values.real("temperature of the gate", temperature)
+        if not self.temperature > 0:
+            raise ConfigError(f"temperature={temperature} of the gate must be > 0")
 
     def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
         """See Gate."""

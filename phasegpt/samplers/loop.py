@@ -5,7 +5,7 @@ Shapes: B batch, T time, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from numbers import Integral
@@ -18,9 +18,11 @@ from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.core.eval_mode import inference
 from phasegpt.core.randomness import global_state, keyed_generator
 from phasegpt.model.gpt import GPT
+from phasegpt.samplers import _values
 from phasegpt.samplers.intervene import Intervention, Memory
 from phasegpt.samplers.models import Decoder, decoder
 from phasegpt.samplers.processor import Processor
+from phasegpt.samplers.prompt import Prompt
 from phasegpt.samplers.stopping import Stop
 
 #: Share of the context that is kept when it is full and its window moves on.
@@ -39,77 +41,88 @@ class Streamer(Protocol):
         ...
 
 
+class OnTokens:
+    """A streamer that calls `act` with the B new ids of every step, and not with the prompt."""
+
+    def __init__(self, act: Callable[[list[int]], None]) -> None:
+        (self._act,) = _values.callables("OnTokens", [act])
+
+    def put(self, value: Tensor) -> None:
+        """See Streamer."""
+        if value.ndim == 1:
+            self._act(value.tolist())
+
+    def end(self) -> None:
+        """See Streamer."""
+
+
 def decode(
     model: Any,
-    ids_BT: Tensor,
+    prompt: Tensor | Prompt,
     *,
     max_new_tokens: int,
     seeds: Sequence[int] | None,
     chain: Sequence[Processor] = (),
     greedy: bool = False,
+    stop: Stop | None = None,
     intervention: Intervention | None = None,
-    attention_mask: Tensor | None = None,
-    stop_ids: Collection[int] = (),
-    stop_strings: Sequence[str] = (),
-    tokenizer: Any = None,
-    stopping: Sequence[Callable[[Tensor, None], Tensor]] = (),
-    pad_id: int | None = None,
     streamer: Streamer | None = None,
-    on_tokens: Callable[[list[int]], None] | None = None,
-    use_cache: bool = True,
-    past_key_values: Any = None,
+    use_cache: bool | Any = True,
 ) -> Tensor:
-    """Continue each row of ids_BT by up to `max_new_tokens` tokens; returns ids[B,T+n].
+    """Continue each row of a prompt by up to `max_new_tokens` tokens; returns ids[B,T+n].
 
-    `model` is a GPT of ours or a Hugging Face causal model. Each step maps the last float32
-    logits through `chain` in order and draws one token per row from their softmax (`greedy`: takes
-    the largest). Row i draws from its own CPU generator seeded with seeds[i], so it equals that
-    row decoded alone, and the device does not change the stream; torch's global generator is not
-    touched. seeds=None draws as Hugging Face does, all rows from torch's global generator.
+    `model` is a GPT of ours or a Hugging Face causal model; `prompt` are ids[B,T], or a Prompt with
+    its attention_mask. Each step maps the last float32 logits through `chain` in order and draws
+    one token per row from their softmax (`greedy`: takes the largest). Row i draws from its own CPU
+    generator seeded with seeds[i], so it equals that row decoded alone, and the device does not
+    change the stream; torch's global generator is not touched. seeds=None draws as Hugging Face
+    does, all rows from torch's global generator.
 
-    `attention_mask` [B,T] is 0 on left padding. A row ends with one of `stop_ids`, when one of
-    `stop_strings` is in its new text (decoded by `tokenizer`), or when one of `stopping`, called
-    as Hugging Face's criteria (ids, None) -> bool[B], says so. From there it gets `pad_id`, or
-    repeats its last token; when all rows have ended, decoding does. `on_tokens` gets the B new ids
-    of every step, `streamer` the prompt, every step and the end. `intervention` edits the memory;
-    its random streams are its own.
+    `stop` says when a row ends; when all have, decoding does. `streamer` gets the prompt, the B new
+    ids of every step, and the end. `intervention` edits the memory; its random streams are its own.
 
     A GPT of ours sees at most block_size tokens: when one more would not fit, the window restarts
     at the last KEEP block_size tokens (a longer prompt likewise), with the cache and without.
     Hugging Face's stop at their context, which is an error told beforehand. `use_cache=False`
-    recomputes the window for every token: the only way for models that see the future.
-    `past_key_values` is an empty cache for a Hugging Face model that should not use its usual one.
+    recomputes the window for every token: the only way for models that see the future. It may be
+    an empty cache of Hugging Face's, for a model that should not use its usual one.
 
     Raises ConfigError, and UserError when there is no finite probability to draw from.
     """
     with ExitStack() as stack:
+        # What is asked for, checked before anything runs.
         if streamer is not None:
+            _values.having("streamer", streamer, ("put", "end"), "a streamer with put and end")
             stack.callback(streamer.end)  # whoever waits for it is released by an error too
-        decoding = decoder(model, past_key_values)
-        pads = _checked(decoding, ids_BT, max_new_tokens, seeds, attention_mask)
-        seeds = None if seeds is None else [int(seed) for seed in seeds]
-        strings = (stop_strings,) if isinstance(stop_strings, str) else tuple(stop_strings)
-        stop = Stop(frozenset(stop_ids), strings, tokenizer, tuple(stopping))
-        acting = intervention if intervention is not None and intervention.active else None
-        if acting is not None and not use_cache:
-            raise ConfigError(
-                "an intervention edits the decode cache, so it cannot act with use_cache=False "
-                "(nor on a model that sees the future)"
-            )
+        keep = use_cache is not False
+        if not isinstance(use_cache, bool):
+            what = "True, False or an empty cache of Hugging Face's"
+            _values.having("use_cache", use_cache, ("get_seq_length", "update"), what)
+        decoding = decoder(model, None if isinstance(use_cache, bool) else use_cache)
+        given = prompt if isinstance(prompt, Prompt) else Prompt(prompt)
+        given.check(decoding, _values.whole("max_new_tokens", max_new_tokens, 0))
+        stop = Stop() if stop is None else stop
+        if not isinstance(stop, Stop):
+            raise ConfigError(f"stop={stop!r} must be a Stop, such as Stop(ids=[13])")
+        stop.check(decoding.vocab_size)
+        drawn = _seeds(seeds, len(given.ids))
+        acting = _acting(intervention, keep)
         job = _Job(
-            decoding, max_new_tokens, chain, greedy, acting, stop, pad_id, streamer, on_tokens,
-            use_cache,
+            decoding, int(max_new_tokens), _values.callables("chain", chain),
+            _values.flag("greedy", greedy), acting, stop, streamer, keep,
         )  # fmt: skip
+        # The intervention, which may decode by itself to find what it leaves open.
         if acting is not None:
             stack.callback(acting.stop)
             acting.start(decoding)
+        # The loop: once for all rows, or once per length.
         stack.enter_context(inference(decoding.module))
         if streamer is not None:
-            streamer.put(ids_BT.cpu())
-        if isinstance(model, GPT) and any(pads):
-            out_BT = _by_length(job, ids_BT, pads, seeds)
+            streamer.put(given.ids.cpu())
+        if isinstance(model, GPT) and any(given.pads):
+            out_BT = _by_length(job, given, drawn)
         else:
-            out_BT = job.run(range(len(pads)), ids_BT, pads, attention_mask, seeds)
+            out_BT = job.run(range(len(given.ids)), given, drawn)
     return out_BT.clone()  # made outside of inference mode, so that gradients may follow
 
 
@@ -119,32 +132,20 @@ class _Job:
 
     decoding: Decoder
     max_new_tokens: int
-    chain: Sequence[Processor]
+    chain: Sequence[Callable[..., Any]]
     greedy: bool
     acting: Intervention | None
     stop: Stop
-    pad_id: int | None
     streamer: Streamer | None
-    on_tokens: Callable[[list[int]], None] | None
     use_cache: bool
 
-    def run(
-        self,
-        rows: Sequence[int],
-        ids_BT: Tensor,
-        pads: Sequence[int],
-        mask_BT: Tensor | None,
-        seeds: Sequence[int] | None,
-    ) -> Tensor:
+    def run(self, rows: Sequence[int], prompt: Prompt, seeds: Sequence[int] | None) -> Tensor:
         """decode() for the rows `rows` of the batch."""
-        batch, prompt = ids_BT.shape
-        total = prompt + self.max_new_tokens
+        batch, begin = prompt.ids.shape
         device = next(self.decoding.module.parameters()).device
-        out_BT = torch.empty(batch, total, dtype=torch.int64, device=device)
-        out_BT[:, :prompt] = ids_BT
-        if mask_BT is not None:
-            mask_BT = torch.cat((mask_BT.to(device), mask_BT.new_ones(
-                batch, self.max_new_tokens, device=device)), dim=1)  # fmt: skip
+        out_BT = prompt.ids.to(device)
+        mask_BT = None if prompt.attention_mask is None else prompt.attention_mask.to(device)
+        # One stream per row for the tokens, and another for the intervention.
         tokens = None if seeds is None else [torch.Generator().manual_seed(s) for s in seeds]
         if seeds is None:
             state = global_state(device)
@@ -152,20 +153,25 @@ class _Job:
         else:
             slips = [keyed_generator("slip", seed) for seed in seeds]
         slides = isinstance(self.decoding.module, GPT)
-        done, length, start, cache = [False] * batch, prompt, 0, None
+        done, length, start, cache = [False] * batch, begin, 0, None
         with ExitStack() as stack:
             for _ in range(self.max_new_tokens):
+                # Room: for the next id, and in the context.
+                if length == out_BT.shape[1]:
+                    out_BT = _longer(out_BT, 0)
+                    mask_BT = None if mask_BT is None else _longer(mask_BT, 1)
                 if slides and length - start > (self.decoding.context or length):
                     start, cache = length - max(1, int(KEEP * (self.decoding.context or 1))), None
                 seen = None if mask_BT is None else mask_BT[:, start:length]
+                # Logits: of the whole window where there is no memory of it, else of one token.
                 if cache is None:
                     logits_BV, cache = self.decoding.read(
                         out_BT[:, start:length], seen, self.use_cache
                     )
                     if self.acting is not None:
                         cache = self.decoding.editable(cache)
-                        shown = max(0, prompt - start)
-                        self.acting.watch(Memory(cache, rows, pads, shown, slips))
+                        shown = max(0, begin - start)
+                        self.acting.watch(Memory(cache, rows, prompt.pads, shown, slips))
                         stack.enter_context(self.decoding.expanding(cache))
                 else:
                     if self.acting is not None:
@@ -173,24 +179,27 @@ class _Job:
                     logits_BV = self.decoding.step(out_BT[:, length - 1 : length], seen, cache)
                     if self.acting is not None:
                         logits_BV = self.acting.after(logits_BV, out_BT[:, :length], done)
+                # The chain, and the draw.
                 for process in self.chain:
-                    logits_BV = process(out_BT[:, :length], logits_BV)
+                    logits_BV = _processed(process, out_BT[:, :length], logits_BV)
                 drawn_B = self._draw(logits_BV, tokens)
+                # Rows that ended before get their filling.
                 if any(done):
                     ended = torch.tensor(done, device=device)
-                    after_B = out_BT[:, length - 1] if self.pad_id is None else self.pad_id
-                    drawn_B = torch.where(ended, after_B, drawn_B)
+                    pad = self.stop.pad_id
+                    drawn_B = torch.where(
+                        ended, out_BT[:, length - 1] if pad is None else pad, drawn_B
+                    )
                 out_BT[:, length] = drawn_B
                 length += 1
-                ends = self.stop(out_BT[:, :length], prompt)
+                # Who ends now, and who hears of it.
+                ends = self.stop(out_BT[:, :length], begin)
                 done = [old or new for old, new in zip(done, ends, strict=True)]
-                if self.on_tokens is not None:
-                    self.on_tokens(drawn_B.tolist())
                 if self.streamer is not None:
                     self.streamer.put(drawn_B.cpu())
                 if all(done):
                     break
-        return out_BT[:, :length].to(ids_BT.device)
+        return out_BT[:, :length].to(prompt.ids.device)
 
     def _draw(self, logits_BV: Tensor, generators: Sequence[torch.Generator] | None) -> Tensor:
         """One id per row from softmax(logits), by a race of exponential clocks with rates p.
@@ -219,77 +228,70 @@ class _Job:
         return ids
 
 
-def _by_length(
-    job: _Job, ids_BT: Tensor, pads: Sequence[int], seeds: Sequence[int] | None
-) -> Tensor:
+def _by_length(job: _Job, prompt: Prompt, seeds: Sequence[int] | None) -> Tensor:
     """Rows of unequal length, for models that know no padding: one batch per length."""
-    if job.streamer is not None or job.on_tokens is not None:
+    if job.streamer is not None:
         raise ConfigError(
             "rows of unequal length are decoded one length after the other with this model, so "
             "they cannot be streamed; stream rows of one length"
         )
-    results: list[Tensor] = [ids_BT[0]] * len(pads)
+    pads = prompt.pads
+    results: list[Tensor] = [prompt.ids[0]] * len(pads)
     for pad in sorted(set(pads)):
         rows = [i for i, p in enumerate(pads) if p == pad]
         given = None if seeds is None else [seeds[i] for i in rows]
-        out_BT = job.run(rows, ids_BT[rows, pad:], [0] * len(rows), None, given)
+        out_BT = job.run(rows, Prompt(prompt.ids[rows, pad:]), given)
         for i, row in zip(rows, out_BT, strict=True):
-            results[i] = torch.cat((ids_BT[i, :pad], row))
+            results[i] = torch.cat((prompt.ids[i, :pad], row))
     length = max(map(len, results))
     for i, row in enumerate(results):
-        fill = row[-1:] if job.pad_id is None else row.new_tensor([job.pad_id])
+        fill = row[-1:] if job.stop.pad_id is None else row.new_tensor([job.stop.pad_id])
         results[i] = torch.cat((row, fill.expand(length - len(row))))
     return torch.stack(results)
 
 
-def _checked(
-    decoding: Decoder,
-    ids_BT: Tensor,
-    max_new_tokens: int,
-    seeds: Sequence[int] | None,
-    mask_BT: Tensor | None,
-) -> list[int]:
-    """The left padding of every row; ConfigError for what cannot be decoded."""
-    if ids_BT.ndim != 2 or 0 in ids_BT.shape:
+def _seeds(seeds: Any, rows: int) -> list[int] | None:
+    """One seed per row as int, or None; ConfigError."""
+    if seeds is None:
+        return None
+    if not isinstance(seeds, Sequence) or any(
+        isinstance(s, bool) or not isinstance(s, Integral) or not 0 <= int(s) < 2**64 for s in seeds
+    ):
+        raise ConfigError(f"seeds={seeds!r} must be a list of whole numbers in 0..2^64 - 1")
+    if len(seeds) != rows:
+        raise ConfigError(f"{len(seeds)} seeds for {rows} rows; give one seed per row")
+    return [int(seed) for seed in seeds]
+
+
+def _acting(intervention: Any, keep: bool) -> Intervention | None:
+    """The intervention if it does something; ConfigError where it could not."""
+    if intervention is None:
+        return None
+    parts = ("active", "start", "watch", "before", "after", "stop")
+    what = "an intervention, such as PhaseSlip(angle=0.3), or None"
+    _values.having("intervention", intervention, parts, what)
+    if not intervention.active:
+        return None
+    if not keep:
         raise ConfigError(
-            f"ids have shape {list(ids_BT.shape)}; they must be [B,T] with at least one row and "
-            f"one token to continue"
+            "an intervention edits the decode cache, so it cannot act with use_cache=False "
+            "(nor on a model that sees the future)"
         )
-    if seeds is not None:
-        listed = isinstance(seeds, Sequence)
-        if not listed or any(not isinstance(s, Integral) or not 0 <= s < 2**64 for s in seeds):
-            raise ConfigError(f"seeds={seeds!r} must be a list of whole numbers in 0..2^64 - 1")
-        if len(seeds) != len(ids_BT):
-            raise ConfigError(f"{len(seeds)} seeds for {len(ids_BT)} rows; give one seed per row")
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens={max_new_tokens} is out of range; it must be >= 0")
-    low, high = int(ids_BT.min()), int(ids_BT.max())
-    if low < 0 or high >= decoding.vocab_size:
+    return intervention
+
+
+def _longer(x_BT: Tensor, fill: int) -> Tensor:
+    """Twice as long, so that memory follows the text and not max_new_tokens."""
+    return torch.cat((x_BT, torch.full_like(x_BT, fill)), dim=1)
+
+
+def _processed(process: Callable[..., Any], ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
+    """The logits after one link of the chain; ConfigError for one that gives something else."""
+    found = process(ids_BT, logits_BV)
+    if not isinstance(found, Tensor) or found.shape != logits_BV.shape:
+        given = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise ConfigError(
-            f"token {low if low < 0 else high} is outside the model's vocabulary "
-            f"0..{decoding.vocab_size - 1}"
+            f"{process!r} in the chain gave {given}; a processor maps (ids, logits) to logits "
+            f"{list(logits_BV.shape)}"
         )
-    pads = [0] * len(ids_BT)
-    if mask_BT is not None:
-        if mask_BT.shape != ids_BT.shape:
-            raise ConfigError(
-                f"attention_mask has shape {list(mask_BT.shape)}, ids {list(ids_BT.shape)}; they "
-                f"must be equal"
-            )
-        if (mask_BT[:, -1] == 0).any() or (mask_BT.long().diff(dim=1) < 0).any():
-            raise ConfigError(
-                "attention_mask must be 0 on padding to the left and 1 from the first token of "
-                "the prompt to its last; pad on the left, and give every row a token (generate "
-                "masks the pad token inside a prompt too, where it is not given a mask)"
-            )
-        pads = (mask_BT == 0).sum(dim=1).tolist()
-    if not isinstance(decoding.module, GPT) and decoding.context is not None:
-        longest = ids_BT.shape[1] - min(pads)
-        room = decoding.context + 1 - longest
-        if longest > decoding.context or max_new_tokens > room:
-            raise ConfigError(
-                f"the prompt has {longest} tokens and max_new_tokens is {max_new_tokens}; the "
-                f"model attends to {decoding.context}, so "
-                + (f"at most {room} can follow" if room > 0 else "the prompt must be shorter")
-            )
-    return pads
+    return found

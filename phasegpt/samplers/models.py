@@ -52,6 +52,8 @@ class Decoder(Protocol):
 
 def decoder(model: Any, past_key_values: Any = None) -> Decoder:
     """`model` as the loop sees it; ConfigError for what is no causal language model."""
+    if isinstance(model, GPT) and past_key_values is not None:
+        raise ConfigError("a GPT of ours keeps its own cache; set use_cache to True or False")
     if isinstance(model, GPT):
         return _Own(model)
     head = getattr(model, "get_output_embeddings", None)

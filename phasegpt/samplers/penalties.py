@@ -50,12 +50,14 @@ class DRY:
         *,
         base: float = 1.75,
         allowed_length: int = 2,
-        breakers: Collection[int] = (),
+        breakers: Collection[int] | Tensor = (),
     ) -> None:
         self.multiplier = _values.between("dry_multiplier", multiplier, 0)
         self.base = _values.between("dry_base", base, 1, closed=False)
         self.allowed_length = _values.whole("dry_allowed_length", allowed_length, 1)
-        self.breakers = np.array(sorted(breakers), dtype=np.int64)
+        self.breakers = np.array(
+            sorted(set(_values.token_ids("dry_breakers", breakers))), dtype=np.int64
+        )
 
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """ids[B,T], logits[B,V] -> logits[B,V]."""

@@ -84,7 +84,7 @@ class PhaseSlip:
         candidates: int | None = None,
         force: bool = False,
     ) -> None:
-        if rotation not in ROTATIONS:
+        if not isinstance(rotation, str) or rotation not in ROTATIONS:
             raise ConfigError(unknown(f"rotation={rotation}", [f"rotation={r}" for r in ROTATIONS]))
         if target not in ("values", "phases"):
             raise ConfigError(unknown(f"target={target}", ["target=values", "target=phases"]))
@@ -95,16 +95,17 @@ class PhaseSlip:
             )
         if isinstance(heads, str) and heads != "auto":
             raise ConfigError(f'heads={heads!r} must be "auto" or a list of (layer, head)')
-        if not isinstance(heads, str) and not heads:
+        heads = heads if isinstance(heads, str) else _pairs(heads)
+        if not heads:
             raise ConfigError("heads=[] slips nothing; set angle=0 for plain sampling")
         if angle is not None:
             otherwise = " radians, or None to take the angle that target_kl asks for"
             angle = _values.between("angle", angle, 0, math.pi, otherwise=otherwise)
         if candidates is not None:
             _values.whole("candidates", candidates, 1, ", or None for all")
-        if isinstance(gate, str) and gate != "entropy":
+        if gate is not None and gate != "entropy" and not _callable(gate):
             raise ConfigError(f'gate={gate!r} must be "entropy", EntropyGate, RGate or None')
-        self.heads = heads if isinstance(heads, str) else _pairs(heads)
+        self.heads: list[Head] | str = heads
         self.angle = angle
         self.target_kl = _values.between(
             "target_kl", target_kl, 0, closed=False, otherwise=" (nats)"
@@ -112,8 +113,9 @@ class PhaseSlip:
         self.window = _values.whole("window", window, 1, " of positions")
         self.anchor = _values.between("anchor", anchor, 0, 1)
         self.gate: Gate | None = EntropyGate() if gate == "entropy" else gate  # type: ignore[assignment]
-        self.rotation, self.protect_prompt, self.target = rotation, protect_prompt, target
-        self.candidates, self.force = candidates, force
+        self.rotation, self.target, self.candidates = rotation, target, candidates
+        self.protect_prompt = _values.flag("protect_prompt", protect_prompt)
+        self.force = _values.flag("force", force)
         self.trace: list[SlipStep] = []
         self._fitted: tuple[tuple, list[Head], float] | None = None
         self._batch = 0  # rows of the memory that is watched
@@ -294,11 +296,18 @@ class PhaseSlip:
 def _pairs(heads: Any) -> list[Head]:
     """Heads as pairs of whole numbers; ConfigError for anything else."""
     try:
-        return [(operator.index(layer), operator.index(head)) for layer, head in heads]
-    except TypeError as error:
+        pairs = [(operator.index(layer), operator.index(head)) for layer, head in heads]
+        if any(isinstance(x, bool) for pair in heads for x in pair):
+            raise TypeError("True is no number of a head")
+        return pairs
+    except (TypeError, ValueError) as error:
         raise ConfigError(
             f"heads={heads!r} must be a list of (layer, head), as in [(7, 0), (7, 3)]"
         ) from error
+
+
+def _callable(gate: Any) -> bool:
+    return callable(gate) and not isinstance(gate, type)
 
 
 def _target(part: LayerCache, target: str) -> int | None:

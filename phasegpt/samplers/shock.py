@@ -121,12 +121,13 @@ class KVShock:
         targets = ("keys", "values", "both")
         if target not in targets:
             raise ConfigError(unknown(f"target={target}", [f"target={t}" for t in targets]))
-        if isinstance(detector, str):
-            raise ConfigError(f"detector={detector!r} must be LoopDetector() or LowEntropy()")
+        self.detector = LoopDetector() if detector is None else detector
+        _values.having(
+            "detector", self.detector, ("__call__", "patience"), "LoopDetector() or LowEntropy()"
+        )
         self.scale = _values.between("scale", scale, 0)
         self.heat = _values.between("heat", heat, 0, closed=False)
         self.target = target
-        self.detector = LoopDetector() if detector is None else detector
         self.window = _values.whole("window", window, 1)
         self.cooldown = _values.whole("cooldown", cooldown, 0)
         self.events: list[Shock] = []

@@ -98,7 +98,7 @@ class NegativeBursts:
         if length > every:
             raise ConfigError(f"length={length} must be at most every={every}")
         self.start = _values.whole("start", start, 0)
-        self.burst, self.between = Temperature(number), between
+        self.burst, self.between = Temperature(number), _values.processor("between", between)
 
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]; ids[B,T] only tell how many tokens there are."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
+from torch.distributions import Categorical
 
 from phasegpt.samplers import _values
 from phasegpt.samplers.temperature import entropy
@@ -81,6 +83,79 @@ class Typical:
         mass = logits.gather(-1, order).softmax(dim=-1).cumsum(dim=-1)
         last = (mass < self.p).sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
         return logits.masked_fill(distance > ascending.gather(-1, last), -math.inf)
+
+
+class TopH:
+    """Keep the likeliest tokens whose terms -p ln p sum to at most h times the entropy.
+
+    As transformers has it: p and the entropy are over the 100 likeliest tokens, beyond which none
+    is kept. Source: Potraghloo et al., arXiv 2509.02510. Raises ConfigError.
+    """
+
+    def __init__(self, h: float) -> None:
+        self.h = _values.between("top_h", h, 0, 1, closed=False, otherwise=_values.OFF)
+
+    def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
+        """Logits[B,V] -> logits[B,V]."""
+        likeliest, order = logits.topk(min(100, logits.shape[-1]), dim=-1)
+        shares = Categorical(logits=likeliest, validate_args=False)
+        terms = -shares.probs * shares.probs.log()
+        left = terms.cumsum(dim=-1) <= shares.entropy()[..., None] * self.h
+        left[..., 0] = True
+        keep = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, left)
+        return logits.masked_fill(~keep, -math.inf)
+
+
+class Epsilon:
+    """Keep the tokens with probability at least epsilon, and the likeliest in any case.
+
+    Source: Hewitt et al., arXiv 2210.15191. Raises ConfigError.
+    """
+
+    def __init__(self, epsilon: float) -> None:
+        self.epsilon = _values.between(
+            "epsilon_cutoff", epsilon, 0, 1, closed=False, otherwise=_values.OFF
+        )
+
+    def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
+        """Logits[B,V] -> logits[B,V]."""
+        return _at_least(logits, torch.tensor(self.epsilon))
+
+
+class Eta:
+    """Keep the tokens with probability at least min(epsilon, sqrt(epsilon) e^-H), H the entropy.
+
+    The likeliest is kept in any case. Source: Hewitt et al., arXiv 2210.15191. Raises ConfigError.
+    """
+
+    def __init__(self, epsilon: float) -> None:
+        self.epsilon = _values.between(
+            "eta_cutoff", epsilon, 0, 1, closed=False, otherwise=_values.OFF
+        )
+
+    def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
+        """Logits[B,V] -> logits[B,V]."""
+        expected_B1 = self.epsilon**0.5 * (-entropy(logits)[..., None]).exp()
+        return _at_least(logits, expected_B1.clamp(max=self.epsilon))
+
+
+class PLess:
+    """Keep the tokens with probability at least sum p^2: that of drawing the same token twice.
+
+    It has no parameter. Source: Tan et al., arXiv 2509.23234 (p-less sampling).
+    """
+
+    def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
+        """Logits[B,V] -> logits[B,V]; a uniform distribution stays whole, up to rounding."""
+        twice_B1 = logits.softmax(dim=-1).square().sum(dim=-1, keepdim=True)
+        return _at_least(logits, twice_B1 * (1 - 1e-6))
+
+
+def _at_least(logits: Tensor, least: Tensor) -> Tensor:
+    """Remove what is less probable than `least`, but never the likeliest."""
+    unlikely = logits.softmax(dim=-1) < least.to(logits.device)
+    largest = logits.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(unlikely & (logits < largest), -math.inf)
 
 
 class TopNSigma:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.samplers import _values
 
 _WORDS = re.compile(r"(?:[^\W\d_]|')+")  # letters of any script and the apostrophe
 _OPEN = re.compile(_WORDS.pattern + r"\Z")
@@ -48,10 +49,13 @@ def token_count(tokenizer: Any) -> int:
 
 
 class Vocabulary:
-    """Remove ids from `size` on: those of a padded model.vocab_size that have no text."""
+    """Remove ids from `size` on: those of a padded model.vocab_size that have no text.
+
+    Raises ConfigError.
+    """
 
     def __init__(self, size: int) -> None:
-        self.size = size
+        self.size = _values.whole("vocabulary size", size, 1)
 
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]."""
@@ -65,13 +69,14 @@ class Vocabulary:
 class AllowedTokens:
     """Keep the tokens with these ids, for instance those seen in training, and remove the others.
 
-    Raises ConfigError if there is none.
+    Raises ConfigError if there is none, or something else than ids.
     """
 
-    def __init__(self, allowed: Iterable[int]) -> None:
-        self.allowed = torch.tensor(sorted(set(allowed)), dtype=torch.int64)
-        if not len(self.allowed) or self.allowed[0] < 0:
-            raise ConfigError("no token is allowed: no id is given, or a negative one")
+    def __init__(self, allowed: Iterable[int] | Tensor) -> None:
+        found = sorted(set(_values.token_ids("allowed tokens", allowed)))
+        if not found:
+            raise ConfigError("no token is allowed: no id is given; give at least one")
+        self.allowed = torch.tensor(found, dtype=torch.int64)
 
     @classmethod
     def ascii(cls, texts: Sequence[str]) -> Self:
@@ -83,9 +88,9 @@ class AllowedTokens:
         """Tokens whose whole text matches a regular expression; ConfigError if none does."""
         try:
             allowed = re.compile(pattern).fullmatch
-        except re.error as error:
+        except (re.error, TypeError, RecursionError, OverflowError) as error:
             raise ConfigError(f"{pattern!r} is no regular expression: {error}") from error
-        found = [i for i, text in enumerate(texts) if allowed(text)]
+        found = [i for i, text in enumerate(_texts(texts)) if allowed(text)]
         if not found:
             raise ConfigError(f"no token matches {pattern!r} as a whole; widen the pattern")
         return cls(found)
@@ -107,11 +112,11 @@ class AllowedWords:
     """
 
     def __init__(self, words: Collection[str], texts: Sequence[str]) -> None:
-        self.words = {word.strip().lower() for word in words} - {""}
+        self.words = {word.strip().lower() for word in _texts(words, "allowed words")} - {""}
         if not self.words:
             raise ConfigError("the list of allowed words is empty; give at least one word")
         self.beginnings = {word[:n] for word in self.words for n in range(len(word) + 1)}
-        self.texts = list(texts)
+        self.texts = _texts(texts)
         self._removed = functools.lru_cache(_MASKS)(self._removed_after)
 
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
@@ -148,6 +153,15 @@ class AllowedWords:
         rest = _ending(text)
         ended = _WORDS.findall(text[: len(text) - len(rest)])
         return rest in self.beginnings and all(word in self.words for word in ended)
+
+
+def _texts(value: Any, name: str = "texts of the tokens") -> list[str]:
+    """A collection of strings as a list; ConfigError."""
+    many = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    found = list(value) if many else []
+    if not many or not all(isinstance(text, str) for text in found):
+        raise ConfigError(f"{name} must be a list of strings, not {type(value).__name__} of others")
+    return found
 
 
 def _ending(text: str) -> str:

@@ -14,10 +14,14 @@ from phasegpt.samplers import (
     AllowedTokens,
     AllowedWords,
     DynamicTemperature,
+    Epsilon,
+    Eta,
     MinP,
     NegativeBursts,
+    PLess,
     RepetitionPenalty,
     Temperature,
+    TopH,
     TopK,
     TopNSigma,
     TopP,
@@ -57,6 +61,9 @@ def run(chain: list[Any], logits: Tensor, ids: Tensor | None = None) -> Tensor:
         *(("TopP", "TopPLogitsWarper", p) for p in (0.05, 0.9, 1.0)),
         *(("MinP", "MinPLogitsWarper", p) for p in (0.0, 0.1, 1.0)),
         *(("Typical", "TypicalLogitsWarper", p) for p in (0.05, 0.3, 0.9, 0.999)),
+        *(("TopH", "TopHLogitsWarper", h) for h in (0.05, 0.4, 0.9, 1.0)),
+        *(("Epsilon", "EpsilonLogitsWarper", e) for e in (1e-3, 0.05, 0.9)),
+        *(("Eta", "EtaLogitsWarper", e) for e in (1e-3, 0.05, 0.9)),
         *(("RepetitionPenalty", "RepetitionPenaltyLogitsProcessor", x) for x in (0.7, 1.0, 1.3)),
     ],
 )
@@ -138,9 +145,11 @@ def test_the_usual_order_is_allowed_penalties_truncation_temperature() -> None:
     allowed, dry = AllowedTokens([1]), DRY()
     chain = build_chain(
         temperature=1.7, allowed=allowed, repetition_penalty=1.2, dry=dry, top_n_sigma=2.0,
-        top_k=20, top_p=0.8, min_p=0.2, typical_p=0.9,
+        top_k=20, top_p=0.8, min_p=0.2, typical_p=0.9, top_h=0.5, epsilon_cutoff=0.1,
+        eta_cutoff=0.1, p_less=True,
     )  # fmt: skip
-    kinds = [AllowedTokens, RepetitionPenalty, DRY, TopNSigma, TopK, TopP, MinP, Typical]
+    kinds = [AllowedTokens, RepetitionPenalty, DRY, TopNSigma, TopH, TopK, TopP, MinP, Typical,
+             Epsilon, Eta, PLess]  # fmt: skip
     assert [type(p) for p in chain] == [*kinds, Temperature]
     assert chain[0] is allowed and chain[2] is dry
     assert [type(p) for p in build_chain(top_p=0.5)] == [TopP, Temperature]
@@ -175,7 +184,8 @@ def test_processors_leave_their_input_alone(logits: Tensor) -> None:
     before = logits[:2].clone()
     chain = build_chain(
         temperature=-0.5, allowed=AllowedTokens(range(40)), repetition_penalty=2.0, dry=DRY(),
-        top_n_sigma=2.0, top_k=30, top_p=0.9, min_p=0.001, typical_p=0.9,
+        top_n_sigma=2.0, top_k=30, top_p=0.9, min_p=0.001, typical_p=0.9, top_h=0.9,
+        epsilon_cutoff=1e-4, eta_cutoff=1e-4, p_less=True,
     )  # fmt: skip
     after = before.clone()
     run([*chain, NegativeBursts(every=2), DynamicTemperature(1, 2)], after, IDS)
@@ -183,6 +193,16 @@ def test_processors_leave_their_input_alone(logits: Tensor) -> None:
 
 
 # ---- truncation that Hugging Face does not have
+
+
+def test_p_less_keeps_what_is_as_probable_as_drawing_one_twice(logits: Tensor) -> None:
+    p = logits.double().softmax(-1)
+    left = kept(PLess()(None, logits))
+    assert torch.equal(left, p >= p.square().sum(-1, keepdim=True))
+    assert (left.sum(-1) > 1).any() and not left.all(-1).any()
+    assert kept(PLess()(None, torch.full((2, 50), 1.7))).all()  # uniform: all
+    alone = torch.full((1, 50), -math.inf).index_fill(1, torch.tensor([7]), 0.0)
+    assert kept(PLess()(None, alone)).sum() == 1
 
 
 def test_top_n_sigma_keeps_what_is_within_n_deviations_of_the_largest(logits: Tensor) -> None:
@@ -356,7 +376,7 @@ def test_allowed_words_leaves_open_what_can_become_a_word() -> None:
         (lambda: DRY(base=1.0), "dry_base=1.0"),
         (lambda: DRY(allowed_length=0), "dry_allowed_length=0"),
         (lambda: AllowedTokens([]), "no token is allowed"),
-        (lambda: AllowedTokens([-1]), "no token is allowed"),
+        (lambda: AllowedTokens([-1]), "allowed tokens hold -1"),
         (lambda: AllowedTokens.matching(["a"], "("), "no regular expression"),
         (lambda: AllowedTokens.matching(["a"], "b"), "no token matches 'b'"),
         (lambda: AllowedWords([" "], ["a"]), "empty"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.samplers import PhaseSlip, Sampler, Temperature, decode
+from phasegpt.samplers import OnTokens, PhaseSlip, Prompt, Sampler, Stop, Temperature, decode
 
 KINDS = ["gpt2", "llama"]
 MECHANISMS = ["softmax", "kuramoto", "phase_sync", "hybrid"]
@@ -101,9 +101,7 @@ def test_every_row_of_a_left_padded_batch_equals_that_row_alone(
     rows = [ids(1, length, seed=length)[0] for length in (3, 9, 5, 9, 14, 1)]
     padded, mask = left_padded(rows)
     seeds = [11, 12, 13, 14, 15, 16]
-    batch = decode(
-        model, padded, attention_mask=mask, max_new_tokens=25, seeds=seeds, intervention=make()
-    )
+    batch = decode(model, Prompt(padded, mask), max_new_tokens=25, seeds=seeds, intervention=make())
     assert batch.shape == (6, 14 + 25)
     for row, seed, out in zip(rows, seeds, batch, strict=True):
         alone = decode(model, row[None], max_new_tokens=25, seeds=[seed], intervention=make())
@@ -187,21 +185,20 @@ def test_a_stop_string_ends_a_row_where_its_new_text_has_it(
     free = decode(model, prompt, max_new_tokens=30, seeds=[1, 2, 3])
     stop = words.decode(free[1, 10:13])
     out = decode(
-        model, prompt, max_new_tokens=30, seeds=[1, 2, 3], stop_strings=[stop], tokenizer=words,
-        pad_id=0,
+        model, prompt, max_new_tokens=30, seeds=[1, 2, 3], stop=Stop((), [stop], words, pad_id=0),
     )  # fmt: skip
     for row in range(3):
         text = words.decode(free[row, 4:])
         end = 4 + text.index(stop) + 3 if stop in text else 34
         assert torch.equal(out[row, :end], free[row, : min(end, out.shape[1])])
         assert (out[row, end:] == 0).all()
-    one = decode(model, prompt, max_new_tokens=30, seeds=[1, 2, 3], stop_strings=stop,
-                 tokenizer=words, pad_id=0)  # fmt: skip
+    end = Stop((), stop, words, pad_id=0)  # one string
+    one = decode(model, prompt, max_new_tokens=30, seeds=[1, 2, 3], stop=end)
     assert torch.equal(one, out)
     with pytest.raises(ConfigError, match="tokenizer"):
-        decode(model, prompt, max_new_tokens=3, seeds=[1, 2, 3], stop_strings=["x"])
+        Stop(strings=["x"])
     with pytest.raises(ConfigError, match="empty string"):
-        decode(model, prompt, max_new_tokens=3, seeds=None, stop_strings=[""], tokenizer=words)
+        Stop(strings=[""], tokenizer=words)
 
 
 @pytest.mark.parametrize("seeds", [7, [-1], [0.5], torch.tensor([1])])
@@ -241,19 +238,16 @@ def test_a_prompt_or_a_text_beyond_the_context_is_told_beforehand(
         ([[1, 1]], "must be equal"),
     ],
 )
-def test_a_mask_that_is_no_left_padding_is_refused(
-    mask: list, says: str, hf: Callable, ids: Callable
-) -> None:
+def test_a_mask_that_is_no_left_padding_is_refused(mask: list, says: str, ids: Callable) -> None:
     with pytest.raises(ConfigError, match=says):
-        decode(hf("gpt2"), ids(2, 3), max_new_tokens=2, seeds=[1, 2],
-               attention_mask=torch.tensor(mask))  # fmt: skip
+        Prompt(ids(2, 3), torch.tensor(mask))  # fmt: skip
 
 
 def test_rows_of_unequal_length_are_not_streamed_by_our_models(make_model: Any) -> None:
     padded, mask = left_padded([torch.tensor([3, 4]), torch.tensor([5])])
     with pytest.raises(ConfigError, match="one length"):
-        decode(make_model(), padded, attention_mask=mask, max_new_tokens=2, seeds=[1, 2],
-               on_tokens=lambda _: None)  # fmt: skip
+        decode(make_model(), Prompt(padded, mask), max_new_tokens=2, seeds=[1, 2],
+               streamer=OnTokens(lambda _: None))  # fmt: skip
 
 
 def test_beams_dictionaries_and_foreign_inputs_are_refused(hf: Callable, ids: Callable) -> None:

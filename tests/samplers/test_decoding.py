@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError, UserError
-from phasegpt.samplers import KEEP, Temperature, build_chain, decode
+from phasegpt.samplers import KEEP, OnTokens, Stop, Temperature, build_chain, decode
 
 MECHANISMS = ["softmax", "kuramoto", "phase_sync", "hybrid"]
 
@@ -115,7 +115,12 @@ def test_a_stopped_row_repeats_its_stop_id_and_the_others_go_on(model: Any) -> N
     stop = int(free[0, 6])
     steps: list[list[int]] = []
     out = decode(
-        model, ids, max_new_tokens=30, seeds=seeds, stop_ids={stop}, on_tokens=steps.append
+        model,
+        ids,
+        max_new_tokens=30,
+        seeds=seeds,
+        stop=Stop({stop}),
+        streamer=OnTokens(steps.append),
     )
     assert torch.equal(torch.tensor(steps).T, out[:, 2:])
     for row in range(3):
@@ -128,7 +133,7 @@ def test_a_stopped_row_repeats_its_stop_id_and_the_others_go_on(model: Any) -> N
 def test_decoding_ends_when_every_row_has_stopped(model: Any) -> None:
     out = decode(
         model, torch.ones(2, 2, dtype=torch.int64), max_new_tokens=30, seeds=[1, 2],
-        stop_ids=range(65),
+        stop=Stop(range(65)),
     )  # fmt: skip
     assert out.shape == (2, 3)
 

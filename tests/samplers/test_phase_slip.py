@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.samplers import EntropyGate, PhaseSlip, PhaseSlipSampler, Temperature, decode
+from phasegpt.samplers import EntropyGate, PhaseSlip, PhaseSlipSampler, Prompt, Temperature, decode
 from phasegpt.samplers.classic import rotation_of
 from phasegpt.samplers.intervene import entropy
 
@@ -91,7 +91,7 @@ def test_candidates_with_rows_of_unequal_length_are_each_row_alone(
     options = {"max_new_tokens": 6, "chain": [Temperature(3.0)]}
     slip = PhaseSlip([(1, 0)], angle=0.8, candidates=20)
     seeds = list(range(len(pads)))
-    out = decode(model, prompt, attention_mask=mask, seeds=seeds, intervention=slip, **options)
+    out = decode(model, Prompt(prompt, mask), seeds=seeds, intervention=slip, **options)
     for row, pad in enumerate(pads):
         alone = decode(
             model, prompt[row : row + 1, pad:], seeds=[row], intervention=slip, **options

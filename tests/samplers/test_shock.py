@@ -11,7 +11,15 @@ from helpers import TEXT
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.samplers import EntropyShockSampler, KVShock, LoopDetector, LowEntropy, decode
+from phasegpt.samplers import (
+    EntropyShockSampler,
+    KVShock,
+    LoopDetector,
+    LowEntropy,
+    Prompt,
+    Stop,
+    decode,
+)
 
 
 def texts(looped: bool) -> list[Tensor]:
@@ -51,9 +59,10 @@ def test_a_loop_shorter_than_the_match_overlaps_itself() -> None:
     assert LoopDetector(match=50).first(ids) is None
 
 
-def run(model: Any, ids: Tensor, shock: KVShock, **options: Any) -> Tensor:
-    given = {"max_new_tokens": 30, "seeds": range(1, len(ids) + 1), **options}
-    return decode(model, ids, intervention=shock, **given)
+def run(model: Any, ids: Any, shock: KVShock, **options: Any) -> Tensor:
+    if "seeds" not in options:
+        options["seeds"] = range(1, len(ids) + 1)
+    return decode(model, ids, intervention=shock, **{"max_new_tokens": 30, **options})
 
 
 def always(patience: int = 3) -> LowEntropy:
@@ -133,7 +142,7 @@ def test_padding_is_neither_shocked_nor_counted(hf: Callable, ids: Callable) -> 
     mask = torch.tensor([[0] * 7 + [1] * 3, [1] * 10])
     batch = torch.stack((torch.cat((torch.zeros(7).long(), short[0])), ids(1, 10)[0]))
     padded = KVShock(1.0, detector=always(2))
-    both = run(hf("gpt2"), batch, padded, seeds=[4, 5], attention_mask=mask)
+    both = run(hf("gpt2"), Prompt(batch, mask), padded, seeds=[4, 5])
     assert torch.equal(both[0, 7:], out[0])
     mine = [e._replace(entropy=0.0) for e in padded.events if e.row == 0]
     assert mine == [e._replace(entropy=0.0) for e in alone.events]
@@ -141,7 +150,7 @@ def test_padding_is_neither_shocked_nor_counted(hf: Callable, ids: Callable) -> 
 
 def test_a_row_that_has_ended_is_left_alone(hf: Callable, ids: Callable) -> None:
     shock = KVShock(0.1, detector=always(2), cooldown=0)
-    out = run(hf("gpt2"), ids(2, 5), shock, stop_ids=range(33), max_new_tokens=25)
+    out = run(hf("gpt2"), ids(2, 5), shock, stop=Stop(range(33)), max_new_tokens=25)
     ends = {i: int((row[5:] < 33).nonzero()[0]) + 6 for i, row in enumerate(out)}
     after = KVShock(0.1, detector=always(2), cooldown=0)
     run(hf("gpt2"), ids(2, 5), after, max_new_tokens=25)
