@@ -26,9 +26,11 @@ class EvaluateConfig(Section):
     batch_size: int = option(16, "windows at a time", ge=1, le=1_000_000)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
     data_path: str | None = option(
-        None, "another place of the text (checkpoints trained with data=text)"
+        None, "another place of the text, or another text (trained with data=text)"
     )
-    cache_dir: str | None = option(None, "another token cache than the run's")
+    cache_dir: str | None = option(
+        None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"
+    )
     output: str | None = option(None, "the JSON; null: RUN/evaluation-SPLIT.json")
     debug: bool = option(False, "true: show tracebacks")
 

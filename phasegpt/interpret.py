@@ -56,9 +56,11 @@ class InterpretConfig(Section):
     seed: int = option(0, "of what is scrambled", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
     data_path: str | None = option(
-        None, "another place of the text (checkpoints trained with data=text)"
+        None, "another place of the text, or another text (trained with data=text)"
     )
-    cache_dir: str | None = option(None, "another token cache than the run's")
+    cache_dir: str | None = option(
+        None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"
+    )
     output: str | None = option(None, "a folder; null: RUN/interpretation")
     debug: bool = option(False, "true: show tracebacks")
 
