@@ -19,6 +19,7 @@ Arm = dict[str, Any]
 _BAND, _BASE, _PHASE = "#12805c", "#8a94a6", "#2f5bea"
 _COLUMNS = 4  # of histograms
 _STYLES = ("-", "--", ":", "-.")
+_TOGETHER = 8  # arms of different colours in one panel
 
 
 def draw(view: dict[str, Any], study: Path) -> list[Path]:
@@ -51,38 +52,48 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _colours(count: int) -> list[Any]:
-    from matplotlib import colormaps
-
-    return [colormaps["tab10" if count <= 10 else "tab20"](i % 20) for i in range(count)]
-
-
 def _curves(arms: Sequence[Arm], target: Sequence[float]) -> Any:
-    """Validation perplexity and R of every arm over training, mean over seeds and range."""
+    """Validation perplexity and R of every arm over training, mean over seeds and range.
+
+    A row for every few arms, so that no two of one panel share a colour; the others are grey.
+    """
     if not any(arm["curve"] for arm in arms):
         return None
-    figure = _figure(12, max(4.0, 0.6 + 0.19 * len(arms)))
-    left, right = figure.subplots(1, 2)
-    _perplexity(left, arms, "validation perplexity")
-    for arm, colour in zip(arms, _colours(len(arms)), strict=True):
-        for style, curve in zip(_STYLES * 9, arm["R_curves"].values(), strict=False):
-            _band(right, curve, colour, style=style)
-    if right.lines:
-        shaded = right.axhspan(*target, color=_BAND, alpha=0.1, lw=0)
-        shaded.set_label(f"target band of R, {target[0]:.2f} to {target[1]:.2f}")
-        title = "R of training batches (phase_sync: of prefixes)"
-        right.set(title=title, xlabel="optimizer step", ylim=(0, 1))
-    else:
-        right.set_axis_off()
-    figure.legend(loc="outside right upper", frameon=False, fontsize=7)
+    groups = [arms[i : i + _TOGETHER] for i in range(0, len(arms), _TOGETHER)]
+    figure = _figure(12, max(4.0, 3.2 * len(groups)))
+    rows = figure.subplots(len(groups), 2, squeeze=False, sharex=True, sharey="col")
+    for (left, right), group in zip(rows, groups, strict=True):
+        for arm in arms:
+            if arm not in group and arm["curve"]:
+                left.plot(arm["curve"]["steps"], arm["curve"]["mean"], color="0.85", lw=0.8)
+        _perplexity(left, group)
+        for number, arm in enumerate(group):
+            for style, curve in zip(_STYLES * 9, arm["R_curves"].values(), strict=False):
+                _band(right, curve, f"C{number}", style=style)
+        if any(arm["R_curves"] for arm in arms):
+            right.axhspan(*target, color=_BAND, alpha=0.1, lw=0)
+            right.set(ylim=(0, 1))
+        else:
+            right.set_axis_off()
+        right.legend(
+            *left.get_legend_handles_labels(),
+            **{"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False},
+            fontsize=8,
+        )
+    rows[0][0].set_title("validation perplexity")
+    if rows[0][1].axison:
+        band = f"shaded: target band, {target[0]:.2f} to {target[1]:.2f}"
+        rows[0][1].set_title(f"R of training batches ({band})")
+    for axes in rows[-1]:
+        axes.set_xlabel("optimizer step")
     return figure
 
 
-def _perplexity(axes: Any, arms: Sequence[Arm], title: str) -> None:
+def _perplexity(axes: Any, arms: Sequence[Arm]) -> None:
     """Validation perplexity of every arm over training."""
-    for arm, colour in zip(arms, _colours(len(arms)), strict=True):
-        _band(axes, arm["curve"], colour, label=f"{arm['arm']} (n={arm['n']})")
-    axes.set(title=title, xlabel="optimizer step", yscale="log")
+    for number, arm in enumerate(arms):
+        _band(axes, arm["curve"], f"C{number}", label=f"{arm['arm']} (n={arm['n']})")
+    axes.set(yscale="log")
     for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         axis("{x:g}")
 
@@ -147,7 +158,7 @@ def _forest(arms: Sequence[Arm], baseline: str | None) -> Any:
         figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True
     ):
         far = _intervals(axes, arms, name)
-        axes.set_xlabel(f"{label}, paired by seed, 95% interval{far}", fontsize=9)
+        axes.set_xlabel(f"{label}\npaired by seed, 95% interval{far}", fontsize=9)
     return figure
 
 
@@ -183,12 +194,18 @@ def _phases(arms: Sequence[Arm]) -> Any:
         left.plot([np.mean(R - dR), np.mean(R)], [y, y], color="0.6", zorder=1)
         left.scatter(R, [y] * len(R), s=14, color="C0", label=None if y else "R, a seed each")
         left.scatter(R - dR, [y] * len(R), s=14, color="C1", label=None if y else "R at K = 0")
-        right.scatter(R, arm["ppl"], s=14, color="C0")
-        right.annotate(arm["arm"], (float(np.mean(R)), float(np.mean(arm["ppl"]))), fontsize=6)
-    labels = [arm["arm"] for arm in ranked]
+        right.scatter(R, arm["ppl"], s=9, color="0.75", zorder=1)
+        right.annotate(
+            str(len(ranked) - y),
+            (float(np.mean(R)), float(np.mean(arm["ppl"]))),
+            **{"fontsize": 7, "ha": "center", "va": "center", "color": "white"},
+            bbox={"boxstyle": "circle,pad=0.15", "color": "C0"},
+        )
+    labels = [f"{arm['arm']}  {len(ranked) - y}" for y, arm in enumerate(ranked)]
     left.set(yticks=range(len(ranked)), yticklabels=labels, xlabel="R of the last validation")
     left.legend(frameon=False, fontsize=8)
     right.set(xlabel="R of the last validation", ylabel="best validation perplexity")
+    right.set_title("numbers: means of the arms at the left; grey: seeds", fontsize=9)
     return figure
 
 
@@ -198,11 +215,12 @@ def _leaky(arms: Sequence[Arm], baseline: str | None) -> Any:
         return None
     figure = _figure(12, max(4.0, 0.6 + 0.26 * len(arms)))
     left, right = figure.subplots(1, 2)
-    _perplexity(left, arms, "LEAKY, they see the future: validation perplexity")
+    _perplexity(left, arms)
+    left.set(title="LEAKY, they see the future: validation perplexity", xlabel="optimizer step")
     left.legend(frameon=False, fontsize=7)
     if any(arm["difference"] for arm in arms):
         far = _intervals(right, arms, "difference")
-        label = f"what the leak buys: minus {baseline}, paired, 95% interval{far}"
+        label = f"what the leak buys: minus {baseline}\npaired by seed, 95% interval{far}"
         right.set_xlabel(label, fontsize=9)
     else:
         right.set_axis_off()
