@@ -3,9 +3,12 @@
 `import phasegpt` is light and compiles nothing; what it offers is imported on first use:
 
     cfg = phasegpt.compose(["+experiment=quickstart", "attention.coupling=0.5"])
-    model = phasegpt.build(cfg)
+    model = phasegpt.build(cfg)                   # fresh weights, in training mode; no data is read
     out = model(idx_BT, return_phase=True)        # out.logits, out.phase[2].theta, .R
-    model = phasegpt.load("runs/...", which="best")
+    record = phasegpt.fit(cfg, "runs/mine")       # train; what run.json holds
+    model = phasegpt.load("runs/mine", which="best")     # in eval mode
+    model = phasegpt.GPT.from_hf("gpt2")          # published weights, in eval mode
+    rows = phasegpt.ops.kuramoto_rows(theta0_BTHN, omega_HN, coupling_H, steps=10, dt=0.1)
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from phasegpt.core.composition import check_groups, misspelt
+from phasegpt.core.composition import check_groups, help_page, misspelt
 from phasegpt.core.errors import CheckpointError, ConfigError, Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -73,6 +73,9 @@ def launch(
     Where Hydra refuses the command line for a misspelt key, the nearest key is named too. `after`
     is called once main has ended, by an error too, and returns a status of its own.
     """
+    if sys.argv[1:] in (["--help"], ["-h"]):
+        sys.stdout.write(help_page(config_name) + "\n")
+        return
     sys.argv[1:] = literal(sys.argv[1:], *keys)
     guarded(lambda: check_groups(sys.argv[1:]))
     code: Any = 0

@@ -10,8 +10,8 @@ python scripts/analyze_results.py results          tables, figures and pages fro
 import argparse
 from pathlib import Path
 
-from phasegpt.analysis import collect, write_study
-from phasegpt.analysis.study import TEST_FILE, best_test_score
+from phasegpt.analysis.study import TEST_FILE, best_test_score, collect
+from phasegpt.analysis.study_view import write_study
 from phasegpt.analysis.tables import cells, summary
 from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError, UserError

@@ -13,8 +13,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from phasegpt.analysis import read_records, statistics, verdicts
+from phasegpt.analysis import statistics, verdicts
 from phasegpt.analysis.statistics import Comparison
+from phasegpt.analysis.study import read_records
 from phasegpt.cli import guarded
 from phasegpt.core.files import write_output
 from phasegpt.training import preregistration

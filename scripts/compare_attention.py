@@ -8,7 +8,7 @@ Writes attention.json, from which attention.png and the page of the study are ma
 import argparse
 from pathlib import Path
 
-from phasegpt.analysis import write_study
+from phasegpt.analysis.study_view import write_study
 from phasegpt.cli import device, guarded
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import write_json

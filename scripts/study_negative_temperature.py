@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from phasegpt.analysis.temperature import Reader, once, write_table
+from phasegpt.analysis.temperature_study import Reader, once, write_table
 from phasegpt.cli import guarded, training_corpus
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import write_atomic

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from phasegpt.analysis.temperature import Reader, draw_curve, once, write_table
+from phasegpt.analysis.temperature_study import Reader, draw_curve, once, write_table
 from phasegpt.cli import guarded, training_corpus
 from phasegpt.core.randomness import keyed_seed
 from phasegpt.model.checkpoint import load_run

@@ -4,6 +4,7 @@ LAYERS is the map of the package. A new module gets its number there.
 """
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -13,8 +14,12 @@ from typing import NamedTuple
 
 import pytest
 from helpers import ROOT
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
 
 import phasegpt
+from phasegpt.core.composition import CONF_DIR, help_page
 
 PACKAGE = ROOT / "phasegpt"
 
@@ -265,9 +270,35 @@ def test_a_command_answers_help_with_a_page_before_torch_is_loaded(
     assert all(len(line) <= 110 for line in page.splitlines() if line not in groups)
 
 
+@pytest.mark.parametrize("name", ["config", "generate"])
+def test_the_help_page_is_the_one_that_hydra_prints(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = help_page(name)
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        if name != "config":  # that page alone has the groups, and listing them takes a second
+            monkeypatch.setattr(hydra, "format_config_groups", lambda *_: "")
+        hydra.app_help(name, get_args_parser(), get_args([]))
+    assert capsys.readouterr().out == page + "\n"
+
+
 def test_composing_a_configuration_loads_no_torch() -> None:
     loaded, _ = after("import phasegpt; phasegpt.compose(['+experiment=quickstart'])")
     assert not loaded & HEAVY
+
+
+def test_reading_runs_and_judging_texts_load_no_torch() -> None:
+    loaded, printed = after(
+        "from phasegpt.analysis import study, tables, texts, verdicts\n"
+        "from phasegpt.data import ngram\n"
+        "from phasegpt.training import jobs, run_folder\n"
+        "print(run_folder.read_phases('nowhere'))\n"
+        "print(texts.NGramJudge('abababab').nats_per_char('aba') < 1)\n"
+    )
+    assert printed.split() == ["{}", "True"]
+    assert not loaded & (HEAVY - {"numpy"} | {"hydra", "scipy", "pandas"})
 
 
 def test_what_the_package_offers_is_there() -> None:
@@ -276,3 +307,17 @@ def test_what_the_package_offers_is_there() -> None:
     assert set(phasegpt.__all__) == set(LAZY) | {"ops"}
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = phasegpt.nothing
+
+
+@pytest.mark.parametrize("first", [name for name in phasegpt.__all__ if name != "__version__"])
+def test_a_name_of_the_package_is_the_same_after_any_other_and_any_module(first: str) -> None:
+    wanted = getattr(phasegpt, first)
+    for name in (*phasegpt.__all__, first):
+        getattr(phasegpt, name)
+        assert getattr(phasegpt, first) is wanted
+    for module in FILES:
+        if module not in ("phasegpt.ops.__main__",):
+            importlib.import_module(module)
+        assert getattr(phasegpt, first) is wanted, module
+    modules = {m.split(".")[1] for m in FILES if m != "phasegpt"}
+    assert not modules & (set(phasegpt.__all__) - {"ops"})  # such a module would take its place

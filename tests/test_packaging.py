@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 
-SHIPPED = {".py", ".cu", ".cpp", ".html", ".css", ".js"}
+SHIPPED = {".py", ".typed", ".cu", ".cpp", ".h", ".html", ".css", ".js"}
 BUILD = [sys.executable, "-m", "build", "--no-isolation"]
 
 

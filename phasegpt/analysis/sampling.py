@@ -1,8 +1,9 @@
 """A study of samplers is a folder: arms/*.json (a record each), table.csv, table.md, frontier.png.
 
-Records are made once (phasegpt.benchmark) and committed; tables and picture follow from them alone.
-A record holds every metric of every sample; row i of all arms has the same prompt and seed, so arms
-are compared row by row. Intervals are 95% and about these prompts, this model and this judge.
+Records are made once (phasegpt.analysis.sampler_bench) and committed; tables and picture follow
+from them alone. A record holds every metric of every sample; row i of all arms has the same prompt
+and seed, so arms are compared row by row. Intervals are 95% and about these prompts, this
+model and this judge.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A study is a folder with runs/*.json, one small record per run; all else there follows from them.
 
-Records are copied from run folders once and committed. phasegpt.analysis.tables, figures and report
+Records are copied from run folders once and committed. The modules tables, study_figures and report
 make the other files.
 """
 
@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from phasegpt.attention import coupled_axis
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import read_json, write_atomic
-from phasegpt.phase import first_prefix
 from phasegpt.training.metric_names import with_names_of_today
 from phasegpt.training.run_folder import FINISHED, curves, read_record
 
@@ -48,6 +46,7 @@ def collect(runs: Path, study: Path) -> list[Path]:
     Raises ConfigError where the study has runs of another size, as scales are not mixed, or a
     record of the same name with another configuration; then nothing is written.
     """
+    # The finished runs; one size and one configuration by name, with what the study has already.
     records = {path.parent: read_record(path.parent) for path in sorted(runs.glob("*/run.json"))}
     records = {path: r for path, r in records.items() if r.get("status") in FINISHED}
     there = read_records(study)
@@ -65,6 +64,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
                 f"{folder} of {new}; give the run's study another folder, or delete the record to "
                 f"replace it"
             )
+
+    # Each record with what else its run folder knows, small enough to commit.
     written = []
     for folder, record in records.items():
         record["curves"] = curves(folder / "metrics.csv", _CURVES, _POINTS)
@@ -72,6 +73,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
             record["R_histogram"] = histograms
         if score := best_test_score(folder, record):
             record["best"] |= {"test/loss": score["loss"], "test/ppl": score["perplexity"]}
+
+        # Sorted and without spaces: the same run gives the same bytes.
         target = study / "runs" / f"{folder.name}.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record, sort_keys=True, separators=(",", ":"))
@@ -114,6 +117,9 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     files = sorted((folder / "phase").glob("step-*.npz"))
     if not files:
         return {}
+    from phasegpt.attention import coupled_axis  # they load torch, which a study does not need
+    from phasegpt.phase import first_prefix
+
     over_prefix = coupled_axis(record["config"]["attention"]) == "prefix"
     found = {}
     with np.load(files[-1]) as arrays:

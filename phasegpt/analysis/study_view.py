@@ -115,8 +115,11 @@ def _spread(values: list[float | None]) -> list[float]:
 
 def write_study(study: Path) -> list[Path]:
     """Tables, PNGs and report.html, from runs/*.json and attention.json alone: same bytes again."""
+    # Records to rows (statistics), rows to tables, both to what figures show.
     found, page = summary(study), study / "report.html"
     tables, view = write_tables(study, found), study_view(study, found)
+
+    # The page holds the tables as text too; PNGs show the same view.
     sources = {path.name: path.read_text() for path in tables if path.stem == "table"}
     write_atomic(page, study_page({**view, "sources": sources}).encode())
     return [*tables, *study_figures.draw(view, study), page]

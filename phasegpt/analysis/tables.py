@@ -83,16 +83,9 @@ class Summary(NamedTuple):
 
 
 def summary(study: Path, baseline: str | None = None) -> Summary:
-    """Records, baseline (default: `baseline_of`) and rows of a study; see `summarise`."""
-    arms = load_records(study)
-    if baseline and baseline not in arms:
-        raise ConfigError(f"{study} has no arm {baseline!r}; choose from: {', '.join(arms)}")
-    baseline = baseline or baseline_of(arms)
-    return Summary(arms, baseline, _rows(arms, baseline))
+    """Records by arm, baseline (default: `baseline_of`) and rows of a study.
 
-
-def summarise(study: Path, baseline: str | None = None) -> list[Row]:
-    """A row per arm, best first, of leaky arms after the others; what is not defined is None.
+    Rows: a row per arm, best first, of leaky arms after the others; what is not defined is None.
 
     Best is the lowest difference from the baseline over common seeds: means over other seeds do not
     compare. (Without a baseline: the lowest mean.)
@@ -106,7 +99,11 @@ def summarise(study: Path, baseline: str | None = None) -> list[Row]:
     test perplexity of the best validation's weights. Raises ConfigError for a baseline that is no
     arm.
     """
-    return summary(study, baseline).rows
+    arms = load_records(study)
+    if baseline and baseline not in arms:
+        raise ConfigError(f"{study} has no arm {baseline!r}; choose from: {', '.join(arms)}")
+    baseline = baseline or baseline_of(arms)
+    return Summary(arms, baseline, _rows(arms, baseline))
 
 
 def _rows(arms: Mapping[str, Records], baseline: str | None) -> list[Row]:

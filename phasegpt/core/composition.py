@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from phasegpt.core.errors import ConfigError
@@ -90,6 +91,23 @@ def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]
         and not key.startswith(("+", "~", "hydra", "experiment"))
         and difflib.get_close_matches(key, known, n=1)
     ]
+
+
+def help_page(config_name: str) -> str:
+    """What `--help` prints: hydra.help.template of a primary configuration, with the groups.
+
+    The same text as Hydra's, which composes conf/ once for every group to list them.
+    """
+    import yaml
+
+    groups: dict[str, list[str]] = {}
+    for path in CONF_DIR.rglob("*.yaml"):
+        if path.parent != CONF_DIR:
+            groups.setdefault(path.parent.relative_to(CONF_DIR).as_posix(), []).append(path.stem)
+    lines = [f"{name}: {', '.join(sorted(options))}\n" for name, options in sorted(groups.items())]
+    config = yaml.safe_load((CONF_DIR / f"{config_name}.yaml").read_text(encoding="utf-8"))
+    template: str = config["hydra"]["help"]["template"]
+    return Template(template).substitute(APP_CONFIG_GROUPS="".join(lines))
 
 
 def plain(config: Any) -> dict[str, Any]:

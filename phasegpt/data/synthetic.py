@@ -5,7 +5,7 @@ speakers introduce and come back to, and questions that wait for an answer. So c
 name behind a comma is the previous speaker's, "they" follows "pearls", "the silver key" appears
 because somebody found it ten lines ago, and "Yes, you found it" depends on who did.
 
-One walk through the grammar (grammar.py, over the memory in scene.py) serves both directions. At
+One walk through the grammar (_grammar.py, over the memory in _scene.py) serves both directions. At
 each random choice it calls `pick(options, weights)`: the sampler draws one and writes it, the
 scorer reads which one stands in the text and adds log(weight / total). Every option is visible
 in the text and none is the beginning of another, so at most one fits: every text has at most one

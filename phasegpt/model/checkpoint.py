@@ -16,13 +16,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from phasegpt.attention._migration import migrated
 from phasegpt.core.errors import CheckpointError
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
 from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
+from phasegpt.model.migration import migrated
 
 Which = Literal["best", "last"]
 _SUMS = "SHA256SUMS"

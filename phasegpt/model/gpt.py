@@ -164,6 +164,7 @@ class GPT(nn.Module):
         see phasegpt.attention.ReturnPhase. Raises ConfigError when the tokens do not fit into
         block_size.
         """
+        # Where these tokens stand.
         start = cache.length if cache is not None else 0
         T = idx_BT.shape[1]
         if start + T > self.config.block_size:
@@ -171,11 +172,15 @@ class GPT(nn.Module):
                 f"cannot attend to {start + T} tokens: model.block_size is "
                 f"{self.config.block_size}; pass fewer tokens"
             )
+
+        # Tokens and learned positions into the residual stream.
         x_BTD = self.transformer["wte"](idx_BT)
         if "wpe" in self.transformer:
             position = torch.arange(start, start + T, device=idx_BT.device)
             x_BTD = x_BTD + self.transformer["wpe"](position)
         x_BTD = self.transformer["drop"](x_BTD)
+
+        # Every block adds its attention and its MLP; phase layers hand out their phases.
         recompute = self.config.activation_checkpointing and self.training and cache is None
         phases: dict[int, Phase] = {}
         for layer, block in enumerate(self.blocks):
@@ -190,6 +195,8 @@ class GPT(nn.Module):
                 x_BTD, phase = block(x_BTD, layer_cache, perturbation, return_phase)
             if phase is not None:
                 phases[layer] = phase
+
+        # The stream, normalised, against every word (the head is the embedding).
         return GPTOutput(self.lm_head(self.transformer["ln_f"](x_BTD)), phases)
 
     def new_cache(self) -> Cache:
@@ -213,9 +220,10 @@ class GPT(nn.Module):
     def from_hf(cls, name_or_folder: str | Path) -> GPT:
         """GPT-2's published weights: a folder with config.json and model.safetensors, or a hub id.
 
-        Reads the files itself, without transformers. Raises CheckpointError.
+        In eval mode, as phasegpt.load returns it; call train() to go on training. Reads the files
+        itself, without transformers. Raises CheckpointError.
         """
         folder = gpt2_weights.find(name_or_folder)
         model = cls(gpt2_weights.config(folder), seed=0)
         gpt2_weights.fill(model, folder)
-        return model
+        return model.eval()

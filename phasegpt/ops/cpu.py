@@ -29,6 +29,7 @@ from torch import Tensor
 from phasegpt.core.diskcache import build_once, cache_dir, digest
 
 SOURCE = Path(__file__).with_name("kuramoto.cpp")
+HEADERS = sorted(SOURCE.parent.glob("cpu_*.h"))
 LIBRARY, SECONDS = "kuramoto.so", "build_seconds"  # what a folder of the cache holds
 
 # No option may assume finite numbers: a NaN has to come out as one.
@@ -124,7 +125,8 @@ def _attempt() -> _Kernels | str:
     """The library, or why there is none."""
     try:
         compiler = _compiler()
-        parts = (SOURCE.read_text(encoding="utf-8"), *FLAGS, *compiler.command, compiler.version)
+        texts = [path.read_text(encoding="utf-8") for path in (SOURCE, *HEADERS)]
+        parts = (*texts, *FLAGS, *compiler.command, compiler.version)
         folder = cache_dir() / "kernels" / digest(*parts, _processor())
         try:
             build_once(folder, functools.partial(_compile, compiler))

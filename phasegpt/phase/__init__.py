@@ -31,7 +31,6 @@ from phasegpt.phase.field import (
     attention_force,
     attention_order_parameter,
     effective_keys,
-    locking_residual,
     mean_field_force,
     permute_within_prefix,
     prefix_force,
@@ -52,14 +51,11 @@ from phasegpt.phase.order import (
     prefix_order_parameter,
     prefix_ppc,
     resultant_length,
-    windowed_order_parameter,
 )
 from phasegpt.phase.spread import (
     loss_correlation,
     offset_spread,
     participation_ratio,
-    phase_entropy,
-    von_mises_kappa,
 )
 
 __all__ = [
@@ -80,7 +76,6 @@ __all__ = [
     "first_prefix",
     "locked_fraction",
     "locking_clusters",
-    "locking_residual",
     "loss_correlation",
     "mean_field_force",
     "mean_phase",
@@ -93,7 +88,6 @@ __all__ = [
     "order_parameter",
     "participation_ratio",
     "permute_within_prefix",
-    "phase_entropy",
     "phase_locking_values",
     "ppc",
     "prefix_force",
@@ -102,6 +96,4 @@ __all__ = [
     "resultant_length",
     "susceptibility",
     "uncoupled_phases",
-    "von_mises_kappa",
-    "windowed_order_parameter",
 ]

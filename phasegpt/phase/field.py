@@ -46,14 +46,6 @@ def attention_force(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     return _pull(theta_BTHN, *_attended(theta_BTHN, attention_BHTT))
 
 
-def locking_residual(velocity: Tensor, dim: int = -1) -> Tensor:
-    """Standard deviation over `dim` of dtheta/dt = omega + K force: 0 where all move as one.
-
-    Null: that of omega alone (K = 0).
-    """
-    return velocity.std(dim, correction=0)
-
-
 def attention_order_parameter(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     """R_t = |sum_u A_tu exp(i theta_u)| of every oscillator, [B,T,H,N]: how far the keys agree.
 

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from phasegpt.phase.polar import modulus
 
@@ -84,20 +83,6 @@ def prefix_order_parameter(theta: Tensor, dim: int = 1) -> Tensor:
 def prefix_ppc(theta: Tensor, dim: int = 1) -> Tensor:
     """`debias` of the prefix R along `dim`, same shape as theta; NaN at t = 1, null 0, sd 1/t."""
     return debias(prefix_order_parameter(theta, dim), _counts(theta, dim))
-
-
-def windowed_order_parameter(theta: Tensor, window: int, dim: int = 1) -> Tensor:
-    """R over the last `window` phases up to each one along `dim` (fewer at the start).
-
-    Same shape as theta. Against the token axis it shows where phases agree and where they do
-    not at one time: a chimera map. Null: null_order_parameter(min(t, window)).
-    """
-
-    def total(x: Tensor) -> Tensor:
-        padded = F.pad(x.movedim(dim, -1), (window - 1, 0))
-        return padded.unfold(-1, window, 1).sum(-1).movedim(-1, dim)
-
-    return modulus(total(theta.cos()), total(theta.sin())) / _counts(theta, dim).clamp(max=window)
 
 
 def null_order_parameter(n: Count) -> Count:

@@ -5,41 +5,8 @@ Shapes: B batch, T time, H heads, N oscillators.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
-
-from phasegpt.phase.order import Dim
-
-
-def phase_entropy(theta: Tensor, bins: int = 32, dim: Dim = -1) -> Tensor:
-    """Entropy in nats of the histogram of the phases along `dim`, `bins` equal arcs from 0.
-
-    Null: ln(bins) - (bins - 1) / 2n for n >> bins phases (Miller and Madow 1955); 0 if all lie
-    in one arc.
-    """
-    dims = (dim,) if isinstance(dim, int) else tuple(dim)
-    theta = theta.movedim(dims, tuple(range(-len(dims), 0))).flatten(-len(dims))
-    arc = (theta.remainder(2 * math.pi) * (bins / (2 * math.pi))).long().clamp(max=bins - 1)
-    counts = theta.new_zeros(*theta.shape[:-1], bins)
-    counts.scatter_add_(-1, arc, torch.ones_like(theta))
-    return torch.special.entr(counts / theta.shape[-1]).sum(-1)
-
-
-def von_mises_kappa(R: Tensor) -> Tensor:
-    """Concentration kappa of the von Mises density whose R is this one: I1(k) / I0(k) = R.
-
-    0 for R = 0, about 2R when small, 1 / (2 (1 - R)) near 1, at most 5e6. Null: about twice
-    null_order_parameter. Newton's method. Source: Mardia and Jupp (2000), 5.3.1; the start is
-    that of Banerjee et al., JMLR 6 (2005), 1345.
-    """
-    r = R.double().clamp(1e-12, 1 - 1e-7)
-    kappa = r * (2 - r**2) / (1 - r**2)
-    for _ in range(4):
-        ratio = torch.special.i1e(kappa) / torch.special.i0e(kappa)
-        kappa = kappa - (ratio - r) / (1 - ratio**2 - ratio / kappa)
-    return kappa.to(R.dtype)
 
 
 def participation_ratio(theta_BTHN: Tensor) -> Tensor:

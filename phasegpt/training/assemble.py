@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.loggers import Logger
 
 from phasegpt.data.corpus import Corpus
 from phasegpt.training import callbacks as cb
@@ -52,18 +55,24 @@ def assemble(
     *,
     gpu: int = 0,
     rank: Rank | None = None,
+    callbacks: Sequence[pl.Callback] = (),
+    loggers: Sequence[Logger] = (),
 ) -> Assembled:
     """Seed, and build model, data, callbacks, loggers and Trainer for `run` in `folder`.
 
     `rank` is this process among several (see multiprocess); all compute, and the first one
-    alone logs, monitors and shows. A single process takes GPU number `gpu`.
+    alone logs, monitors and shows. A single process takes GPU number `gpu`. The user's own
+    `callbacks` and `loggers` come after the run's.
     """
+    # Quiet Lightning, and one seed for what draws from torch's own generator.
     first = rank is None or rank.number == 0
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     # Dropout differs between ranks; the model and the noise have seeds of their own.
     pl.seed_everything(run.seed + (0 if rank is None else rank.number), verbose=False)
+
+    # Model and data.
     t = run.trainer
     cuda = t.accelerator != "cpu" and torch.cuda.is_available()
     lit = LitGPT(run.to_dict(), corpus.tokenizer.state(), corpus.tokenizer.vocab_size)
@@ -80,23 +89,27 @@ def assemble(
     ):
         model.compile()
 
+    # What watches, saves and stops the run, in the order in which it is called.
     attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
     flops_per_token = 6 * model.num_parameters() + attention
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(folder, run.callbacks.checkpoint.every_n_train_steps)
     metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
-    callbacks: list[pl.Callback] = [metrics, cb.RngState(), saver]
+    ours: list[pl.Callback] = [metrics, cb.RngState(), saver]  # Lightning calls savers last
     if first and run.callbacks.phase_monitor.every_n_steps is not None:
         # Before the metrics, whose clock starts again when a validation is over.
-        callbacks.insert(0, PhaseMonitor(run.callbacks.phase_monitor, folder.path))
+        ours.insert(0, PhaseMonitor(run.callbacks.phase_monitor, folder.path))
     if run.callbacks.early_stopping.patience is not None:
-        callbacks.append(cb.EarlyStopping(run.callbacks.early_stopping))
+        ours.append(cb.EarlyStopping(run.callbacks.early_stopping))
     guard = None
     if run.callbacks.collapse_guard.action is not None:
         guard = CollapseGuard(run.callbacks.collapse_guard, metrics, saver)
-        callbacks.append(guard)
+        ours.append(guard)
     if first and run.callbacks.progress_bar:
-        callbacks.append(cb.Progress(metrics, t.max_steps))
+        ours.append(cb.Progress(metrics, t.max_steps))
+    callbacks = [*ours, *callbacks]
+
+    # The Trainer, with everything of Lightning's own off that a run does itself.
     trainer = pl.Trainer(
         default_root_dir=folder.path,
         accelerator="cuda" if cuda else "cpu",
@@ -111,10 +124,10 @@ def assemble(
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         deterministic=t.deterministic,
-        logger=[csv, *extra_loggers(run, folder)] if first else False,
+        logger=[csv, *extra_loggers(run, folder), *loggers] if first else False,
         callbacks=callbacks,
         plugins=[VerifiedIO()] if rank is None else [VerifiedIO(), rank],
-        enable_progress_bar=False,
+        enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,
     )

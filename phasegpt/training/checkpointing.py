@@ -19,17 +19,12 @@ from pytorch_lightning.plugins.io import CheckpointIO
 
 from phasegpt.core.errors import Interrupted
 from phasegpt.model import checkpoint
-from phasegpt.training.run_folder import RunFolder
+from phasegpt.training.run_folder import RunFolder, step_of
 
 
 def step_done(trainer: pl.Trainer, batch_idx: int) -> bool:
     """True when this micro-batch completed an optimizer step."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-
-
-def step_of(path: Path) -> int:
-    """The step in a file's name, step-00000100.ckpt."""
-    return int(path.stem.removeprefix("step-"))
 
 
 def validation_follows(trainer: pl.Trainer, batch_idx: int) -> bool:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from phasegpt.attention._migration import as_hashed, migrated
 from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import Section, flat, number
 from phasegpt.data.config import DataConfig
 from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
+from phasegpt.model.migration import as_hashed, migrated
 from phasegpt.training.callback_config import CallbacksConfig
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def hashed_fields(
     """A run's configuration as a dict, by field, without NOT_HASHED.
 
     `form` is that of `attention`: as hashes have it, or `migrated`, as one would write it now; see
-    phasegpt.attention._migration.
+    phasegpt.model.migration.
     """
     attention = {"attention": form(config["attention"])} if "attention" in config else {}
     return {

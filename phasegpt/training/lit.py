@@ -55,6 +55,7 @@ class LitGPT(pl.LightningModule):
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Loss of one micro-batch: cross-entropy plus the coherence penalty, and what to log."""
+        # Forward, with noise that the step, the sample and the layer determine.
         self._last_idx_BT = batch["idx"]
         r = self.run.regularizer
         out = self.model(
@@ -67,9 +68,13 @@ class LitGPT(pl.LightningModule):
         )
         total, count = nats(out.logits, batch["targets"])
         nll = total / count
+
+        # The penalty on R, under its weight of this step.
         weight = self.penalty_weight.at(self.global_step)
         penalty = self._penalty(out.phase, weight)
         loss = nll if penalty is None else nll + penalty
+
+        # What callbacks log, without a graph.
         R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
         return {"loss": loss, "nll": nll, "penalty": penalty, "lambda": weight, "R": R_H}
 

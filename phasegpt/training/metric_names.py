@@ -20,7 +20,7 @@ HARMONICS = 4  # Daido harmonics R_1..R_4
 #: What callbacks.phase_monitor measures of each layer, and its null: as phase/MEASURE/layerN of a
 #: few rows of the training batch, without its noise, and as phase/val/MEASURE/layerN of the same
 #: windows of the validation text each time. Means over tokens that count, heads and rows. The
-#: arrays of the run folder have the same names (phasegpt.training.phase_monitor.read_phases).
+#: arrays of the run folder have the same names (phasegpt.training.run_folder.read_phases).
 MEASURES = {
     "R_start": "R before the first integration step; null sqrt(pi / 4n) of n phases",
     "R_end": "R after the last step, without training noise; null as above",

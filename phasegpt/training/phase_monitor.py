@@ -29,9 +29,9 @@ from phasegpt.core.files import write_atomic
 from phasegpt.model.gpt import GPT
 from phasegpt.training import phase_measures
 from phasegpt.training.callback_config import PhaseMonitorConfig
-from phasegpt.training.checkpointing import step_done, step_of
+from phasegpt.training.checkpointing import step_done
 from phasegpt.training.loggers import heat_map, showing
-from phasegpt.training.metric_names import today_array
+from phasegpt.training.run_folder import step_of
 
 ROWS = 2  # of the training batch, so that every 50 steps it costs little
 WINDOWS = 8  # of the validation text, spread over it evenly
@@ -72,7 +72,7 @@ def trajectories(model: GPT, idx_BT: Tensor) -> dict[int, Trajectory]:
 
 
 class PhaseMonitor(Callback):
-    """Logs phase/*, and writes phase/step-N.npz; see read_phases."""
+    """Logs phase/*, and writes phase/step-N.npz; see phasegpt.training.run_folder.read_phases."""
 
     def __init__(self, config: PhaseMonitorConfig, folder: Path) -> None:
         """Write arrays below the run's folder."""
@@ -159,20 +159,3 @@ class PhaseMonitor(Callback):
             for layer in layers:
                 counts = kept[f"layer{layer}/theta_HK"].sum(0)
                 logger.histogram(f"phase/theta/layer{layer}", counts, edges, step)
-
-
-def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a run folder by name, stacked over its V validations; `step` [V] says when.
-
-    `layer7/R_HS` is then [V,H,S+1]. Names and shapes: phasegpt.training.phase_measures.ARRAYS,
-    and metric_names.MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
-    """
-    files = sorted((Path(folder) / "phase").glob("step-*.npz"))
-    if not files:
-        return {}
-    loaded = []
-    for path in files:
-        with np.load(path) as file:
-            loaded.append({today_array(name): array for name, array in file.items()})
-    stacked = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
-    return {"step": np.array([step_of(path) for path in files]), **stacked}

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 
-from phasegpt.attention._migration import migrated
 from phasegpt.core.composition import to_yaml
 from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import prepare
 from phasegpt.model import checkpoint
+from phasegpt.model.migration import migrated
 from phasegpt.training import multiprocess
 from phasegpt.training.assemble import assemble
 from phasegpt.training.config import RunConfig, hashed_fields, run_config
@@ -59,8 +62,20 @@ def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
     return found
 
 
-def fit(config: Any, run_dir: str | Path, *, gpu: int = 0) -> dict[str, Any]:
+def fit(
+    config: Any,
+    run_dir: str | Path,
+    *,
+    callbacks: Iterable[Callback] = (),
+    loggers: Iterable[Logger] = (),
+    gpu: int = 0,
+) -> dict[str, Any]:
     """Train `config` (see phasegpt.compose) in `run_dir` and return its run.json as a dict.
+
+    callbacks: Lightning callbacks of your own, called after the run's and before a checkpoint is
+    saved, which keeps their state_dict (tensors and plain values). loggers: Lightning loggers that
+    get what metrics.csv gets, and, if they have a method `cut(step)`, a call before rows past
+    that step are logged again. run.json names the classes of both. Only for trainer.devices=1.
 
     `gpu` is the one to use, counted round where there are fewer. With config.resume the run there
     goes on from its last checkpoint. A finished run is returned unchanged, a collapsed one raises
@@ -70,6 +85,12 @@ def fit(config: Any, run_dir: str | Path, *, gpu: int = 0) -> dict[str, Any]:
 
     run, run_dir = run_config(config), Path(run_dir)
     _check_device(run)
+    extras = {
+        "callbacks": _extras(run, "callbacks", callbacks, Callback),
+        "loggers": _extras(run, "loggers", loggers, Logger),
+    }
+
+    # Hold the folder; what is there must be this configuration's, and not finished.
     folder = RunFolder(run_dir)
     try:
         earlier = folder.record
@@ -80,18 +101,22 @@ def fit(config: Any, run_dir: str | Path, *, gpu: int = 0) -> dict[str, Any]:
         if earlier.get("status") == "ok":
             _say(f"{run_dir} is finished; nothing to do")
             return earlier
+
+        # The text must be the one that the run began with.
         corpus = prepare(run.data)
         if "data" in earlier and earlier["data"]["fingerprint"] != corpus.fingerprint:
             raise CheckpointError(
                 f"the data changed since {run_dir} began; put the old text back, or start anew"
             )
+
+        # Write down what is about to run, then train; how it ended goes into run.json too.
         if "started" not in earlier:
             folder.update(started=_now(), preregistration=stamp(), **provenance(run))
             _write_config(folder, run)
-        folder.update(status="running", data=_describe(corpus), error=None)
-
+        classes = {k: [_class(x) for x in v] for k, v in extras.items() if v or k in earlier}
+        folder.update(status="running", data=_describe(corpus), error=None, **classes)
         try:
-            _train(run, folder, corpus, gpu)
+            _train(run, folder, corpus, gpu, **extras)
         except UserError as error:
             folder.update(status=_STATUS.get(type(error).__name__, "failed"), error=str(error))
             raise
@@ -109,12 +134,13 @@ def fit(config: Any, run_dir: str | Path, *, gpu: int = 0) -> dict[str, Any]:
 _STATUS = {"Collapsed": "collapsed", "Interrupted": "interrupted"}
 
 
-def _train(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int) -> None:
+def _train(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int, **extras: list[Any]) -> None:
     """Build everything, train, and write the results into run.json."""
 
+    # Train; the other processes of the run, if there are any, live as long as this block.
     resume_point, t = _resume_point(run, folder), run.trainer
     with multiprocess.started(run, folder.path, resume_point) as rank:
-        parts = assemble(run, folder, corpus, gpu=gpu, rank=rank)
+        parts = assemble(run, folder, corpus, gpu=gpu, rank=rank, **extras)
         model = parts.lit.model
         parameters = {
             "non_embedding": model.num_parameters(),
@@ -124,9 +150,12 @@ def _train(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int) -> None:
         if not parts.cuda:
             estimate(parts.flops_per_token * parts.tokens_per_step * t.max_steps)
         parts.fit(resume_point)
+
+    # The result: how far it came, why it ended, the best validation, how fast it was.
     draw_curves(folder.path)
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
-    stopped = "max_steps" if last >= t.max_steps else "early_stopping"
+    early = "callback" if run.callbacks.early_stopping.patience is None else "early_stopping"
+    stopped = "max_steps" if last >= t.max_steps else early
     if parts.guard is not None:
         folder.update(guard=parts.guard.events)
         stopped = "collapse_guard" if parts.guard.stopped else stopped
@@ -141,6 +170,8 @@ def _train(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int) -> None:
         tokens_per_s=round(last * parts.tokens_per_step / seconds, 1),
         final=_final(folder.path),
     )
+
+    # A sample, and the closing words.
     text = sample(run, folder, corpus)
     for logger in showing(parts.trainer.loggers) if text else ():
         logger.sample(run.callbacks.sample_text.prompt, text, last)
@@ -177,6 +208,30 @@ def _check_device(run: RunConfig) -> None:
         raise ConfigError(
             "trainer.precision=bf16-mixed is for GPUs; use 32-true, or auto to have it chosen"
         )
+
+
+def _extras(run: RunConfig, name: str, given: Iterable[Any], kind: type) -> list[Any]:
+    """The user's own callbacks or loggers as a list. Raises ConfigError."""
+    if not isinstance(given, Iterable) or isinstance(given, kind):
+        raise ConfigError(f"{name} is a {_class(given)}; give a list of them, {name}=[...]")
+    found = list(given)
+    for one in found:
+        if not isinstance(one, kind):
+            raise ConfigError(
+                f"{name} holds a {_class(one)}; each must be a {_class(kind)}, from the package "
+                f"pytorch_lightning"
+            )
+    if found and run.trainer.devices > 1:
+        raise ConfigError(
+            f"{name}=[{', '.join(map(_class, found))}] with trainer.devices={run.trainer.devices}: "
+            f"the other processes could not have them; leave them out, or set trainer.devices=1"
+        )
+    return found
+
+
+def _class(thing: Any) -> str:
+    kind = thing if isinstance(thing, type) else type(thing)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _final(path: Path) -> dict[str, float]:

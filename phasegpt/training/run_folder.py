@@ -1,7 +1,8 @@
 """The run folder: config.yaml, metrics.csv, run.json, checkpoints/, phase/, curves.png.
 
 Nothing in it is ever lost to a crash: files are replaced whole, and rows of metrics.csv are cut
-only when they lie past the checkpoint from which they will be written again.
+only when they lie past the checkpoint from which they will be written again. Reading one needs
+neither torch nor Lightning.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from phasegpt.core.errors import CheckpointError, DataError
 from phasegpt.core.files import read_json, write_atomic
-from phasegpt.training.config import RunConfig
-from phasegpt.training.metric_names import today, with_names_of_today
+from phasegpt.training.metric_names import today, today_array, with_names_of_today
+
+if TYPE_CHECKING:
+    from phasegpt.training.config import RunConfig
 
 FINISHED = ("ok", "collapsed")
 
@@ -106,6 +109,7 @@ def provenance(run: RunConfig) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """Code, packages and hardware of this process; no machine or user names."""
     import pytorch_lightning as pl
+    import torch
 
     import phasegpt
 
@@ -151,9 +155,31 @@ def curves(path: Path, names: str, points: int) -> dict[str, list[list[float]]]:
     }
 
 
+def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a run folder by name, stacked over its V validations; `step` [V] says when.
+
+    `layer7/R_HS` is then [V,H,S+1]. Names and shapes: phasegpt.training.phase_measures.ARRAYS,
+    and metric_names.MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
+    """
+    files = sorted((Path(folder) / "phase").glob("step-*.npz"))
+    if not files:
+        return {}
+    loaded = []
+    for path in files:
+        with np.load(path) as file:
+            loaded.append({today_array(name): array for name, array in file.items()})
+    stacked = {name: np.stack([arrays[name] for arrays in loaded]) for name in loaded[0]}
+    return {"step": np.array([step_of(path) for path in files]), **stacked}
+
+
+def step_of(path: Path) -> int:
+    """The step in a file's name, step-00000100.ckpt."""
+    return int(path.stem.removeprefix("step-"))
+
+
 def _git() -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout this package runs from, if it is one."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
 
     def git(*args: str) -> str:
         done = subprocess.run(

@@ -7,7 +7,7 @@ import pytest
 from helpers import ROOT, SIX_STEPS, play, script
 
 import phasegpt
-from phasegpt.analysis import collect
+from phasegpt.analysis.study import collect
 from phasegpt.training.run import fit
 
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "reproduce.py"))

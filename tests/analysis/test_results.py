@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from phasegpt.analysis import load_records, write_study
+from phasegpt.analysis.study import load_records
+from phasegpt.analysis.study_view import write_study
 from phasegpt.analysis.tables import baseline_of
 from phasegpt.core.composition import CONF_DIR, compose
 from phasegpt.training.config import run_config

@@ -8,7 +8,6 @@ from helpers import ROOT
 from scipy import stats
 from statsmodels.stats.weightstats import DescrStatsW
 
-from phasegpt.analysis import run_table
 from phasegpt.analysis.statistics import (
     bca,
     detectable,
@@ -23,6 +22,7 @@ from phasegpt.analysis.statistics import (
     verdict,
     within,
 )
+from phasegpt.analysis.study import run_table
 
 D = [-1.0, -2.0, -3.0, -4.0, 0.5]
 

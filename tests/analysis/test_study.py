@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 from helpers import script
 
-from phasegpt.analysis import collect, load_records, summarise, write_study
-from phasegpt.analysis.study import TEST_FILE, loss_sd
-from phasegpt.analysis.study_view import band, study_view
+from phasegpt.analysis.study import TEST_FILE, collect, load_records, loss_sd
+from phasegpt.analysis.study_view import band, study_view, write_study
 from phasegpt.analysis.tables import baseline_of, cells, off_control, summary
 from phasegpt.core.errors import ConfigError, DataError
 
@@ -39,13 +38,13 @@ def ledger(study: Path, arm: str, ppl: list[float], **more: Any) -> None:
 
 
 def rows_of(study: Path) -> dict[str, dict[str, Any]]:
-    return {row["arm"]: row for row in summarise(study)}
+    return {row["arm"]: row for row in summary(study).rows}
 
 
 def test_mean_sd_and_t_interval_of_known_numbers(tmp_path):
     ledger(tmp_path, "b", [4.0, 5.0, 6.0])
     ledger(tmp_path, "a", [3.0])
-    first, second = summarise(tmp_path)
+    first, second = summary(tmp_path).rows
     assert (first["arm"], first["n"], first["sd"], first["low"]) == ("a", 1, None, None)
     assert second["mean"] == 5.0 and second["sd"] == 1.0
     half = 4.302652729911275 / 3**0.5  # Student's t at 0.975 with 2 degrees of freedom
@@ -73,7 +72,7 @@ def test_arms_of_other_seeds_are_ranked_by_their_pairs(tmp_path):
     ledger(tmp_path, "softmax", [5.0, 5.0, 3.0, 3.0])
     ledger(tmp_path, "worse", [5.1, 5.1, 3.1, 3.1])  # its mean, 4.1, is below that of `better`
     ledger(tmp_path, "better", [4.9, 4.9])
-    assert [row["arm"] for row in summarise(tmp_path)] == ["better", "softmax", "worse"]
+    assert [row["arm"] for row in summary(tmp_path).rows] == ["better", "softmax", "worse"]
 
 
 def test_the_baseline_is_softmax_or_the_arm_called_so():
@@ -152,7 +151,7 @@ def test_phases_of_the_last_validation_are_averaged_over_layers_and_seeds(tmp_pa
             found["final"] |= {f"phase/val/dR/layer{layer}": dR + more}
             found["final"] |= {f"phase/val/R_end/layer{layer}": 0.5}
         path.write_text(json.dumps(found))
-    kuramoto, softmax = summarise(tmp_path)
+    kuramoto, softmax = summary(tmp_path).rows
     half = 12.706204736432095 * 0.1  # Student's t, 1 degree of freedom; sd 0.2/sqrt 2, n = 2
     assert kuramoto["dR"] == pytest.approx(0.3)
     assert kuramoto["dR_low"] == pytest.approx(0.3 - half)
@@ -188,7 +187,7 @@ def test_two_records_of_one_seed_in_an_arm_are_refused(tmp_path):
     ledger(tmp_path, "a", [4.0, 5.0])
     (tmp_path / "runs" / "a-seed2.json").write_text(json.dumps(record(1, 5.0)))
     with pytest.raises(ConfigError, match=r"seed 1: a-seed1\.json and a-seed2\.json"):
-        summarise(tmp_path)
+        summary(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +198,7 @@ def test_a_record_that_is_none_is_named(tmp_path, text, said):
     ledger(tmp_path, "a", [4.0])
     (tmp_path / "runs" / "b-seed1.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=rf"b-seed1\.json {said}"):
-        summarise(tmp_path)
+        summary(tmp_path)
 
 
 def test_a_study_without_records_says_so(tmp_path):
@@ -245,7 +244,7 @@ def test_a_record_gets_the_test_perplexity_and_the_histogram_of_the_last_phases(
     assert found["best"]["test/ppl"] == 2.75
     counts = found["R_histogram"]["layer7"]
     assert sum(counts) == 2 * 9 == counts[25]  # 0.513 is between 25 / 50 and 26 / 50
-    (row,) = summarise(tmp_path / "study")
+    (row,) = summary(tmp_path / "study").rows
     assert (row["test"], row["budget"]) == (2.75, 1.0)
     assert (tmp_path / "study" / "histograms.png") in write_study(tmp_path / "study")
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import make_run, play, script
 
-from phasegpt.analysis.temperature import Reader, once
+from phasegpt.analysis.temperature_study import Reader, once
 from phasegpt.cli import training_corpus
 from phasegpt.core.errors import ConfigError
 from phasegpt.interpret import InterpretConfig, interpret, table

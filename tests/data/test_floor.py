@@ -10,7 +10,8 @@ from torch.nn import functional as F
 import phasegpt
 from phasegpt.attention import softmax
 from phasegpt.core.composition import CONF_DIR
-from phasegpt.data.corpus import TrainBatches, prepare
+from phasegpt.data.corpus import prepare
+from phasegpt.data.windows import TrainBatches
 from phasegpt.model.gpt import GPT
 from phasegpt.model.scoring import Score, nats, score
 from phasegpt.training.config import OptimizerConfig, run_config

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.data.corpus import EvalWindows, TrainBatches
+from phasegpt.data.windows import EvalWindows, TrainBatches
 
 # Training batches
 

@@ -105,8 +105,8 @@ def test_documents_begin_at_the_headings_of_wikitext(tmp_path: Path) -> None:
         folder = tmp_path / tokenizer
         folder.mkdir()
         run = checkpoint.load_run(make_run(folder / "r", *text_data(folder, text * 20, tokenizer)))
-        assert run.run is not None
-        corpus = prepare(run.run.data)
+        assert run.config is not None
+        corpus = prepare(DataConfig.parse(run.config["data"]))
         document_T = documents(corpus, "train")
         assert document_T is not None
         raw = bytes(corpus.tokenizer.token_bytes(int(i))[0] for i in corpus.split("train"))
@@ -118,8 +118,9 @@ def test_documents_begin_at_the_headings_of_wikitext(tmp_path: Path) -> None:
 
 
 def test_a_text_without_headings_has_no_documents(runs: list[Path]) -> None:
-    run = checkpoint.load_run(runs[0]).run
-    assert run is not None and documents(prepare(run.data), "val") is None
+    config = checkpoint.load_run(runs[0]).config
+    assert config is not None
+    assert documents(prepare(DataConfig.parse(config["data"])), "val") is None
 
 
 def test_the_commands_compare_two_runs_and_write_records(

@@ -12,8 +12,8 @@ import pytest
 import torch
 from helpers import TEXT, make_run, run_config, text_data
 
-from phasegpt.analysis import write_study
 from phasegpt.analysis.report import flat, pack, sweep_page
+from phasegpt.analysis.study_view import write_study
 from phasegpt.interpret import InterpretConfig, interpret
 
 BROWSER = next(

@@ -49,6 +49,7 @@ def test_logits_equal_hugging_faces_gpt2_of_the_same_weights(hf: tuple[nn.Module
 
 def test_from_hf_reads_sizes_and_is_deterministic_and_tied(hf: tuple[nn.Module, Path]) -> None:
     model = GPT.from_hf(str(hf[1]))
+    assert not any(module.training for module in model.modules())
     c = model.config
     assert (c.n_layer, c.n_head, c.n_embd, c.block_size, c.vocab_size) == (3, 4, 32, 48, 101)
     assert (c.layer_norm_epsilon, c.dropout, c.attention_layers) == (2e-5, 0.1, ())

@@ -1,5 +1,6 @@
 """How the CPU kernels are built: once for each source, compiler and processor, or why not."""
 
+import re
 import resource
 import shutil
 import subprocess
@@ -55,7 +56,18 @@ def test_another_source_and_other_options_are_built_again(
     monkeypatch.setattr(cpu, "FLAGS", (*cpu.FLAGS, "-g"))
     cpu._attempt.cache_clear()
     assert cpu.unavailable() is None
-    assert small() == 3
+    header = cpu.SOURCE.with_name("other.h")
+    header.write_text("// a part of the source")
+    monkeypatch.setattr(cpu, "HEADERS", [*cpu.HEADERS, header])
+    cpu._attempt.cache_clear()
+    assert cpu.unavailable() is None
+    assert small() == 4
+
+
+def test_every_header_of_the_kernels_is_part_of_their_identity() -> None:
+    texts = [path.read_text() for path in (cpu.SOURCE, *cpu.HEADERS)]
+    included = {name for text in texts for name in re.findall(r'#include "(.*)"', text)}
+    assert included == {path.name for path in cpu.HEADERS}
 
 
 def test_processes_and_threads_at_once_build_once(small: Callable[[], int]) -> None:

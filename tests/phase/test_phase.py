@@ -93,22 +93,6 @@ def test_prefix_R_of_independent_tokens_falls_as_886_over_root_t_and_prefix_ppc_
     assert (consistency.mean(0) * t)[1:].abs().max() < 4 / 4000**0.5 * 1.5
 
 
-def test_windowed_R_is_that_of_the_last_phases_alone() -> None:
-    theta = uniform(2, 10, 3)
-    found = phase.windowed_order_parameter(theta, 4)
-    for t in range(10):
-        equal(found[:, t], phase.order_parameter(theta[:, max(0, t - 3) : t + 1], 1))
-    equal(phase.windowed_order_parameter(theta, 10), phase.prefix_order_parameter(theta))
-    equal(phase.windowed_order_parameter(theta.mT, 4, dim=-1), found.mT)
-
-
-def test_windowed_R_shows_where_along_the_tokens_phases_agree() -> None:
-    theta = torch.cat((torch.ones(1, 64, dtype=F64), uniform(1, 64)), 1)
-    found = phase.windowed_order_parameter(theta, 16)
-    equal(found[:, :64], 1)
-    assert found[:, 80:].mean().item() == pytest.approx(phase.null_order_parameter(16), abs=0.1)
-
-
 # --- nulls -----------------------------------------------------------------------------------
 
 
@@ -163,13 +147,6 @@ def test_the_root_mean_square_force_of_independent_phases_is_the_one_stated() ->
     assert force.square().mean().sqrt().item() == pytest.approx((7 / 2) ** 0.5 / 8, rel=0.01)
     force = phase.prefix_force(uniform(DRAWS, 8))[:, 4]
     assert force.square().mean().sqrt().item() == pytest.approx(2**0.5 / 5, rel=0.02)
-
-
-def test_the_locking_residual_is_0_where_all_move_as_one() -> None:
-    omega = torch.tensor([0.6, -0.6], dtype=F64)
-    locked = torch.tensor([math.asin(0.6), 0.0], dtype=F64)  # K sin(phi) = detuning 1.2, K = 2
-    equal(phase.locking_residual(omega + 2 * phase.mean_field_force(locked)), 0)
-    equal(phase.locking_residual(omega), 0.6)
 
 
 # --- attention -------------------------------------------------------------------------------
@@ -339,38 +316,6 @@ def test_independent_phases_are_in_the_band_as_often_as_its_null_says() -> None:
 # --- spread ----------------------------------------------------------------------------------
 
 
-def test_phase_entropy_of_known_histograms() -> None:
-    even = torch.arange(64, dtype=F64) * 2 * math.pi / 64 + 0.01
-    equal(phase.phase_entropy(torch.stack((even, even * 0 - 50.0))), [math.log(32), 0])
-    equal(phase.phase_entropy(even.view(8, 8), dim=(0, 1)), math.log(32))
-    equal(phase.phase_entropy(torch.tensor([0.1, 0.1, 0.1, 3.3], dtype=F64), 2), 0.562335, 1e-6)
-    just_below = torch.tensor([-1e-20], dtype=F64)  # the remainder rounds to 2 pi itself
-    equal(phase.phase_entropy(just_below), 0)
-
-
-def test_phase_entropy_of_independent_phases_has_the_bias_that_is_stated() -> None:
-    n, bins = 1000, 16
-    found = phase.phase_entropy(uniform(500, n), bins).mean().item()
-    assert math.log(bins) - found == pytest.approx((bins - 1) / (2 * n), rel=0.05)
-
-
-def test_kappa_inverts_the_order_parameter_of_the_von_mises_density() -> None:
-    kappa = torch.logspace(-4, 5, 40, dtype=F64)
-    R = torch.special.i1e(kappa) / torch.special.i0e(kappa)
-    torch.testing.assert_close(phase.von_mises_kappa(R), kappa, rtol=1e-5, atol=0)
-    edges = phase.von_mises_kappa(torch.tensor([0.0, 1.0]))
-    assert edges.dtype == torch.float32
-    assert edges[0] < 1e-10
-    assert edges[1].item() == pytest.approx(5e6, rel=0.05)
-
-
-def test_kappa_is_recovered_from_draws_and_small_for_independent_phases() -> None:
-    theta = torch.distributions.VonMises(0.0, 3.0).sample((DRAWS,))
-    assert phase.von_mises_kappa(phase.order_parameter(theta)).item() == pytest.approx(3, rel=0.03)
-    null = phase.von_mises_kappa(phase.order_parameter(uniform(DRAWS, 128))).mean().item()
-    assert null == pytest.approx(2 * phase.null_order_parameter(128), rel=0.03)
-
-
 def test_participation_ratio_counts_the_directions_in_which_tokens_differ() -> None:
     t = torch.arange(60, dtype=F64) * 2 * math.pi / 60
     circle = torch.stack((t, t + 0.5, t - 2), -1).view(1, 60, 1, 3)  # one angle: a plane
@@ -429,7 +374,6 @@ def test_measures_of_phases_do_not_see_whole_turns_or_a_common_shift() -> None:
         phase.mean_field_force,
         phase.prefix_force,
         phase.participation_ratio,
-        lambda x: phase.windowed_order_parameter(x, 3),
         lambda x: phase.attention_order_parameter(x, A),
         lambda x: phase.attention_coherence(x, A),
         lambda x: phase.attention_force(x, A),

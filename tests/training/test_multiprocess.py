@@ -11,9 +11,8 @@ import phasegpt
 from phasegpt.core.errors import Collapsed, ConfigError, Interrupted
 from phasegpt.model import checkpoint
 from phasegpt.training.lit import LitGPT
-from phasegpt.training.phase_monitor import read_phases
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import read_metrics, read_record
+from phasegpt.training.run_folder import read_metrics, read_phases, read_record
 
 TINY = [
     *("attention.layers=[1]", "attention.num_oscillators=8"),

@@ -22,9 +22,9 @@ from phasegpt.training.config import run_config
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.metric_names import MEASURES, SINGLE, TOTAL_BUDGET
 from phasegpt.training.phase_measures import measure
-from phasegpt.training.phase_monitor import WINDOWS, PhaseMonitor, read_phases, trajectories
+from phasegpt.training.phase_monitor import WINDOWS, PhaseMonitor, trajectories
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import read_metrics
+from phasegpt.training.run_folder import read_metrics, read_phases
 
 BAND = (0.35, 0.55)
 TINY = [*SIX_STEPS, "callbacks.sample_text.max_new_tokens=0"]

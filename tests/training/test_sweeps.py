@@ -36,11 +36,12 @@ def launched(monkeypatch, *words: str) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from phasegpt.cli import launch
+    from phasegpt.training.sweeps import Plan
 
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", ["train", *words])
     try:
-        launch(main, config_name="config")
+        launch(main, config_name="config", after=Plan.finish)
     except SystemExit as stopped:
         return stopped.code
     finally:

@@ -1,0 +1,149 @@
+"""What the documents, comments and docstrings name is there: modules, names, files, targets."""
+
+import ast
+import functools
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import ROOT
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "REPRODUCIBILITY.md")),
+    ROOT / "PREREGISTRATION.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "results").rglob("*.md")),
+    *sorted((ROOT / "checkpoints").rglob("*.md")),
+]
+KINDS = {"phasegpt": "py cpp h cu js html", "conf": "yaml", "scripts": "py"}
+SOURCES = [
+    path
+    for folder, endings in KINDS.items()
+    for ending in endings.split()
+    for path in sorted((ROOT / folder).rglob(f"*.{ending}"))
+]
+#: Names that stand for something to be made by the reader.
+PLACEHOLDERS = {
+    "phasegpt/attention/foo.py",
+    "conf/attention/foo.yaml",
+    "results/samplers/mine",
+    "results/samplers/my_run",
+    "results/samplers/gpt2",
+    "results/phase_a_full",
+    "results/phase_b_full",
+}
+
+_DOTTED = re.compile(r"(?<![\w./@-])phasegpt(?:\.[A-Za-z_]\w*)+")
+_FOLDERS = "phasegpt|conf|scripts|tests|docs|results"
+_PATH = re.compile(rf"(?<![\w./@-])(?:{_FOLDERS})/[\w./*-]*[\w*/]")
+_BARE = re.compile(r"(?<![\w./*@<-])(?!llama\.)[a-z_]\w*\.(?:py|cpp|h|cu|js)\b")
+_LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+_MAKE = re.compile(r"(?:^ *|`)make ([a-z][\w-]*)", re.MULTILINE)
+
+
+@functools.cache
+def bare_names() -> set[str]:
+    """The bare names of the repository's source files."""
+    folders = ("phasegpt", "scripts", "tests", "conf")
+    return {path.name for folder in folders for path in (ROOT / folder).rglob("*.*")}
+
+
+def resolves(dotted: str) -> bool:
+    """Whether a dotted name is a module, or a value or a field in one."""
+    first, *rest = dotted.split(".")
+    thing: Any = importlib.import_module(first)
+    at = first
+    for name in rest:
+        at = f"{at}.{name}"
+        if hasattr(thing, name):
+            thing = getattr(thing, name)
+        elif name in getattr(thing, "__annotations__", {}):
+            return True
+        else:
+            try:
+                thing = importlib.import_module(at)
+            except ImportError:
+                return False
+    return True
+
+
+def there(path: str) -> bool:
+    """Whether a path is in the repository, as a file, a folder or a pattern of them."""
+    clean = path.rstrip("/.")
+    if clean in PLACEHOLDERS or "/runs/" in f"{clean}/" or "NAME" in clean:
+        return True
+    return any(ROOT.glob(clean))
+
+
+def prose(path: Path) -> str:
+    """A page, or the docstrings and comments of a source file."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        return text
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
+    nodes = [node for node in ast.walk(ast.parse(text)) if isinstance(node, kinds)]
+    comments = re.findall(r"#.*", text)
+    return "\n".join([*(ast.get_docstring(node, clean=False) or "" for node in nodes), *comments])
+
+
+def blocks(path: Path) -> Iterator[str]:
+    """The Python examples of a page."""
+    yield from re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def known(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_reading_of_a_page_finds_what_it_names(tmp_path: Path) -> None:
+    text = (
+        "see phasegpt.model.gpt.GPT, `phasegpt.nowhere`, phasegpt.training.config.RunConfig.seed;\n"
+        "phasegpt/model/gpt.py, conf/sweep/, tests/nothing.py, conf/*/softmax.yaml and nope.py.\n"
+        "[a](docs/samplers.md#x) [b](https://x/y.md) `make test`\n"
+    )
+    assert [resolves(name) for name in _DOTTED.findall(text)] == [True, False, True]
+    assert [there(path) for path in _PATH.findall(text)] == [True, True, False, True, True]
+    assert _BARE.findall(text) == ["nope.py"]
+    assert _LINK.findall(text) == ["docs/samplers.md", "https://x/y.md"]
+    assert _MAKE.findall(text) == ["test"]
+    module = tmp_path / "m.py"
+    module.write_text('"""a.b"""\nx = "no"\ndef f():\n    """c"""  # d\n')
+    assert prose(module).split() == ["a.b", "c", "#", "d"]
+    assert len(PAGES) > 10 and len(SOURCES) > 150
+
+
+@pytest.mark.parametrize("path", PAGES, ids=known)
+def test_a_page_names_what_is_there(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+    assert [name for name in _DOTTED.findall(text) if not resolves(name)] == []
+    assert [found for found in _PATH.findall(text) if not there(found)] == []
+    assert set(_BARE.findall(text)) - bare_names() == set()
+    assert set(_MAKE.findall(text)) <= targets
+    links = [link for link in _LINK.findall(text) if "://" not in link]
+    assert [link for link in links if not (path.parent / link).exists()] == []
+    for block in blocks(path):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("phasegpt"):
+                for alias in node.names:
+                    assert resolves(f"{node.module}.{alias.name}")
+
+
+def test_comments_and_docstrings_name_what_is_there() -> None:
+    wrong = []
+    for path in SOURCES:
+        text = prose(path)
+        names = [name for name in _DOTTED.findall(text) if not resolves(name)]
+        paths = [found for found in _PATH.findall(text) if not there(found)]
+        bare = sorted(set(_BARE.findall(text)) - bare_names())
+        wrong += [f"{known(path)}: {found}" for found in (*names, *paths, *bare)]
+    assert wrong == []
+
+
+def test_the_map_of_contributing_has_every_folder() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    folders = {path.parent.name for path in (ROOT / "phasegpt").glob("*/__init__.py")}
+    assert {name for name in folders if f"`phasegpt/{name}/" not in text} == set()
