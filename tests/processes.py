@@ -157,4 +157,5 @@ class _Main:
             else:
                 runpy.run_path(name, run_name="__main__")
         finally:
-            atexit._run_exitfuncs()  # which a forked process leaves out
+            threading._shutdown()  # as a Python that ends; a forked process leaves these out
+            atexit._run_exitfuncs()
