@@ -27,6 +27,13 @@ FORKS.set_forkserver_preload(
 )
 
 
+@atexit.register
+def _end_what_a_failed_test_left() -> None:
+    if multiprocessing.parent_process() is None:  # this is the tests' process, not a forked one
+        for child in multiprocessing.active_children():
+            child.kill()
+
+
 class Forked:
     """`python -m MODULE WORD...` or `python SCRIPT WORD...`: what is used of subprocess.Popen.
 
@@ -157,4 +164,5 @@ class _Main:
             else:
                 runpy.run_path(name, run_name="__main__")
         finally:
-            atexit._run_exitfuncs()  # which a forked process leaves out
+            threading._shutdown()  # as a Python that ends; a forked process leaves these out
+            atexit._run_exitfuncs()

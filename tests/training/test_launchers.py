@@ -49,8 +49,10 @@ def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, 
 
 def test_a_job_that_is_requeued_goes_on_from_its_last_checkpoint(tmp_path, text):
     """What Slurm sends before a job's time is over ends it; submitit starts the same job again."""
-    words = [word for word in TWO_STEPS if word != "trainer.max_steps=2"] + text
-    words += ["trainer.max_steps=200", "callbacks.checkpoint.every_n_train_steps=20"]
+    short = {"trainer.max_steps=2", "trainer.val_check_interval=2"}
+    words = [word for word in TWO_STEPS if word not in short] + text
+    words += ["trainer.max_steps=300", "trainer.val_check_interval=20"]
+    words += ["callbacks.checkpoint.every_n_train_steps=20"]
     sweep = tmp_path / "sweep"
     given = ["-m", "+launcher=submitit", f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=job"]
     command = processes.python("-m", "phasegpt.train", *given, *words)
@@ -65,7 +67,7 @@ def test_a_job_that_is_requeued_goes_on_from_its_last_checkpoint(tmp_path, text)
     told = "".join(file.read_text() for file in sweep.rglob("*_log.*"))
     assert "Requeued job" in told and "going on with" in told
     record = read_record(sweep / "job")
-    assert record["status"] == "ok" and record["step"] == 200
+    assert record["status"] == "ok" and record["step"] == 300
     fit(compose(words), tmp_path / "whole")
     whole = checkpoint.read(tmp_path / "whole" / "checkpoints" / "last.ckpt")["state_dict"]
     for name, value in checkpoint.read(saved)["state_dict"].items():

@@ -86,14 +86,29 @@ def planned(tmp_path, monkeypatch):
     return plan
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
-@pytest.mark.parametrize("scale", ["full", "small"])
-def test_a_sweep_composes_its_jobs_at_both_scales(planned, sweep, scale):
-    found = planned(f"+sweep={sweep}", *([f"scale={scale}"] if sweep != "seeds" else []))
-    assert len(found) == SWEEPS[sweep]
+SCALED = [sweep for sweep in SWEEPS if sweep != "seeds"]
+
+
+def assert_apart(found: list[dict]) -> None:
     assert len({job["config_hash"] for job in found}) == len(found)
     assert len({job["name"] for job in found}) == len(found)
     assert not [job for job in found if job["error"]]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_a_sweep_composes_its_jobs_in_full(planned, sweep):
+    found = planned(f"+sweep={sweep}", *(["scale=full"] if sweep in SCALED else []))
+    assert len(found) == SWEEPS[sweep]
+    assert_apart(found)
+
+
+@pytest.mark.parametrize("sweep", SCALED)
+def test_a_sweep_composes_each_of_its_arms_small(planned, sweep):
+    full = planned(f"+sweep={sweep}", "scale=full")
+    arms = dict.fromkeys(job["name"].rpartition("-seed")[0] for job in full)
+    found = planned(f"+sweep={sweep}", "scale=small", "seed=1")
+    assert [job["name"] for job in found] == [f"{arm}-seed1" for arm in arms]
+    assert_apart(found)
 
 
 def test_every_sweep_is_in_the_table_and_has_its_experiments(planned):
@@ -107,14 +122,14 @@ def test_small_scale_wins_over_the_experiment_and_the_user_over_both(planned):
     from phasegpt.core.composition import compose
     from phasegpt.training.config import run_config
 
-    hashes = [job["config_hash"] for job in planned("+sweep=phase_b", "scale=small")]
+    hashes = [job["config_hash"] for job in planned("+sweep=phase_b", "scale=small", "seed=5")]
     words = ["+experiment=phase_b/diverse", "seed=5", "+sweep=phase_b", "scale=small"]
     run = run_config(compose(words))
     assert (run.model.n_layer, run.model.n_embd, run.model.block_size) == (12, 64, 128)
     assert (run.data.batch_size, run.data.tokenizer) == (16, "byte")
     assert run.trainer.max_steps == 1500 and run.attention.options.noise_sigma == 0.03
     assert run.hash == hashes[-1]
-    again = planned("+sweep=phase_b", "scale=small", "trainer.max_steps=7")
+    again = planned("+sweep=phase_b", "scale=small", "seed=5", "trainer.max_steps=7")
     assert again[-1]["config_hash"] == run_config(compose([*words, "trainer.max_steps=7"])).hash
 
 
