@@ -11,24 +11,28 @@ from typing import Any, Literal
 import hydra
 
 from phasegpt.core.composition import CONF_DIR, plain
-from phasegpt.core.sections import Section, number
+from phasegpt.core.sections import Section, option
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig(Section):
     """conf/evaluate.yaml."""
 
-    checkpoint: str | None = None
-    which: Literal["best", "last"] = "best"
-    split: str = "test"
-    context: int | None = number(None, ge=1)
-    stride: int | None = number(None, ge=1)
-    batch_size: int = number(16, ge=1)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    data_path: str | None = None
-    cache_dir: str | None = None
-    output: str | None = None
-    debug: bool = False
+    checkpoint: str | None = option(None, "a run folder, a .ckpt file or an exported folder")
+    which: Literal["best", "last"] = option("best", "of a run folder")
+    split: str = option("test", "train, val or test, where the corpus has it")
+    context: int | None = option(None, "tokens in a window; null: the model's block_size", ge=1)
+    stride: int | None = option(None, "tokens that a window advances; null: context", ge=1)
+    batch_size: int = option(16, "windows at a time", ge=1, le=1_000_000)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
+    data_path: str | None = option(
+        None, "another place of the text, or another text (trained with data=text)"
+    )
+    cache_dir: str | None = option(
+        None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"
+    )
+    output: str | None = option(None, "the JSON; null: RUN/evaluation-SPLIT.json")
+    debug: bool = option(False, "true: show tracebacks")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")

@@ -13,7 +13,7 @@ import hydra
 from phasegpt.core.composition import CONF_DIR, plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import read_text
-from phasegpt.core.sections import Section, number
+from phasegpt.core.sections import Section, option
 
 if TYPE_CHECKING:
     from phasegpt.model.checkpoint import Loaded
@@ -24,44 +24,75 @@ if TYPE_CHECKING:
 class GenerateConfig(Section):
     """conf/generate.yaml. Processors and sampler check their own; temperatures may be infinite."""
 
-    checkpoint: str | None = None
-    which: Literal["best", "last"] = "best"
-    prompt: str = "\n"
-    max_new_tokens: int = number(200, ge=1)
-    temperature: Any = 0.8
-    temperature_high: Any = None
-    burst_every: int | None = None
-    burst_temperature: Any = -1.0
-    burst_length: int = 1
-    top_h: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    typical_p: float | None = None
-    epsilon_cutoff: float | None = None
-    eta_cutoff: float | None = None
-    p_less: bool = False
-    top_n_sigma: float | None = None
-    repetition_penalty: float | None = None
-    dry_multiplier: float | None = None
-    dry_base: float = 1.75
-    dry_allowed_length: int = 2
-    dry_breakers: str = '\n:"*'
-    allowed: str | None = None
+    checkpoint: str | None = option(None, "a run folder, a .ckpt file or an exported folder")
+    which: Literal["best", "last"] = option("best", "of a run folder")
+    prompt: str = option("\n", "the text to continue, taken to the letter")
+    max_new_tokens: int = option(200, "tokens", ge=1, le=100_000_000)
+    temperature: Any = option(
+        0.8,
+        "divides the logits; 0: always the likeliest token, -0.0: the least likely",
+        form="a number of any sign, inf too",
+    )
+    temperature_high: Any = option(
+        None,
+        "from temperature (sure) to this (unsure), by the entropy; null: off",
+        form="a number of any sign, or null",
+    )
+    burst_every: int | None = option(None, "each so many tokens end with a burst; null: off")
+    burst_temperature: Any = option(
+        -1.0, "of a burst; negative; -inf: uniform", form="a negative number, -inf too"
+    )
+    burst_length: int = option(1, "tokens in a burst")
+    top_h: float | None = option(
+        None, "keep the likeliest tokens that sum to this share of the entropy; null: all"
+    )
+    top_k: int | None = option(None, "keep the k likeliest tokens; null: all")
+    top_p: float | None = option(
+        None, "keep the likeliest tokens that sum to this probability; null: all"
+    )
+    min_p: float | None = option(
+        None, "keep tokens at least this many times as probable as the likeliest; null: all"
+    )
+    typical_p: float | None = option(
+        None, "keep tokens of most typical surprise that sum to this probability; null: all"
+    )
+    epsilon_cutoff: float | None = option(
+        None, "keep tokens of at least this probability; null: all"
+    )
+    eta_cutoff: float | None = option(
+        None, "the same, but at most its square root times e^-entropy; null: all"
+    )
+    p_less: bool = option(False, "true: keep tokens at least as probable as drawing one twice")
+    top_n_sigma: float | None = option(
+        None, "keep logits within this many standard deviations of the largest; null: all"
+    )
+    repetition_penalty: float | None = option(
+        None, "above 1: tokens of the text so far become less likely; null: off"
+    )
+    dry_multiplier: float | None = option(
+        None, "nats against a token that would prolong a repetition (DRY); null: off"
+    )
+    dry_base: float = option(1.75, "times this for every further token of the repetition")
+    dry_allowed_length: int = option(2, "tokens from which a repetition counts")
+    dry_breakers: str = option('\n:"*', "characters that a repetition does not reach over")
+    allowed: str | None = option(
+        None,
+        "tokens that may appear; seen: in training; regex: of a token; null: all",
+        form="ascii, seen, regex:PATTERN, words:FILE, or null",
+    )
     sampler: dict[str, Any] = field(default_factory=lambda: {"name": "ancestral"})
-    seed: int = number(1, ge=0)
-    num_samples: int = number(1, ge=1)
-    use_cache: bool = True
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    debug: bool = False
+    seed: int = option(1, "of the samples", ge=0)
+    num_samples: int = option(1, "texts", ge=1, le=1_000_000)
+    use_cache: bool = option(True, "false: recompute everything for each token")
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
+    debug: bool = option(False, "true: show tracebacks")
 
     def __post_init__(self) -> None:
         """Also refuse what would do nothing."""
         super().__post_init__()
-        for name in ("burst_temperature", "burst_length"):
-            self.refuse_idle(name, "burst_every", self.burst_every is not None)
-        for name in ("dry_base", "dry_allowed_length", "dry_breakers"):
-            self.refuse_idle(name, "dry_multiplier", self.dry_multiplier is not None)
+        bursts, dry = self.burst_every is not None, self.dry_multiplier is not None
+        self.refuse_idle(bursts, "burst_every", "burst_temperature", "burst_length")
+        self.refuse_idle(dry, "dry_multiplier", "dry_base", "dry_allowed_length", "dry_breakers")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="generate")

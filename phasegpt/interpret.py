@@ -16,7 +16,7 @@ import hydra
 from phasegpt.core.composition import CONF_DIR, plain
 from phasegpt.core.errors import CheckpointError, ConfigError, UserError
 from phasegpt.core.files import expand, writing
-from phasegpt.core.sections import Section, number
+from phasegpt.core.sections import Section, option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,24 +28,53 @@ if TYPE_CHECKING:
 class InterpretConfig(Section):
     """conf/interpret.yaml."""
 
-    checkpoint: str | None = None
-    which: Literal["best", "last"] = "best"
-    text: str | None = None
-    split: str | None = None
-    tokens: int = number(2048, ge=1)
-    context: int | None = number(None, ge=1)
-    layers: tuple[int, ...] | None = None
-    interventions: bool = True
-    figures: bool = True
-    vocabulary: bool = False
-    rows: int = number(100, ge=1)
-    repeat: str = "Repeat the word {token}. I repeat the word {token}. I repeat the word "
-    seed: int = number(0, ge=0)
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    data_path: str | None = None
-    cache_dir: str | None = None
-    output: str | None = None
-    debug: bool = False
+    checkpoint: str | None = option(
+        None, "a run folder, a .ckpt file, an exported folder, or a folder of runs"
+    )
+    which: Literal["best", "last"] = option("best", "of a run folder")
+    text: str | None = option(None, "a text of your own, to the letter; null: a split")
+    split: str | None = option(
+        None, "train, validation or test; null: validation, unless there is a text"
+    )
+    tokens: int = option(
+        2048, "tokens of the split, in sequences spread evenly over it", ge=1, le=10**9
+    )
+    context: int | None = option(
+        None, "tokens in a sequence; null: at most an eighth of tokens", ge=1
+    )
+    layers: tuple[int, ...] | None = option(
+        None, "phase layers to look at; null: all", form="a list such as [7], or null"
+    )
+    interventions: bool = option(True, "false: leave out K scaled, phases scrambled, S changed")
+    figures: bool = option(True, "false: no PNG and SVG")
+    vocabulary: bool = option(False, "true: a table of the least likely tokens instead")
+    rows: int = option(100, "rows of the table of vocabulary", ge=1)
+    repeat: str = option(
+        "Repeat the word {token}. I repeat the word {token}. I repeat the word ",
+        "vocabulary: a text at whose end {token} should follow",
+    )
+    seed: int = option(0, "of what is scrambled", ge=0)
+    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
+    data_path: str | None = option(
+        None, "another place of the text, or another text (trained with data=text)"
+    )
+    cache_dir: str | None = option(
+        None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"
+    )
+    output: str | None = option(None, "a folder; null: RUN/interpretation")
+    debug: bool = option(False, "true: show tracebacks")
+
+    def __post_init__(self) -> None:
+        """Also refuse what would do nothing."""
+        super().__post_init__()
+        if self.text is not None and self.split is not None:
+            raise ConfigError("text and split are both set; give the one that is to be looked at")
+        self.refuse_idle(self.text is None, "text", "tokens")
+        if not self.vocabulary:
+            self.refuse_idle(self.text is None, "text", "data_path", "cache_dir")
+        self.refuse_idle(self.vocabulary, "vocabulary", "rows", "repeat")
+        measured = ("layers", "interventions", "figures", "seed")
+        self.refuse_idle(not self.vocabulary, "vocabulary", *measured)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="interpret")
@@ -73,8 +102,6 @@ def interpret(settings: InterpretConfig) -> dict[str, Any]:
     from phasegpt.cli import chosen_checkpoint
 
     target = Path(chosen_checkpoint(settings.checkpoint))
-    if settings.text is not None and settings.split is not None:
-        raise ConfigError("text and split are both set; give the one that is to be looked at")
     runs = runs_of(target)
     if settings.vocabulary:
         if runs:

@@ -26,13 +26,14 @@ def train_from_hydra(cfg: Any) -> float | None:
     from hydra.types import RunMode
 
     from phasegpt.training.config import run_config
-    from phasegpt.training.run import choose_folder, fit
 
     settings = HydraConfig.get()
     run_dir = Path(settings.runtime.output_dir)
     given = any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra)
     try:
         run = run_config(cfg)
+        from phasegpt.training.run import choose_folder, fit  # torch, once the values are sound
+
         if settings.mode == RunMode.MULTIRUN:
             from phasegpt.training.sweeps import train_job
 

@@ -133,7 +133,7 @@ OF_ONE_MECHANISM = {
 
 
 def test_experiments_of_one_mechanism_have_no_oscillators_or_a_beta() -> None:
-    attention = {e: composed(f"+experiment={e}").attention for e in EXPERIMENTS}
+    attention = {e: composed(f"+experiment={e}").attention.to_dict() for e in EXPERIMENTS}
     found = {e for e, a in attention.items() if a["name"] == "softmax" or a.get("beta")}
     assert found == OF_ONE_MECHANISM
 
@@ -146,7 +146,7 @@ def test_the_mechanism_is_a_switch_on_every_phase_experiment(experiment: str) ->
         model = gpt.GPT(model_of(after), seed=0)
     assert model.config.attention == "phase_sync"
     assert model.config.attention_layers == model_of(before).attention_layers
-    assert after.attention["coupling"] == before.attention["coupling"]
+    assert after.attention.options.coupling == before.attention.options.coupling
 
 
 @every_experiment
@@ -160,7 +160,7 @@ def test_every_experiment_computes_a_loss_and_its_gradients_at_nano_size(experim
     gradients = [p.grad for p in module.parameters() if p.requires_grad]
     assert 0 < step["nll"] < 10
     assert all(g is not None and g.isfinite().all() for g in gradients)
-    phases = run.attention["layers"] if run.attention["name"] != "softmax" else ()
+    phases = run.attention.layers if run.attention.name != "softmax" else ()
     assert set(step["R"]) == set(phases)
     assert (step["penalty"] is not None) == (run.regularizer.mode != "none")
 
@@ -186,7 +186,7 @@ TRAINED = [
 
 def kind(experiment: str) -> tuple[str, str, str]:
     run = composed(f"+experiment={experiment}")
-    return run.attention["name"], run.regularizer.mode, run.data.corpus
+    return run.attention.name, run.regularizer.mode, run.data.corpus
 
 
 def test_one_experiment_of_each_kind_is_trained() -> None:

@@ -28,7 +28,7 @@ from phasegpt.analysis.texts import NGramJudge
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.core.randomness import keyed_seed
-from phasegpt.core.sections import Section, number
+from phasegpt.core.sections import Section, option
 from phasegpt.model.scoring import perplexity
 from phasegpt.samplers import KVShock, PhaseSlip, Vocabulary, decode
 from phasegpt.training.run_folder import environment
@@ -39,9 +39,9 @@ class Protocol(Section):
     """What is the same for all arms: the published protocol by default."""
 
     prompts: tuple[str, ...]
-    rounds: int = number(40, ge=1)
-    tokens: int = number(200, ge=1)
-    seed: int = number(1, ge=0)
+    rounds: int = option(40, "samples of each prompt", ge=1)
+    tokens: int = option(200, "tokens of a sample", ge=1)
+    seed: int = option(1, "of the samples", ge=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -110,10 +110,6 @@ class AttentionConfig(Section):
 
     section: ClassVar[str] = "attention"
 
-    def flat(self) -> dict[str, Any]:
-        """The options as the keys of the `attention` group, converted and complete."""
-        return self.to_dict()
-
 
 class Attention(nn.Module, ABC):
     """Base of every attention layer. Subclasses set Config and implement forward."""
@@ -202,7 +198,15 @@ def coupled_axis(options: Mapping[str, Any]) -> str:
     return layer_class(options.get("partner", options["name"])).coupled_axis
 
 
-def build(name: str, config: LayerShape, options: Mapping[str, Any], layer: int) -> Attention:
-    """Make layer `layer` with mechanism `name`; unknown or wrong options raise ConfigError."""
+def build(
+    name: str, config: LayerShape, options: Section | Mapping[str, Any] | None, layer: int
+) -> Attention:
+    """Make layer `layer` with mechanism `name` and its Config, by keys too; None: the defaults.
+
+    Unknown or wrong keys raise ConfigError.
+    """
     cls = layer_class(name)
-    return cls(config, cls.Config.parse(options), layer)
+    if not isinstance(options, Section):
+        options = cls.Config.parse(options or {})
+    assert isinstance(options, cls.Config)
+    return cls(config, options, layer)

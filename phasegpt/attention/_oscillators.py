@@ -14,31 +14,63 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from phasegpt.attention import AttentionConfig, LayerShape
-from phasegpt.core.sections import number
+from phasegpt.core.sections import option
 from phasegpt.phase.steering import NoiseKey, Perturbation, draw_perturbation, integrate_perturbed
 
 
 @dataclass(frozen=True, kw_only=True)
 class OscillatorConfig(AttentionConfig):
-    """Options of every layer of H x N oscillators; angles in radians, time in units of dt."""
+    """Options of every layer of H x N oscillators (Kuramoto 1984); angles in radians.
 
-    num_oscillators: int = number(32, ge=1)
-    steps: int = number(10, ge=0)
-    dt: float = number(0.1, gt=0)
-    coupling: float = 1.0  # K; the initial value of every head when learned
-    learn_coupling: bool = True
-    theta_init: Literal["spread", "gpt2"] = "spread"  # gpt2: std 0.02 weights, clustered phases
-    theta_std: float = number(1.6, gt=0)  # standard deviation of the initial phases, any width
-    omega_std: float = number(0.1, ge=0)
-    omega_spread: float = number(0.0, ge=0)  # fixed Gaussian disorder of the frequencies
+    Time has no unit of its own: one step lasts `dt`, all of them S dt.
+    """
+
+    num_oscillators: int = option(32, "N, oscillators of a head and token", ge=1, le=65_536)
+    steps: int = option(
+        10, "S, integration steps; 0 leaves the phases as projected", ge=0, le=100_000
+    )
+    dt: float = option(0.1, "length of a step, time", gt=0, le=1000)
+    coupling: float = option(
+        1.0, "K, attracting, per time; the initial value of every head if learned", ge=-1e6, le=1e6
+    )
+    learn_coupling: bool = option(True, "false: K stays as it is")
+    theta_init: Literal["spread", "gpt2"] = option(
+        "spread", "initial phases: of standard deviation theta_std, or clustered (weights of 0.02)"
+    )
+    theta_std: float = option(
+        1.6, "standard deviation of the initial phases, radians, at any width", gt=0, le=1e6
+    )
+    omega_std: float = option(
+        0.1, "of the natural frequencies, radians per time, learned", ge=0, le=1e6
+    )
+    omega_spread: float = option(
+        0.0,
+        "fixed Gaussian disorder added to them; K_c = 1.6 of it in kuramoto, none in phase_sync",
+        ge=0,
+        le=1e6,
+    )
+
+    def check_idle(self) -> None:
+        """See Section.check_idle. K stays free at S = 0: both are off controls."""
+        self.refuse_idle(self.steps > 0, "steps", "dt", "omega_spread")
+        self.refuse_idle(self.theta_init == "spread", "theta_init", "theta_std")
 
 
 @dataclass(frozen=True, kw_only=True)
 class NoisyConfig(OscillatorConfig):
     """Options of a layer whose oscillators can be driven by noise."""
 
-    noise_sigma: float = number(0.0, ge=0)  # added to the phases at each step, training only
-    frequency_jitter: float = number(0.0, ge=0)  # relative, per sample, training only
+    noise_sigma: float = option(
+        0.0, "phase noise added at every step, radians, training only", ge=0, le=1e6
+    )
+    frequency_jitter: float = option(
+        0.0, "relative spread of the frequencies by sample, training only", ge=0, le=1e6
+    )
+
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        super().check_idle()
+        self.refuse_idle(self.steps > 0, "steps", "noise_sigma", "frequency_jitter")
 
 
 class Oscillators(nn.Module):

@@ -26,7 +26,7 @@ from phasegpt.attention import (
 )
 from phasegpt.attention._cache import LayerCache
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import unknown
+from phasegpt.core.sections import Section, option, unknown
 from phasegpt.phase.steering import NoiseKey, Perturbation
 
 
@@ -34,28 +34,37 @@ from phasegpt.phase.steering import NoiseKey, Perturbation
 class HybridConfig(AttentionConfig):
     """Options of `hybrid`; every other key is an option of the partner."""
 
-    partner: Literal["kuramoto", "phase_sync", "as_coded"] = "kuramoto"
-    blend: float = 0.5  # g at the start; 0 is softmax, 1 the partner
-    learn_blend: bool = True
-    partner_options: dict[str, Any] = field(default_factory=dict)
+    partner: Literal["kuramoto", "phase_sync", "as_coded"] = option(
+        "kuramoto", "the mechanism to blend in"
+    )
+    blend: float = option(
+        0.5, "g, share of the partner at the start; 0 is softmax, 1 the partner", ge=-1e6, le=1e6
+    )
+    learn_blend: bool = option(True, "false: g stays as it is")
+    partner_options: Section = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        """The partner has its defaults where nothing else is given."""
+        super().__post_init__()
+        if self.partner_options is None:
+            object.__setattr__(self, "partner_options", layer_class(self.partner).Config())
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> Self:
         """Split the keys between the blend and its partner, and check both."""
-        own = {f.name for f in fields(cls)}
+        own = {f.name for f in fields(cls)} - {"partner_options"}
         mine = cls(**{k: v for k, v in values.items() if k in own})
         partner = layer_class(mine.partner).Config
-        rest = mine.partner_options | {k: v for k, v in values.items() if k not in own}
-        theirs = [f.name for f in fields(partner)]
-        for key in rest:
-            if key not in theirs:
-                names = [f"attention.{name}" for name in (*own, *theirs)]
-                raise ConfigError(unknown(f"attention.{key}", names))
-        return replace(mine, partner_options=partner.parse(rest).flat())
+        theirs = {k: v for k, v in values.items() if k not in own}
+        names = [*own, *(f.name for f in fields(partner))]
+        for key in theirs:
+            if key not in names:
+                raise ConfigError(unknown(f"attention.{key}", [f"attention.{n}" for n in names]))
+        return replace(mine, partner_options=partner.parse(theirs))
 
-    def flat(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The blend's options and the partner's, side by side."""
-        own = self.to_dict()
+        own = super().to_dict()
         return {**own.pop("partner_options"), **own}
 
 
@@ -69,7 +78,7 @@ class Hybrid(Attention):
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Both layers, and the blend."""
         super().__init__(config, options, layer)
-        self.softmax = build("softmax", config, {}, layer)
+        self.softmax = build("softmax", config, None, layer)
         self.partner = build(self.options.partner, config, self.options.partner_options, layer)
         self.leaky, self.coupled_axis = self.partner.leaky, self.partner.coupled_axis
         blend = torch.tensor(self.options.blend)

@@ -26,18 +26,30 @@ from phasegpt.attention import AttentionOutput, LayerShape, Phase, ReturnPhase, 
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._oscillators import NoisyConfig, Oscillators
 from phasegpt.attention.softmax import Softmax
+from phasegpt.core.sections import option
 from phasegpt.phase import null_order_parameter, resultant_length
 from phasegpt.phase.steering import Perturbation
 
 
 @dataclass(frozen=True, kw_only=True)
 class KuramotoConfig(NoisyConfig):
-    """Options of `kuramoto`."""
+    """Options of `kuramoto` (Kuramoto 1984; lag: Sakaguchi and Kuramoto 1986)."""
 
-    integrator: Literal["euler", "heun", "rk4"] = "euler"
-    lag: float = 0.0  # Sakaguchi's phase lag
-    beta: float | None = None  # null: 4 sqrt(N/32), a bias spread that does not depend on N
-    readout: Literal["bias", "gate", "both"] = "bias"
+    integrator: Literal["euler", "heun", "rk4"] = option("euler", "method of a step")
+    lag: float = option(0.0, "Sakaguchi's phase lag, radians", ge=-1000, le=1000)
+    beta: float | None = option(
+        None, "strength of the coherence in the logits; null: 4 sqrt(N/32)", ge=-1e6, le=1e6
+    )
+    readout: Literal["bias", "gate", "both"] = option(
+        "bias", "the phases bias the logits, or R scales the output of a head"
+    )
+
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        super().check_idle()
+        self.refuse_idle(self.steps > 0, "steps", "integrator", "lag")
+        self.refuse_idle(self.coupling != 0 or self.learn_coupling, "coupling", "lag")
+        self.refuse_idle(self.readout != "gate", "readout", "beta")
 
 
 class Kuramoto(Softmax):

@@ -33,7 +33,7 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import rotary_angles
 from phasegpt.attention._oscillators import NoisyConfig, Oscillators
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import number
+from phasegpt.core.sections import option
 from phasegpt.phase import prefix_order_parameter
 from phasegpt.phase.steering import Perturbation
 
@@ -42,7 +42,10 @@ from phasegpt.phase.steering import Perturbation
 class PhaseSyncConfig(NoisyConfig):
     """Options of `phase_sync`."""
 
-    forget: float | None = number(None, gt=0, lt=1)  # initial lambda per channel; null: uniform
+    forget: float | None = option(
+        None, "lambda of a channel at the start, 0.9: recent tokens count more; null: all the same",
+        gt=0, lt=1,
+    )  # fmt: skip
 
 
 class PhaseSync(Attention):

@@ -5,6 +5,9 @@ Shapes: B batch, T time, D model width, H heads, E head width.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from phasegpt.attention import Attention, AttentionConfig, AttentionOutput, LayerShape, ReturnPhase
@@ -19,8 +22,15 @@ from phasegpt.attention._functional import (
 from phasegpt.phase.steering import Perturbation
 
 
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxConfig(AttentionConfig):
+    """Options of `softmax` (Vaswani et al., arXiv 1706.03762): it has none."""
+
+
 class Softmax(Attention):
     """y = softmax(q k^T / sqrt(E)) v. Source: Vaswani et al., arXiv 1706.03762."""
+
+    Config: ClassVar[type[AttentionConfig]] = SoftmaxConfig
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Projections under GPT-2's names."""

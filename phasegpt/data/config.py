@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from phasegpt.core.sections import Section, number
+from phasegpt.core.sections import REQUIRED, Section, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,15 +13,31 @@ class DataConfig(Section):
     """The `data` group: which text, how it is cut into tokens, and the batch."""
 
     section: ClassVar[str] = "data"
-    corpus: Literal["shakespeare", "wikitext2", "text", "hub", "synthetic"]
-    tokenizer: Literal["char", "byte", "gpt2"] = "char"
-    variant: Literal["tokens", "raw"] | None = None  # wikitext2 only
-    path: str | None = None  # text only: a UTF-8 file or a glob
-    name: str | None = None  # hub only: owner/dataset
-    subset: str | None = None  # hub only: the dataset's configuration
-    text_column: str = "text"  # hub only
-    val_fraction: float = number(0.1, gt=0, lt=1)  # text, and hub data sets without one
-    characters: int = number(3_000_000, ge=10_000)  # synthetic only: size of the train split
-    batch_size: int = number(ge=1)
-    num_workers: int = number(0, ge=0)
-    cache_dir: str | None = None  # null: $XDG_CACHE_HOME/phasegpt or ~/.cache/phasegpt
+    corpus: Literal["shakespeare", "wikitext2", "text", "hub", "synthetic"] = option(
+        REQUIRED, "the text"
+    )
+    tokenizer: Literal["char", "byte", "gpt2"] = option("char", "what a token is")
+    variant: Literal["tokens", "raw"] | None = option(
+        None, "wikitext2 only: words with <unk>, or raw; null: tokens"
+    )
+    path: str | None = option(None, "text only: a UTF-8 file or a glob")
+    name: str | None = option(None, "hub only: OWNER/DATASET, or a folder")
+    subset: str | None = option(None, "hub only: the configuration of the dataset")
+    text_column: str = option("text", "hub only: the column that holds the text")
+    val_fraction: float = option(
+        0.1, "text and hub: the last share of the text, for validation", gt=0, lt=1
+    )
+    characters: int = option(
+        3_000_000, "synthetic only: size of the train split", ge=10_000, le=10_000_000_000
+    )
+    batch_size: int = option(REQUIRED, "sequences in a batch of one process", ge=1, le=1_000_000)
+    num_workers: int = option(0, "processes that load batches; 0: none", ge=0, le=1024)
+    cache_dir: str | None = option(
+        None, "folder of token caches; null: $XDG_CACHE_HOME/phasegpt or ~/.cache/phasegpt"
+    )
+
+    def check_idle(self) -> None:
+        """See Section.check_idle; phasegpt.data.corpora.resolve refuses the other keys."""
+        self.refuse_idle(self.corpus == "hub", "corpus", "text_column")
+        self.refuse_idle(self.corpus in ("text", "hub"), "corpus", "val_fraction")
+        self.refuse_idle(self.corpus == "synthetic", "corpus", "characters")

@@ -19,13 +19,13 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from phasegpt.attention._migration import migrated
 from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
-from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
+from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
+from phasegpt.model.migration import migrated
 from phasegpt.model.run_checkpoints import (
     best,
     last,
@@ -204,7 +204,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
         config = _of_today(hyper["config"])
         gpt = gpt_config(
             ModelSection.parse(config["model"]),
-            config["attention"],
+            AttentionSection.parse(config["attention"]),
             DataConfig.parse(config["data"]),
             tokenizer.vocab_size,
         )

@@ -2,33 +2,82 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import Section, number
+from phasegpt.core.sections import REQUIRED, Section, option, shown
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpora import known_vocab_size
+from phasegpt.model.migration import migrated
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSection(Section):
-    """The `model` group: sizes under GPT-2's names; `vocab_size=null` takes the tokenizer's."""
+    """The `model` group: sizes under GPT-2's names (Radford et al. 2019)."""
 
     section: ClassVar[str] = "model"
-    n_layer: int = number(12, ge=1)
-    n_head: int = number(12, ge=1)
-    n_embd: int = number(768, ge=1)
-    block_size: int = number(512, ge=1)
-    vocab_size: int | None = number(None, ge=2)
-    dropout: float = number(0.1, ge=0, lt=1)
-    bias: bool = True
-    positions: Literal["learned", "rope"] = "learned"
-    layer_norm_epsilon: float = number(1e-5, gt=0)
-    activation_checkpointing: bool = False
+    n_layer: int = option(12, "blocks of attention and MLP", ge=1, le=10_000)
+    n_head: int = option(12, "H, attention heads of a layer", ge=1, le=65_536)
+    n_embd: int = option(
+        768, "D, width of the residual stream; a multiple of n_head", ge=1, le=2**20
+    )
+    block_size: int = option(512, "tokens that the model attends to at most", ge=1, le=2**24)
+    vocab_size: int | None = option(
+        None, "rows of the embedding; null: the tokenizer's", ge=2, le=2**24
+    )
+    dropout: float = option(0.1, "probability, in training only", ge=0, lt=1)
+    bias: bool = option(True, "whether linear maps and layer norms have one")
+    positions: Literal["learned", "rope"] = option(
+        "learned", "how a layer knows positions; rope: rotary, arXiv 2104.09864"
+    )
+    layer_norm_epsilon: float = option(1e-5, "added to the variance", gt=0, le=1)
+    activation_checkpointing: bool = option(
+        False, "true: compute activations again in the backward pass, to save memory"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionSection(Section):
+    """The `attention` group: a mechanism, the layers that have it, and its own options.
+
+    In a file they stand side by side; here `options` is the mechanism's own Config.
+    """
+
+    section: ClassVar[str] = "attention"
+    late: ClassVar[bool] = True  # a mechanism's Config stands beside its layer, which needs torch
+    name: str = option(REQUIRED, "the mechanism, a file of phasegpt/attention")
+    layers: Literal["all"] | tuple[int, ...] = option(
+        "all",
+        "layers that have it, counted from 0; the others are softmax",
+        form="a list such as [7], or all",
+    )
+    options: Section = option(REQUIRED, "the mechanism's own")
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> AttentionSection:
+        """From the group's flat keys, of an old record too; ConfigError."""
+        options = migrated(values)
+        own = {k: options.pop(k) for k in ("name", "layers") if k in options}
+        name = own.setdefault("name", "softmax")
+        return cls(**own, options=_options(name if isinstance(name, str) else shown(name), options))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The group's flat keys, complete."""
+        own = super().to_dict()
+        return {**own.pop("options"), **own}
+
+    def in_layers(self, n_layer: int) -> tuple[int, ...]:
+        """The layers by index, of n_layer."""
+        return tuple(range(n_layer)) if self.layers == "all" else self.layers
+
+
+def _options(name: str, values: Mapping[str, Any]) -> Section:
+    from phasegpt.attention import layer_class
+
+    return layer_class(name).Config.parse(values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +85,13 @@ class GPTConfig(ModelSection):
     """Everything that fixes a GPT's shape and mechanism, flat.
 
     `attention` is a module name under phasegpt/attention, used in `attention_layers` (0-based);
-    the other layers are softmax. `attention_options` belong to the mechanism's own Config.
+    the other layers are softmax. `attention_options` is the mechanism's Config, or its keys.
     """
 
-    vocab_size: int = number(50257, ge=2)
+    vocab_size: int = option(50257, "rows of the embedding", ge=2, le=2**24)
     attention: str = "softmax"
     attention_layers: tuple[int, ...] = ()
-    attention_options: dict[str, Any] = field(default_factory=dict)
+    attention_options: Section = field(default_factory=dict)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Check what binds several fields together."""
@@ -66,30 +115,27 @@ class GPTConfig(ModelSection):
                     f"change attention.layers or model.n_layer"
                 )
         object.__setattr__(self, "attention_layers", tuple(sorted(set(self.attention_layers))))
+        if not isinstance(self.attention_options, Section):
+            options = _options(self.attention, self.attention_options)
+            object.__setattr__(self, "attention_options", options)
 
     @classmethod
     def from_sections(
-        cls, model: ModelSection, attention: Mapping[str, Any], vocab_size: int
+        cls, model: ModelSection, attention: AttentionSection, vocab_size: int
     ) -> GPTConfig:
         """Join the `model` and `attention` groups of a run's configuration."""
         check_memory(model)
-        options = dict(attention)
-        name, layers = str(options.pop("name", "softmax")), options.pop("layers", "all")
-        if layers == "all":
-            layers = range(model.n_layer)
-        elif isinstance(layers, str) or not isinstance(layers, Sequence):
-            raise ConfigError(f"attention.layers={layers!r} must be a list such as [7], or all")
         return cls(
-            **{**dataclasses.asdict(model), "vocab_size": vocab_size},
-            attention=name,
-            attention_layers=tuple(layers),
-            attention_options=options,
+            **{**model.to_dict(), "vocab_size": vocab_size},
+            attention=attention.name,
+            attention_layers=attention.in_layers(model.n_layer),
+            attention_options=attention.options,
         )
 
 
 def gpt_config(
     model: ModelSection,
-    attention: Mapping[str, Any],
+    attention: AttentionSection,
     data: DataConfig,
     vocab_size: int | None = None,
 ) -> GPTConfig:

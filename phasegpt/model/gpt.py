@@ -56,7 +56,7 @@ class Block(nn.Module):
         super().__init__()
         special = layer in config.attention_layers
         name = config.attention if special else "softmax"
-        options = config.attention_options if special else {}
+        options = config.attention_options if special else None
         eps = config.layer_norm_epsilon
         self.ln_1 = nn.LayerNorm(config.n_embd, eps=eps, bias=config.bias)
         self.attn: Attention = build(name, config, options, layer)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import Section, number, unknown
+from phasegpt.core.sections import Section, option, shown, unknown
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class AncestralOptions(Section):
     """Plain sampling: token by token from the model's probabilities."""
 
     section: ClassVar[str] = "sampler"
-    name: Literal["ancestral"] = "ancestral"
+    name: Literal["ancestral"] = option("ancestral", "the sampler")
 
     def build(self) -> None:
         """No intervention."""
@@ -27,26 +27,38 @@ class PhaseSlipOptions(Section):
     """See phasegpt.samplers.PhaseSlip."""
 
     section: ClassVar[str] = "sampler"
-    name: Literal["phase_slip"] = "phase_slip"
-    heads: Any = "auto"
-    angle: float | None = None
-    target_kl: float = 0.02
-    window: int = 12
-    anchor: float = 0.45
-    gate: Literal["entropy", "R", "none"] = "entropy"
-    gate_entropy: float = 2.5  # nats at which the entropy gate is half open
-    gate_R: float = number(0.5, ge=0, le=1)  # R above which the R gate opens
-    rotation: Literal["geodesic", "plane", "cayley"] = "geodesic"
-    protect_prompt: bool = False
-    target: Literal["values", "phases"] = "values"
-    candidates: int | None = None
+    name: Literal["phase_slip"] = option("phase_slip", "the sampler")
+    heads: Literal["auto"] | tuple[tuple[int, int], ...] = option(
+        "auto",
+        "heads that slip; auto: the 3 that matter most in the upper half",
+        form="auto or a list of [layer,head], such as [[7,0],[7,3]]",
+    )
+    angle: float | None = option(
+        None, "radians, 0 is ancestral; null: the angle that target_kl asks for"
+    )
+    target_kl: float = option(0.02, "nats between the clean and the slipped path")
+    window: int = option(12, "newest positions that are rotated")
+    anchor: float = option(0.45, "share of the clean path with an open gate")
+    gate: Literal["entropy", "R", "none"] = option("entropy", "what opens the slipped path")
+    gate_entropy: float = option(2.5, "nats at which the entropy gate is half open")
+    gate_R: float = option(0.5, "order parameter above which the R gate opens", ge=0, le=1)
+    rotation: Literal["geodesic", "plane", "cayley"] = option("geodesic", "of the Values")
+    protect_prompt: bool = option(False, "true: leave the prompt's positions as they are")
+    target: Literal["values", "phases"] = option(
+        "values", "what slips; phases: the oscillators of a phase model"
+    )
+    candidates: int | None = option(
+        None, "slipped logits for this many best tokens alone; null: for all"
+    )
 
     def __post_init__(self) -> None:
         """Also refuse what would do nothing."""
         super().__post_init__()
-        self.refuse_idle("target_kl", "angle", self.angle is None)
-        self.refuse_idle("gate_entropy", "gate", self.gate == "entropy")
-        self.refuse_idle("gate_R", "gate", self.gate == "R")
+        self.refuse_idle(self.angle is None, "angle", "target_kl")
+        every = ("heads", "window", "anchor", "gate", "rotation", "protect_prompt", "target")
+        self.refuse_idle(self.angle != 0, "angle", *every, "candidates")
+        self.refuse_idle(self.gate == "entropy", "gate", "gate_entropy")
+        self.refuse_idle(self.gate == "R", "gate", "gate_R")
 
     def build(self) -> Any:
         """The intervention; ConfigError."""
@@ -55,7 +67,7 @@ class PhaseSlipOptions(Section):
 
         gates: dict[str, Any] = {"entropy": EntropyGate(self.gate_entropy), "R": RGate(self.gate_R)}
         return PhaseSlip(
-            _heads(self.heads), angle=self.angle, target_kl=self.target_kl, window=self.window,
+            self.heads, angle=self.angle, target_kl=self.target_kl, window=self.window,
             anchor=self.anchor, gate=gates.get(self.gate), rotation=self.rotation,
             protect_prompt=self.protect_prompt, target=self.target, candidates=self.candidates,
         )  # fmt: skip
@@ -66,22 +78,25 @@ class EntropyShockOptions(Section):
     """See phasegpt.samplers.KVShock."""
 
     section: ClassVar[str] = "sampler"
-    name: Literal["entropy_shock"] = "entropy_shock"
-    detector: Literal["entropy", "loop"] = "entropy"
-    stagnation_threshold: float = 0.6  # nats
-    match: int = number(16, ge=1)  # tokens that detector=loop compares
-    patience: int = 3
-    noise_scale: float = 0.1
-    window: int = 32
-    cooldown: int = 16
-    target: Literal["keys", "values", "both"] = "both"
-    heat: float = 2.0
+    name: Literal["entropy_shock"] = option("entropy_shock", "the sampler")
+    detector: Literal["entropy", "loop"] = option(
+        "entropy", "what looks stuck: low entropy, or text that is repeated"
+    )
+    stagnation_threshold: float = option(0.6, "nats below which detector=entropy sees it")
+    match: int = option(16, "tokens that detector=loop compares", ge=1)
+    patience: int = option(3, "tokens in a row that must look stuck")
+    noise_scale: float = option(0.1, "in standard deviations of each head's own keys and Values")
+    window: int = option(32, "newest positions that are shocked")
+    cooldown: int = option(16, "tokens without another shock")
+    target: Literal["keys", "values", "both"] = option("both", "what is shocked")
+    heat: float = option(2.0, "the shocked token's logits are divided by it")
 
     def __post_init__(self) -> None:
         """Also refuse what would do nothing."""
         super().__post_init__()
-        self.refuse_idle("match", "detector", self.detector == "loop")
-        self.refuse_idle("stagnation_threshold", "detector", self.detector == "entropy")
+        self.refuse_idle(self.detector == "loop", "detector", "match")
+        self.refuse_idle(self.detector == "entropy", "detector", "stagnation_threshold")
+        self.refuse_idle(self.noise_scale != 0, "noise_scale", "window", "target")
 
     def build(self) -> Any:
         """The intervention; ConfigError."""
@@ -99,23 +114,21 @@ class EntropyShockOptions(Section):
 
 
 #: By the name of their YAML in conf/sampler.
-SAMPLERS = {cls.name: cls for cls in (AncestralOptions, PhaseSlipOptions, EntropyShockOptions)}
+SAMPLERS: dict[str, Any] = {
+    "ancestral": AncestralOptions,
+    "phase_slip": PhaseSlipOptions,
+    "entropy_shock": EntropyShockOptions,
+}
 
 
 def build_sampler(values: Mapping[str, Any]) -> Any:
     """The intervention of a `sampler` group, or None for ancestral; ConfigError."""
-    name = str(values.get("name"))
-    if name not in SAMPLERS:
-        raise ConfigError(unknown(f"sampler={name}", [f"sampler={n}" for n in SAMPLERS]))
-    return SAMPLERS[name].parse(values).build()  # type: ignore[attr-defined]
-
-
-def _heads(heads: Any) -> Any:
-    if heads == "auto":
-        return heads
-    try:
-        return [(int(layer), int(head)) for layer, head in heads]
-    except (TypeError, ValueError):
+    name = values.get("name")
+    if not isinstance(name, str) or name not in SAMPLERS:
         raise ConfigError(
-            f"sampler.heads={heads!r} must be auto or a list of [layer,head], such as [[7,0],[7,3]]"
-        ) from None
+            unknown(
+                f"sampler={name if isinstance(name, str) else shown(name)}",
+                [f"sampler={n}" for n in SAMPLERS],
+            )
+        )
+    return SAMPLERS[name].parse(values).build()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import Section, number
+from phasegpt.core.sections import Section, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +14,7 @@ class CheckpointConfig(Section):
     """When training saves, beside every validation that improves and the last step."""
 
     section: ClassVar[str] = "callbacks.checkpoint"
-    every_n_train_steps: int = number(500, ge=1)
+    every_n_train_steps: int = option(500, "optimizer steps between two checkpoints", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,8 +22,14 @@ class EarlyStoppingConfig(Section):
     """Stop after `patience` validations without `val/ppl` falling by `min_delta`; null: never."""
 
     section: ClassVar[str] = "callbacks.early_stopping"
-    patience: int | None = number(None, ge=1)
-    min_delta: float = number(0.0, ge=0)
+    patience: int | None = option(
+        None, "validations without val/ppl falling by min_delta; null: never stop", ge=1
+    )
+    min_delta: float = option(0.0, "by how much val/ppl must fall", ge=0)
+
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        self.refuse_idle(self.patience is not None, "patience", "min_delta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +37,19 @@ class CollapseGuardConfig(Section):
     """What to do when loss or synchronization collapse; `action` null: nothing is watched."""
 
     section: ClassVar[str] = "callbacks.collapse_guard"
-    action: Literal["stop", "rollback", "report"] | None = None
-    R_low: float = number(0.05, ge=0, le=1)
-    R_high: float = number(0.95, ge=0, le=1)
-    patience: int = number(3, ge=1)  # validations in a row with R of a layer out of the limits
-    loss_factor: float = number(1.5, gt=1)  # val/loss above this times the best
-    coupling_factor: float = number(0.5, gt=0, lt=1)  # rollback: multiplies K
-    max_rollbacks: int = number(3, ge=1)
+    action: Literal["stop", "rollback", "report"] | None = option(
+        None, "rollback: to the best checkpoint, with a lower K; null: nothing is watched"
+    )
+    R_low: float = option(0.05, "lower limit of a layer's mean R over a validation", ge=0, le=1)
+    R_high: float = option(0.95, "upper limit", ge=0, le=1)
+    patience: int = option(3, "validations in a row with some R out of the limits", ge=1)
+    loss_factor: float = option(
+        1.5, "val/loss above this times the best is a collapse at once", gt=1
+    )
+    coupling_factor: float = option(
+        0.5, "rollback: K times this, or divided by it if R was too low", gt=0, lt=1
+    )
+    max_rollbacks: int = option(3, "one collapse more stops the run", ge=1)
 
     def __post_init__(self) -> None:
         """Check the limits' order."""
@@ -47,14 +59,26 @@ class CollapseGuardConfig(Section):
                 f"callbacks.collapse_guard.R_low={self.R_low} must be below R_high={self.R_high}"
             )
 
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        watched = ("R_low", "R_high", "patience", "loss_factor")
+        self.refuse_idle(self.action is not None, "action", *watched)
+        self.refuse_idle(self.action == "rollback", "action", "coupling_factor", "max_rollbacks")
+
 
 @dataclass(frozen=True, kw_only=True)
 class PhaseMonitorConfig(Section):
-    """Measures the phases every n steps, and in full at validations; null: not at all."""
+    """Measures the phases of layers with oscillators; it changes no result."""
 
     section: ClassVar[str] = "callbacks.phase_monitor"
-    every_n_steps: int | None = number(50, ge=1)
-    band: tuple[float, ...] = (0.35, 0.55)  # of R over the oscillators of a head
+    every_n_steps: int | None = option(
+        50, "optimizer steps between two measurements, in full at validations; null: off", ge=1
+    )
+    band: tuple[float, ...] = option(
+        (0.35, 0.55),
+        "of R over the oscillators of a head; its share is measured",
+        form="two numbers in [0,1], the lower first, like [0.35,0.55]",
+    )
 
     def __post_init__(self) -> None:
         """Check the band's ends."""
@@ -65,15 +89,28 @@ class PhaseMonitorConfig(Section):
                 f"first, like [0.35,0.55]"
             )
 
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        self.refuse_idle(self.every_n_steps is not None, "every_n_steps", "band")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleTextConfig(Section):
     """The sample of text shown at the end of training; 0 tokens: none."""
 
     section: ClassVar[str] = "callbacks.sample_text"
-    prompt: str = "\n"
-    max_new_tokens: int = number(200, ge=0)
-    temperature: float = number(0.8, ge=0)
+    prompt: str = option("\n", "what the sample continues")
+    max_new_tokens: int = option(200, "tokens; 0: no sample", ge=0, le=1_000_000)
+    temperature: float = option(0.8, "divides the logits; 0: always the likeliest token", ge=0)
+
+    def check_idle(self) -> None:
+        """See Section.check_idle; an empty prompt would fail only after the training."""
+        self.refuse_idle(self.max_new_tokens > 0, "max_new_tokens", "prompt", "temperature")
+        if not self.prompt:
+            raise ConfigError(
+                "callbacks.sample_text.prompt is empty, and a model needs something to continue; "
+                "leave it out to begin after a line break"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,4 +123,4 @@ class CallbacksConfig(Section):
     collapse_guard: CollapseGuardConfig = CollapseGuardConfig()
     phase_monitor: PhaseMonitorConfig = PhaseMonitorConfig()
     sample_text: SampleTextConfig = SampleTextConfig()
-    progress_bar: bool = True
+    progress_bar: bool = option(True, "false: no progress bar")

@@ -5,16 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from phasegpt.attention._migration import as_hashed, migrated
 from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
-from phasegpt.core.sections import Section, flat, number
+from phasegpt.core.sections import REQUIRED, Section, flat, option
 from phasegpt.data.config import DataConfig
-from phasegpt.model.config import GPTConfig, ModelSection, gpt_config
+from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
+from phasegpt.model.migration import as_hashed
 from phasegpt.training.callback_config import CallbacksConfig
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def hashed_fields(
     """A run's configuration as a dict, by field, without NOT_HASHED.
 
     `form` is that of `attention`: as hashes have it, or `migrated`, as one would write it now; see
-    phasegpt.attention._migration.
+    phasegpt.model.migration.
     """
     attention = {"attention": form(config["attention"])} if "attention" in config else {}
     return {
@@ -54,17 +54,23 @@ def hashed_fields(
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerConfig(Section):
-    """The `optimizer` group: AdamW with linear warm-up and cosine decay, counted in steps."""
+    """The `optimizer` group: AdamW (arXiv 1711.05101) with linear warm-up, counted in steps."""
 
     section: ClassVar[str] = "optimizer"
-    lr: float = number(gt=0)
-    min_lr: float = number(0.0, ge=0)
-    warmup_steps: int = number(100, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
-    weight_decay: float = number(0.1, ge=0)
-    betas: tuple[float, ...] = (0.9, 0.95)
-    eps: float = number(1e-8, gt=0)
-    oscillator_lr_factor: float = number(1.0, ge=0)
+    lr: float = option(REQUIRED, "learning rate after the warm-up, at least 1e-12", gt=0, le=1000)
+    min_lr: float = option(0.0, "where cosine ends", ge=0)
+    warmup_steps: int = option(100, "optimizer steps of linear growth; 0: none", ge=0)
+    schedule: Literal["cosine", "constant"] = option("cosine", "of the learning rate afterwards")
+    weight_decay: float = option(
+        0.1, "of matrices; oscillator parameters are never decayed", ge=0, le=1000
+    )
+    betas: tuple[float, ...] = option(
+        (0.9, 0.95), "decay of the two moments", form="two numbers in [0,1), like [0.9,0.95]"
+    )
+    eps: float = option(1e-8, "added to the root of the second moment", gt=0, le=1)
+    oscillator_lr_factor: float = option(
+        1.0, "multiplies the learning rate of oscillator parameters", ge=0, le=1e6
+    )
 
     def __post_init__(self) -> None:
         """Check betas and the learning rates' order."""
@@ -73,10 +79,19 @@ class OptimizerConfig(Section):
             raise ConfigError(
                 f"optimizer.betas={list(self.betas)} must be two numbers in [0,1), like [0.9,0.95]"
             )
+        if self.lr < 1e-12:
+            raise ConfigError(
+                f"optimizer.lr={self.lr} trains nothing: steps so small are lost in float32; it "
+                f"must be >= 1e-12"
+            )
         if self.min_lr > self.lr:
             raise ConfigError(
                 f"optimizer.min_lr={self.min_lr} is above optimizer.lr={self.lr}; lower it"
             )
+
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        self.refuse_idle(self.schedule == "cosine", "schedule", "min_lr")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +102,29 @@ class RegularizerConfig(Section):
     """
 
     section: ClassVar[str] = "regularizer"
-    mode: Literal["none", "ceiling", "center", "band"] = "none"
-    target: float = number(0.45, ge=0, le=1)
-    width: float = number(0.1, ge=0, le=1)  # band: R is free within target +- width
-    weight: float = number(0.01, ge=0)  # lambda, at the start or when it is constant
-    axis: Literal["coupled", "oscillators", "heads", "prefix"] = "coupled"
-    schedule: Literal["constant", "warmup", "adaptive"] = "constant"
-    warmup_steps: int = number(100, ge=1)
-    through: Literal["all", "coupling"] = "all"
+    mode: Literal["none", "ceiling", "center", "band"] = option(
+        "none", "what costs: R above target, off it, or out of a band around it"
+    )
+    target: float = option(0.45, "the R that is held, or not to be passed", ge=0, le=1)
+    width: float = option(0.1, "of a band, to either side of the target", ge=0, le=1)
+    weight: float = option(0.01, "lambda, at the start or throughout, nats", ge=0, le=1e6)
+    axis: Literal["coupled", "oscillators", "heads", "prefix"] = option(
+        "coupled", "what R is over; coupled: what the layer couples"
+    )
+    schedule: Literal["constant", "warmup", "adaptive"] = option(
+        "constant", "of lambda; adaptive: it grows while R is above target"
+    )
+    warmup_steps: int = option(100, "of warmup: optimizer steps of linear growth", ge=1)
+    through: Literal["all", "coupling"] = option(
+        "all", "coupling: it moves K and token-dependent phases, no offsets"
+    )
+
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        every = ("target", "width", "weight", "axis", "schedule", "warmup_steps", "through")
+        self.refuse_idle(self.mode != "none", "mode", *every)
+        self.refuse_idle(self.mode == "band", "mode", "width")
+        self.refuse_idle(self.schedule == "warmup", "schedule", "warmup_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,15 +132,21 @@ class TrainerConfig(Section):
     """The `trainer` group. Intervals count optimizer steps, whatever the accumulation."""
 
     section: ClassVar[str] = "trainer"
-    max_steps: int = number(ge=1)
-    accumulate_grad_batches: int = number(1, ge=1)
-    gradient_clip_val: float | None = number(1.0, gt=0)
-    val_check_interval: int = number(ge=1)
-    log_every_n_steps: int = number(10, ge=1)
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
-    deterministic: bool = False
-    devices: int = number(1, ge=1)  # processes on this machine, data.batch_size each
+    max_steps: int = option(REQUIRED, "optimizer steps of the run", ge=1, le=10**12)
+    accumulate_grad_batches: int = option(1, "batches in an optimizer step", ge=1, le=1_000_000)
+    gradient_clip_val: float | None = option(
+        1.0, "norm to which gradients are clipped; null: not at all", gt=0
+    )
+    val_check_interval: int = option(
+        REQUIRED, "optimizer steps between validations; the last step is always validated", ge=1
+    )
+    log_every_n_steps: int = option(10, "optimizer steps between rows of metrics.csv", ge=1)
+    accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = option(
+        "auto", "auto: bf16-mixed on a GPU, else 32-true"
+    )
+    deterministic: bool = option(False, "true: bit-identical on a GPU too, and slower")
+    devices: int = option(1, "processes on this machine, data.batch_size each", ge=1, le=1024)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,23 +154,37 @@ class LoggerConfig(Section):
     """The `logger` group; metrics.csv is always written, this adds another place."""
 
     section: ClassVar[str] = "logger"
-    name: Literal["csv", "wandb", "tensorboard"] = "csv"
-    project: str = "phasegpt"
-    entity: str | None = None
-    group: str | None = None
-    offline: bool = False
+    name: Literal["csv", "wandb", "tensorboard"] = option(
+        "csv", "where metrics go besides; csv: nowhere"
+    )
+    project: str = option("phasegpt", "wandb: project of the run")
+    entity: str | None = option(None, "wandb: user or team; null: the account's own")
+    group: str | None = option(None, "wandb: group of the run; null: none, in a sweep its folder")
+    offline: bool = option(False, "wandb: true keeps the run here and needs no account")
+
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        self.refuse_idle(self.name == "wandb", "name", "project", "entity", "group", "offline")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Section):
     """A whole training run, as written to the run folder's config.yaml."""
 
-    name: str = "run"
-    seed: int = number(42, ge=0, lt=2**32)
-    compile: Literal["auto", True, False] = "auto"
-    resume: bool | str = False
-    debug: bool = False
-    attention: dict[str, Any]
+    name: str = option("run", "of the run and its folder; it changes no result")
+    seed: int = option(42, "of weights, batches, dropout, noise and sample", ge=0, lt=2**32)
+    compile: Literal["auto"] | bool = option(
+        "auto",
+        "torch.compile; auto: on a GPU, for runs long enough to earn its start-up",
+        form="auto, true or false",
+    )
+    resume: bool | str = option(
+        False,
+        "true: go on with the newest unfinished run of this configuration; a path: with that one",
+        form="true, false, or a run folder",
+    )
+    debug: bool = option(False, "true: show tracebacks")
+    attention: AttentionSection
     model: ModelSection
     data: DataConfig
     optimizer: OptimizerConfig
@@ -143,12 +193,21 @@ class RunConfig(Section):
     logger: LoggerConfig = LoggerConfig()
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
 
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:
-        """As Section.parse; a configuration from before `as_coded` was a mechanism is migrated."""
-        if isinstance(attention := values.get("attention"), Mapping):
-            values = {**values, "attention": migrated(attention)}
-        return super().parse(values)
+    def __post_init__(self) -> None:
+        """Also check that attention and model fit."""
+        super().__post_init__()
+        GPTConfig.from_sections(self.model, self.attention, vocab_size=2)
+
+    def check_idle(self) -> None:
+        """See Section.check_idle; also refuse what is for oscillators where there are none."""
+        super().check_idle()
+        phases = self.attention.name != "softmax" and self.attention.layers != ()
+        why, callbacks = "without oscillators in some layer", self.callbacks
+        self.regularizer.refuse_idle(phases, why, "mode")
+        self.optimizer.refuse_idle(phases, why, "oscillator_lr_factor")
+        callbacks.phase_monitor.refuse_idle(phases, why, "band")
+        of_R = ("R_low", "R_high", "patience", "coupling_factor")
+        callbacks.collapse_guard.refuse_idle(phases, why, *of_R)
 
     def gpt(self, vocab_size: int | None = None) -> GPTConfig:
         """The configuration of its model; see phasegpt.model.config.gpt_config."""
@@ -157,7 +216,8 @@ class RunConfig(Section):
     @property
     def hash(self) -> str:
         """16 hex digits of the sha256 of everything that changes the result of the run."""
-        plain = {**self.to_dict(), "attention": as_hashed(self.attention)}
+        plain = self.to_dict()
+        plain["attention"] = as_hashed(plain["attention"])
         for key in NOT_HASHED:
             *parents, last = key.split(".")
             node = plain
@@ -172,16 +232,15 @@ class RunConfig(Section):
 def run_config(config: Any) -> RunConfig:
     """Validate a composed configuration (DictConfig, mapping or RunConfig) whole.
 
-    The attention's options come back converted and complete, so that 1 and 1.0 are one run.
+    The attention's options come back converted and complete, so that 1 and 1.0 are one run. An
+    option that is set and can do nothing is a ConfigError, like a wrong one.
     """
-    from phasegpt.attention import layer_class
-
-    run = config if isinstance(config, RunConfig) else RunConfig.parse(plain(config))
+    if isinstance(config, RunConfig):
+        return config
+    run = RunConfig.parse(plain(config))
     check_name(run.name, "name")
-    layout = GPTConfig.from_sections(run.model, run.attention, vocab_size=2)
-    options = layer_class(layout.attention).Config.parse(layout.attention_options)
-    own = {"name": layout.attention, "layers": run.attention.get("layers", "all")}
-    return replace(run, attention={**options.flat(), **own})
+    run.check_idle()
+    return run
 
 
 def build(config: Any) -> GPT:

@@ -12,12 +12,12 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from phasegpt.attention._migration import migrated
 from phasegpt.core.composition import to_yaml
 from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import prepare
 from phasegpt.model import checkpoint
+from phasegpt.model.migration import migrated
 from phasegpt.training import multiprocess
 from phasegpt.training.assemble import assemble
 from phasegpt.training.config import RunConfig, hashed_fields, run_config

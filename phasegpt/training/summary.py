@@ -80,8 +80,9 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
 
 def _null(run: RunConfig) -> str:
     """What R would be with random phases, where R is over the oscillators of a head."""
-    oscillators = run.attention.get("num_oscillators")
-    if oscillators is None or coupled_axis(run.attention) != "oscillators":
+    attention = run.attention.to_dict()
+    oscillators = attention.get("num_oscillators")
+    if oscillators is None or coupled_axis(attention) != "oscillators":
         return ""
     return f" (random phases: {null_order_parameter(oscillators):.3f})"
 

@@ -114,7 +114,7 @@ def train_job(run: RunConfig, folder: Path, sweep: Path, number: int) -> dict[st
     from phasegpt.training.run_folder import RunFolder, provenance, read_record
 
     run = _one_process(run)
-    if run.logger.group is None:
+    if run.logger.name == "wandb" and run.logger.group is None:
         run = replace(run, logger=replace(run.logger, group=group(sweep)))
     for file in sorted(sweep.glob("*/run.json")):
         with suppress(CheckpointError):  # what is damaged there is not this job's to mend

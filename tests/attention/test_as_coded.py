@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from phasegpt.attention._cache import LayerCache
-from phasegpt.attention._migration import as_hashed, migrated
 from phasegpt.attention.as_coded import AsCoded
 from phasegpt.core.composition import compose
 from phasegpt.core.errors import ConfigError
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
+from phasegpt.model.migration import as_hashed, migrated
 
 F64 = torch.float64
 SEED_SIZE = {

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from phasegpt.attention import Attention, build, layer_class
 from phasegpt.core.composition import CONF_DIR, compose, plain
 from phasegpt.core.errors import ConfigError
-from phasegpt.model.config import GPTConfig, ModelSection
+from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection
 from phasegpt.model.gpt import GPT
 from phasegpt.phase.steering import NoiseKey, coherence_regularizer
 
@@ -68,7 +68,8 @@ def yaml_options(stem: str) -> dict[str, Any]:
 def config_of(stem: str, positions: str, options: dict[str, Any], sizes: dict) -> GPTConfig:
     model, attention = _sections(stem)
     section = ModelSection.parse({**model, **SIZES, "positions": positions, **sizes})
-    return GPTConfig.from_sections(section, {**attention, "layers": [1], **options}, VOCAB)
+    group = AttentionSection.parse({**attention, "layers": [1], **options})
+    return GPTConfig.from_sections(section, group, VOCAB)
 
 
 def gpt(
@@ -448,17 +449,9 @@ def test_a_fixed_parameter_is_saved_under_the_same_name_as_a_learned_one(stem: s
 
 
 @every_yaml
-def test_the_yaml_and_the_dataclass_have_one_set_of_defaults(stem: str) -> None:
-    cls = layer_class(_sections(stem)[1]["name"])
-    written = yaml_options(stem)
-    if "partner" not in written:
-        assert written == cls.Config().to_dict()
-        return
-    # A layer of layers: its own keys beside those of its partner.
-    own = {k: v for k, v in written.items() if k in cls.Config.__dataclass_fields__}
-    assert own | {"partner_options": {}} == cls.Config(partner=own["partner"]).to_dict()
-    rest = {k: v for k, v in written.items() if k not in own}
-    assert rest == layer_class(own["partner"]).Config().to_dict()
+def test_the_yaml_and_the_config_have_one_set_of_defaults(stem: str) -> None:
+    cls, written = layer_class(_sections(stem)[1]["name"]).Config, yaml_options(stem)
+    assert written == cls(**{k: v for k, v in written.items() if k == "partner"}).to_dict()
 
 
 def test_every_mechanism_has_a_yaml() -> None:

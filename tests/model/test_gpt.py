@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from phasegpt.attention._cache import LayerCache
+from phasegpt.attention.kuramoto import KuramotoConfig
 from phasegpt.core.errors import CheckpointError, ConfigError
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
@@ -298,7 +299,7 @@ def test_the_config_is_flat_and_frozen(make_model: Callable) -> None:
         config.n_layer = 3
     copy = GPTConfig.parse(json.loads(json.dumps(config.to_dict())))
     assert copy == config
-    assert copy.attention_options == {"coupling": 0.5}
+    assert copy.attention_options == KuramotoConfig(coupling=0.5)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_small_scale_wins_over_the_experiment_and_the_user_over_both(planned):
     run = run_config(compose(words))
     assert (run.model.n_layer, run.model.n_embd, run.model.block_size) == (12, 64, 128)
     assert (run.data.batch_size, run.data.tokenizer) == (16, "byte")
-    assert run.trainer.max_steps == 1500 and run.attention["noise_sigma"] == 0.03
+    assert run.trainer.max_steps == 1500 and run.attention.options.noise_sigma == 0.03
     assert run.hash == hashes[-1]
     again = planned("+sweep=phase_b", "scale=small", "trainer.max_steps=7")
     assert again[-1]["config_hash"] == run_config(compose([*words, "trainer.max_steps=7"])).hash
