@@ -176,12 +176,12 @@ class Progress(Callback):
         self.metrics, self.max_steps = metrics, max_steps
         self._bar: tqdm | None = None
         self._first, self._tokens = 0, 0
-        self._begin = self._said = time.perf_counter()
+        self._begin = self._said = self._mark = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Open the bar."""
         self._first, self._tokens = trainer.global_step, 0
-        self._begin = self._said = time.perf_counter()
+        self._begin = self._said = self._mark = time.perf_counter()
         if sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(total=self.max_steps, initial=trainer.global_step, unit="step")
 
@@ -199,8 +199,9 @@ class Progress(Callback):
             return
         now = time.perf_counter()
         if step % max(1, self.max_steps // 20) == 0 or now - self._said > _SILENCE_S:
-            self._said = now
-            tell(f"step {step}/{self.max_steps} {self._line(step, outputs)}")
+            tell(f"step {step}/{self.max_steps} {self._line(step, outputs, now)}")
+            self._said = self._mark = now
+            self._tokens = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Show the perplexity."""
@@ -210,6 +211,7 @@ class Progress(Callback):
             tell(line)
         else:
             tqdm.write(line, file=sys.stderr)
+        self._mark, self._tokens = time.perf_counter(), 0  # a validation is no training
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Close the bar."""
@@ -217,14 +219,13 @@ class Progress(Callback):
             self._bar.close()
             self._bar = None
 
-    def _line(self, step: int, outputs: Any) -> str:
-        seconds = time.perf_counter() - self._begin
+    def _line(self, step: int, outputs: Any, now: float) -> str:
         words = [f"loss {outputs['nll'].item():.3f}"]
         if outputs["R"]:
             R = torch.stack([R_H.mean() for R_H in outputs["R"].values()]).mean().item()
             words.append(f"R {R:.3f}")
-        words.append(f"{self._tokens / seconds:,.0f} tokens/s")
-        left = seconds * (self.max_steps - step) / max(1, step - self._first)
+        words.append(f"{self._tokens / (now - self._mark):,.0f} tokens/s")
+        left = (now - self._begin) * (self.max_steps - step) / max(1, step - self._first)
         return " ".join(words) + (f", {duration(left)} left" if step < self.max_steps else "")
 
     def _text(self) -> str:

@@ -75,7 +75,7 @@ def _kernels(parts: Assembled) -> str:
     why = fused.KERNELS[device].unavailable()
     if why is not None:
         return f"plain PyTorch, which is slower ({why})"
-    return fused.KERNELS[device].describe()
+    return "compiled kernels, " + fused.KERNELS[device].describe().split(",")[0]
 
 
 def _speed() -> float:
