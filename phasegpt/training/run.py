@@ -132,9 +132,11 @@ def _fit(run: RunConfig, folder: RunFolder, gpu: int, stop: StopSignals) -> dict
 def _begin(run: RunConfig, folder: RunFolder) -> None:
     """Write config.yaml and what produced the run, where an earlier start did not get so far."""
 
-    if not (folder.path / "config.yaml").is_file():
-        write_atomic(folder.path / "config.yaml", to_yaml(run.to_dict()).encode())
-    if "started" not in folder.record:
+    file, begun = folder.path / "config.yaml", "started" in folder.record
+    if not begun or not file.is_file():
+        config = folder.record["config"] if begun else run.to_dict()
+        write_atomic(file, to_yaml(config).encode())
+    if not begun:
         folder.update(started=_now(), preregistration=stamp(), **provenance(run))
 
 
