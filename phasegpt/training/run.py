@@ -200,7 +200,7 @@ def _train(
 def _present(run: RunConfig, folder: RunFolder, corpus: Corpus, parts: Assembled) -> None:
     """Show a finished run; each part by itself, so that one that fails takes no other along."""
 
-    _attempt("curves.png", lambda: draw_curves(folder.path))
+    _attempt("curves.png", lambda: draw_curves(run, folder, corpus))
     text = _attempt("the sample", lambda: sample(run, folder, corpus)) or ""
     prompt, step = run.callbacks.sample_text.prompt, parts.trainer.global_step
     for logger in showing(parts.trainer.loggers) if text else ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import sys
 import time
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 # A training step reaches about this share of the speed of a bare matrix product on a CPU.
 _CPU_EFFICIENCY = 0.5
 _WORTH_SAYING_S = 600.0
+_TRIGRAM_VOCABULARY = 1024  # of more tokens a trigram model takes long to count
+_R = re.compile(r"phase/R/layer(\d+)(/mean)?")
 
 
 def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
@@ -107,15 +110,15 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
         f"  this model      {record['best']['val/ppl']:.3f}   best, at step "
         f"{record['best']['step']}",
     ]
-    if corpus.tokenizer.vocab_size <= 1024:
+    if corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY:
         lines.append(f"  trigram model   {math.exp(ngram.trigram(corpus)):.3f}")
     floor = ngram.floor(corpus)
     if floor is not None:
         lines.append(f"  entropy floor   {math.exp(floor):.3f}   only a leak can go below it")
     final = record["final"]
     for name, R in final.items():
-        if name.startswith("phase/R/layer") and name.endswith("/mean"):
-            layer = name.split("/")[2].removeprefix("layer")
+        if found := _R.fullmatch(name):
+            layer = found[1]
             lines.append(f"order parameter R of layer {layer}: {R:.3f}{_null(run)}")
             gain, error = (final.get(f"phase/val/{m}/layer{layer}") for m in ("dR", "dR_se"))
             if gain is not None and error is not None:
@@ -138,10 +141,16 @@ _NEXT = ("evaluate", "generate", "interpret")
 
 def _null(run: RunConfig) -> str:
     """What R would be with random phases, where R is over the oscillators of a head."""
-    oscillators = run.attention.get("num_oscillators")
-    if oscillators is None or coupled_axis(run.attention) != "oscillators":
+    oscillators = _coupled_oscillators(run)
+    if not oscillators:
         return ""
     return f" (random phases: {null_order_parameter(oscillators):.3f})"
+
+
+def _coupled_oscillators(run: RunConfig) -> int:
+    """How many phases R is over; 0 where it is not over the oscillators of a head."""
+    within = coupled_axis(run.attention) == "oscillators"
+    return (run.attention.get("num_oscillators") or 0) if within else 0
 
 
 def prompt_ids(run: RunConfig, corpus: Corpus) -> np.ndarray:
@@ -187,29 +196,57 @@ def sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
     return tokenizer.decode(out[0].tolist()).strip("\n")
 
 
-def draw_curves(path: Path) -> Path:
-    """curves.png of a run folder: loss, perplexity and R against steps."""
+def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
+    """curves.png of a run folder: loss, perplexity and R against steps, each with what to compare.
+
+    That is of perplexity the trigram model and the entropy floor, of R its value at K = 0 on the
+    same validation windows, what random phases would give, and the band of the phase monitor.
+    """
     from matplotlib.figure import Figure
 
-    rows = read_metrics(path / "metrics.csv")
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    rows = read_metrics(folder.path / "metrics.csv")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
+    figure.suptitle(f"{run.name}, seed {run.seed}: {folder.record.get('step', 0)} steps")
 
-    def curve(axes: Any, name: str, label: str, style: str = "-") -> None:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
+    def points(*names: str) -> list[tuple[float, float]]:
+        found = ((row["step"], row[name]) for row in rows for name in names if name in row)
+        return [(step, value) for step, value in found if math.isfinite(value)]
 
-    curve(panels[0], "train/loss", "train")
-    curve(panels[0], "val/loss", "validation", "o-")
-    curve(panels[1], "val/ppl", "validation", "o-")
-    means = sorted({k for row in rows for k in row if k.startswith("phase/R/layer")})
-    for name in (k for k in means if k.endswith("/mean")):
-        curve(panels[2], name, name.split("/")[2])
+    def curve(axes: Any, found: list[tuple[float, float]], style: str, **words: Any) -> None:
+        if found:
+            axes.plot(*zip(*found, strict=True), style, **words)
+
+    def level(axes: Any, value: float | None, label: str, style: str = ":") -> None:
+        if value is not None:
+            axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=label)
+
+    curve(panels[0], points("train/loss"), "-", label="train")
+    curve(panels[0], points("val/loss"), "o-", label="validation")
+    curve(panels[1], points("val/ppl"), "o-", label="validation")
+    if corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY:
+        level(panels[1], math.exp(ngram.trigram(corpus)), "trigram model", "-.")
+    floor = ngram.floor(corpus)
+    level(panels[1], None if floor is None else math.exp(floor), "entropy floor")
+
+    layers = sorted({int(m[1]) for row in rows for name in row if (m := _R.fullmatch(name))})
+    for color, layer in enumerate(layers):
+        words = {"color": f"C{color % 10}"}
+        coupled = points(f"phase/R/layer{layer}", f"phase/R/layer{layer}/mean")
+        curve(panels[2], coupled, "-", label=f"layer {layer}", **words)
+        end = dict(points(f"phase/val/R_end/layer{layer}", f"phase/val/R/layer{layer}/end"))
+        gain = dict(points(f"phase/val/dR/layer{layer}"))
+        free = [(step, end[step] - gain[step]) for step in end if step in gain]
+        curve(panels[2], free, "o--", label=f"layer {layer} at K = 0", **words)
+    oscillators = _coupled_oscillators(run)
+    if layers and oscillators:
+        panels[2].axhspan(*run.callbacks.phase_monitor.band, color="gray", alpha=0.15, label="band")
+        level(panels[2], null_order_parameter(float(oscillators)), "random phases")
+
     titles = ("loss (nats per token)", "perplexity", "order parameter R")
     for axes, title in zip(panels, titles, strict=True):
         axes.set(title=title, xlabel="optimizer step")
         if axes.lines:
-            axes.legend(frameon=False)
-    figure.savefig(path / "curves.png", dpi=120, metadata={"Software": None})
-    return path / "curves.png"
+            axes.legend(frameon=False, fontsize=8)
+    figure.savefig(folder.path / "curves.png", dpi=120, metadata={"Software": None})
+    return folder.path / "curves.png"
