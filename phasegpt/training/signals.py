@@ -25,10 +25,12 @@ class StopSignals:
         self.signum: int | None = None
         self.advice = "run the same command with resume=true to go on"
         self._previous: dict[int, Any] = {}
+        self._entered = False
         self._act: Callable[[int, bool], None] = self._raise
 
     def __enter__(self) -> StopSignals:
         """Take the signals over."""
+        self._entered = True
         self._take()
         return self
 
@@ -36,7 +38,7 @@ class StopSignals:
         """Give them back to who had them."""
         for signum, handler in self._previous.items():
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-        self._previous = {}
+        self._previous, self._entered = {}, False
 
     def defer(self) -> None:
         """From now on finish the step first. Raises Interrupted if a signal has come."""
@@ -60,7 +62,7 @@ class StopSignals:
 
     def _take(self) -> None:
         """Be the handler of the signals again: Lightning puts its own on top."""
-        if threading.current_thread() is threading.main_thread():
+        if self._entered and threading.current_thread() is threading.main_thread():
             for signum in _SIGNALS:
                 before = signal.signal(signum, self._receive)
                 self._previous.setdefault(signum, before)
