@@ -61,7 +61,7 @@ def save(payload: dict[str, Any], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             hashed = _Hashed(file)
-            torch.save(payload, hashed)
+            torch.save(payload, hashed)  # type: ignore[arg-type] # it asks for write and flush
             file.flush()
             os.fsync(file.fileno())
         line = f"{hashed.sha256.hexdigest()}  {path.name}\n".encode()

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from phasegpt import ops
 from phasegpt.attention import coupled_axis
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
 from phasegpt.data.corpus import Corpus
 from phasegpt.model.checkpoint import load
 from phasegpt.model.scoring import UNITS
-from phasegpt.ops import fused
 from phasegpt.phase import null_order_parameter
 from phasegpt.samplers import Temperature, Vocabulary, decode
 from phasegpt.training.callbacks import duration
@@ -75,10 +75,10 @@ def _device(run: RunConfig, parts: Assembled) -> str:
 def _kernels(parts: Assembled) -> str:
     """What integrates the oscillators on the run's device."""
     device = "cuda" if parts.cuda else "cpu"
-    why = fused.KERNELS[device].unavailable()
+    why = ops.fused.KERNELS[device].unavailable()
     if why is not None:
         return f"plain PyTorch, which is slower ({why})"
-    return "compiled kernels, " + fused.KERNELS[device].describe().split(",")[0]
+    return "compiled kernels, " + ops.fused.KERNELS[device].describe().split(",")[0]
 
 
 def _speed() -> float:
