@@ -131,7 +131,8 @@ def _name_by_what_varies(config: Any, batch: Sequence[Sequence[str]]) -> None:
     """Have the jobs' folders say in what they differ: 3-quickstart-attention.coupling-2-seed-1."""
     from omegaconf import OmegaConf, open_dict, read_write
 
-    if OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"] != _SUBDIR:
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if sweep["subdir"] != _SUBDIR:
         return
     values: dict[str, set[str]] = {}
     for word in (word for words in batch for word in words):
