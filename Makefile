@@ -8,6 +8,8 @@ SCALE ?= small
 
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
+# What training needs, without the tests' and studies' packages; `make test` has it too.
+CAN_TRAIN := $(VENV)/.can_train
 
 # The sweeps of a study in their order; each scale has records of its own.
 STUDY_phase_a := phase_a phase_a_controls phase_a_phase_sync phase_a_as_coded phase_a_more
@@ -22,7 +24,7 @@ PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[a
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-train: $(READY) ## Train a small model on the embedded corpus (more overrides: ARGS="seed=2")
+train: $(CAN_TRAIN) ## Train a small model on the embedded corpus (ARGS="seed=2"; stopped: ARGS="resume=true")
 	$(PY) -m phasegpt.train +experiment=quickstart $(ARGS)
 
 # Two workers with one thread each; a file stays with one worker, which makes its runs once.
@@ -67,4 +69,10 @@ clean: ## Remove caches and builds; keep the environment, runs and checkpoints
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -c constraints.txt -e ".[dev]"
-	touch $@
+	touch $@ $(CAN_TRAIN)
+
+$(CAN_TRAIN): pyproject.toml constraints.txt
+	@echo "setting up $(VENV): PyTorch and what training needs, some minutes and gigabytes once"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@

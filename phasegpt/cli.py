@@ -9,6 +9,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -76,6 +77,9 @@ def launch(
     if sys.argv[1:] in (["--help"], ["-h"]):
         sys.stdout.write(help_page(config_name) + "\n")
         return
+    if threading.current_thread() is threading.main_thread():
+        # So that what is half done is cleaned up; a training puts its own in place.
+        signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     sys.argv[1:] = literal(sys.argv[1:], *keys)
     guarded(lambda: check_groups(sys.argv[1:]))
     code: Any = 0
@@ -85,6 +89,9 @@ def launch(
         code = error.code
         if code == 1:
             sys.stderr.writelines(f"{line}\n" for line in misspelt(sys.argv[1:], config_name))
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped\n")
+        code = 128 + signal.SIGINT
     undone = after()
     code = code or undone
     if code:

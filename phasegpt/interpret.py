@@ -161,9 +161,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _interval(estimate: dict[str, Any], digits: int) -> str:
-    text = f"{estimate['mean']:+.{digits}f}"
+    text = f"{estimate['mean']:+.{digits}g}"
     if estimate["low"] is not None:
-        text += f" [{estimate['low']:+.{digits}f}, {estimate['high']:+.{digits}f}]"
+        text += f" [{estimate['low']:+.{digits}g}, {estimate['high']:+.{digits}g}]"
     plural = "" if estimate["n"] == 1 else "s"
     return f"{text} over {estimate['n']} {estimate['per']}{plural}"
 

@@ -3,17 +3,23 @@
     python scripts/bench_train.py [--size small] [--attention softmax] [--rounds 5]
     python scripts/bench_train.py --monitor [--size small] [--rounds 5]
     python scripts/bench_train.py --layers [--size small] [--rounds 5]
+    python scripts/bench_train.py --load 5 [--size small] [--rounds 5]
+    python scripts/bench_train.py --saves [--size large] [--rounds 5]
 
 Both train the same module on the same batches with the same optimizer, schedule and clipping;
 ours has the progress bar and default logging on. Peak memory is that of a process of its own.
 --monitor shows instead what callbacks.phase_monitor costs at its default of every 50 steps: the
 time inside it, beside the step time without it. --layers shows what one phase layer costs in a
-softmax model, integrated by the kernels and in plain PyTorch, in bare loops.
+softmax model, integrated by the kernels and in plain PyTorch, in bare loops. --load N shows
+tokens per second under both ways in which OpenMP's threads can wait, alone and beside N busy
+processes. --saves shows how long a checkpoint holds the training up: written beside it, as it is,
+and on the spot.
 """
 
 import argparse
 import functools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -189,6 +195,74 @@ def layers_report(args: argparse.Namespace) -> dict:
     }
 
 
+def load_report(args: argparse.Namespace) -> dict:
+    """Tokens per second by wait policy, alternating, beside no and beside `args.load` processes."""
+    words = [sys.executable, __file__, "--size", args.size, "--attention", args.attention]
+    words += ["--only", "ours", "--speed"]
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_WAIT", "GOMP_"))}
+    speeds: dict[str, dict[str, list[float]]] = {}
+    for busy in sorted({0, args.load}):
+        spin = [sys.executable, "-c", "while True: pass"]
+        beside = [subprocess.Popen(spin) for _ in range(busy)]
+        found = speeds[f"beside {busy}"] = {"default": [], "passive": []}
+        try:
+            for round_ in range(args.rounds):
+                for policy in sorted(found, reverse=round_ % 2 == 1):
+                    # Any OMP_ variable keeps phasegpt from setting a policy: OpenMP's own then.
+                    chosen = {"OMP_WAIT_POLICY": "passive"}
+                    env = own | (chosen if policy == "passive" else {"OMP_DYNAMIC": "false"})
+                    done = subprocess.run(
+                        words, env=env, capture_output=True, text=True, check=True
+                    )
+                    found[policy].append(float(done.stdout.split()[-1]))
+        finally:
+            for process in beside:
+                process.kill()
+                process.wait()
+    return {
+        "size": args.size,
+        "attention": args.attention,
+        "rounds": args.rounds,
+        "threads": torch.get_num_threads(),
+        "load_average": round(os.getloadavg()[0], 1),  # what else ran is in it
+        "tokens_per_s": {
+            place: {policy: round(statistics.median(v)) for policy, v in found.items()}
+            for place, found in speeds.items()
+        },
+    }
+
+
+def saves_report(args: argparse.Namespace) -> dict:
+    """Seconds for which a save holds the training up, and what it writes."""
+    *_, steps = SIZES[args.size]
+    run = make_config(args.size, args.attention, max(6, steps // 4))
+    held: dict[str, list[float]] = {"beside the training": [], "on the spot": []}
+    for _ in range(args.rounds):
+        for way, seconds in held.items():
+            with tempfile.TemporaryDirectory() as folder:
+                parts = assemble(run, RunFolder(Path(folder)), prepare(run.data))
+                write, writer = parts.saver.write, parts.saver.writer
+
+                def timed(*payload, write=write, writer=writer, way=way, seconds=seconds):
+                    begin = time.perf_counter()
+                    write(*payload)
+                    if way == "on the spot":
+                        writer.wait()
+                    seconds.append(time.perf_counter() - begin)
+
+                parts.trainer.strategy.checkpoint_io._save = timed
+                parts.saver.every = run.trainer.max_steps // 2
+                parts.trainer.limit_val_batches = 0
+                parts.fit(None)
+                size = max(path.stat().st_size for path in Path(folder).rglob("step-*.ckpt"))
+    return {
+        "size": args.size,
+        "checkpoint_mb": round(size / 1e6, 1),
+        "rounds": args.rounds,
+        "held_up_ms": {way: round(1e3 * statistics.median(v), 1) for way, v in held.items()},
+    }
+
+
 def peak_memory_mb() -> int:
     """Of this process alone; getrusage would count what the parent had before exec."""
     status = Path("/proc/self/status").read_text()
@@ -206,7 +280,16 @@ def main() -> None:
     parser.add_argument("--only", choices=LOOPS, help=argparse.SUPPRESS)
     parser.add_argument("--monitor", action="store_true", help="the cost of the phase monitor")
     parser.add_argument("--layers", action="store_true", help="the cost of one phase layer")
+    parser.add_argument("--load", type=int, help="both wait policies beside this many processes")
+    parser.add_argument("--saves", action="store_true", help="how long a save holds training up")
+    parser.add_argument("--speed", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.load is not None:
+        print(json.dumps(load_report(args), indent=2))
+        return
+    if args.saves:
+        print(json.dumps(saves_report(args), indent=2))
+        return
     sys.stderr.isatty = lambda: True  # the progress bar is part of what is measured
     if args.monitor:
         print(json.dumps(monitor_report(args), indent=2))
@@ -218,8 +301,8 @@ def main() -> None:
     run = make_config(args.size, args.attention, steps)
     corpus = prepare(run.data)
     if args.only:
-        LOOPS[args.only](run, corpus)
-        print(peak_memory_mb())
+        seconds = LOOPS[args.only](run, corpus)
+        print(context * batch / seconds if args.speed else peak_memory_mb())
         return
     seconds: dict[str, list[float]] = {"ours": [], "bare": []}
     for round_ in range(args.rounds):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -10,7 +9,7 @@ from typing import Any
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
-from phasegpt.core.sections import Section, unknown
+from phasegpt.core.sections import Section, nearest, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 #: conf/ inside an installed wheel, or beside the package in a checkout.
@@ -94,7 +93,7 @@ def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]
         for key in given
         if key not in known
         and not key.startswith(("+", "~", "hydra", "experiment"))
-        and difflib.get_close_matches(key, known, n=1)
+        and nearest(key, known)
     ]
 
 

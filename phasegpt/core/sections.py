@@ -142,9 +142,21 @@ def unknown(name: str, allowed: Sequence[str]) -> str:
     name = _printable(name)
     if not allowed:
         return f"{name} is unknown; nothing can be set there, so leave it out"
-    near = difflib.get_close_matches(name, allowed, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose from: {', '.join(sorted(allowed))}"
+    near = nearest(name, allowed)
+    hint = f"did you mean {near}?" if near else f"choose from: {', '.join(sorted(allowed))}"
     return f"{name} is unknown; {hint}"
+
+
+def nearest(name: str, allowed: Sequence[str]) -> str | None:
+    """The allowed name that `name` is a slip of the pen from, if there is one.
+
+    Of dotted names the last part must be close too: what comes before it says little.
+    """
+    last = name.rpartition(".")[2]
+    close = [
+        other for other in allowed if difflib.get_close_matches(last, [other.rpartition(".")[2]])
+    ]
+    return next(iter(difflib.get_close_matches(name, close, n=1, cutoff=0.8)), None)
 
 
 def shown(value: Any) -> str:

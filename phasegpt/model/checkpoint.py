@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 
@@ -51,19 +51,48 @@ class Loaded(NamedTuple):
     data_fingerprint: str | None = None  # of the corpus it was trained on, where run.json says
 
 
+class _Hashed:
+    """A file for torch.save that hashes what passes through."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def save(payload: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint: its sha256 first, then the file under its final name."""
-    buffer = io.BytesIO()
-    torch.save(payload, buffer)
-    content = buffer.getvalue()
-    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # While a file is written over, the old hash stays beside the new one: each is whole.
-    old = sidecar(path).read_bytes() if path.is_file() and sidecar(path).is_file() else b""
-    write_atomic(sidecar(path), line + old)
-    write_atomic(path, content)
-    if old:
-        write_atomic(sidecar(path), line)
+    """Write a checkpoint: its content, then its sha256, then its final name.
+
+    CheckpointError where that cannot be done; what stood there before is whole then.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            hashed = _Hashed(file)
+            torch.save(payload, hashed)  # type: ignore[arg-type] # it asks for write and flush
+            file.flush()
+            os.fsync(file.fileno())
+        line = f"{hashed.sha256.hexdigest()}  {path.name}\n".encode()
+        # While a file is written over, the old hash stays beside the new one: each is whole.
+        old = sidecar(path).read_bytes() if path.is_file() and sidecar(path).is_file() else b""
+        write_atomic(sidecar(path), line + old)
+        os.replace(temporary, path)
+        if old:
+            write_atomic(sidecar(path), line)
+    except (OSError, RuntimeError) as error:  # torch answers a full disk with a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(
+            f"cannot write {path}: {reason}; make room or mend the place, and run the same command "
+            f"with resume=true: earlier checkpoints are whole"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -81,6 +110,10 @@ _STATE: dict[str, type] = {
 def check_resumable(path: Path) -> None:
     """CheckpointError if training could not go on from this checkpoint."""
     payload = read(path)
+    if "optimizer_states" not in payload:
+        raise CheckpointError(
+            f"{path} holds weights alone; resume from the run's folder or a step-*.ckpt of it"
+        )
     for key, kind in _STATE.items():
         if not isinstance(payload.get(key), kind):
             raise CheckpointError(

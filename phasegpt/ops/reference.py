@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phasegpt.phase.order import cumulative_sum
+
 
 class ScanState(NamedTuple):
     """Running sums over the prefix, one per integration step, and their total weight.
@@ -96,7 +98,7 @@ def prefix_sum(x_BTC: Tensor, forget_C: Tensor | None, carry_BC: Tensor | None) 
     With forgetting, a doubling scan: log2(T) shifted additions, and no division by forget^t.
     """
     if forget_C is None:
-        total = x_BTC.cumsum(1)
+        total = cumulative_sum(x_BTC, 1)
         return total if carry_BC is None else total + carry_BC.unsqueeze(1)
     if carry_BC is not None:
         first = x_BTC[:, :1] + (forget_C * carry_BC).unsqueeze(1)

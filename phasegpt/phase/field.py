@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phasegpt.phase.order import _counts
+from phasegpt.phase.order import _counts, cumulative_sum
 from phasegpt.phase.polar import modulus
 
 
@@ -38,7 +38,8 @@ def prefix_force(theta: Tensor, dim: int = 1) -> Tensor:
     Null: root mean square sqrt((t-1) / 2) / t.
     """
     count = _counts(theta, dim)
-    return _pull(theta, theta.cos().cumsum(dim) / count, theta.sin().cumsum(dim) / count)
+    cos, sin = cumulative_sum(theta.cos(), dim), cumulative_sum(theta.sin(), dim)
+    return _pull(theta, cos / count, sin / count)
 
 
 def attention_force(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from phasegpt.phase.polar import modulus
 
@@ -77,7 +78,28 @@ def prefix_order_parameter(theta: Tensor, dim: int = 1) -> Tensor:
 
     Null: null_order_parameter(t) = .886 / sqrt(t), so always report prefix_ppc too.
     """
-    return modulus(theta.cos().cumsum(dim), theta.sin().cumsum(dim)) / _counts(theta, dim)
+    return modulus(cumulative_sum(theta.cos(), dim), cumulative_sum(theta.sin(), dim)) / _counts(
+        theta, dim
+    )
+
+
+def cumulative_sum(x: Tensor, dim: int) -> Tensor:
+    """Sum over everything up to each index along `dim`; the same bits in every run on a device.
+
+    Where torch has no deterministic cumsum (CUDA), in ceil(log2 n) additions of shifted copies
+    (Hillis and Steele, CACM 29, 1170 (1986)).
+    """
+    if not _cumsum_is_refused(x):
+        return x.cumsum(dim)
+    total, shift = x.movedim(dim, -1), 1
+    while shift < total.shape[-1]:
+        total = total + F.pad(total[..., :-shift], (shift, 0))
+        shift *= 2
+    return total.movedim(-1, dim)
+
+
+def _cumsum_is_refused(x: Tensor) -> bool:
+    return x.is_cuda and torch.are_deterministic_algorithms_enabled()
 
 
 def prefix_ppc(theta: Tensor, dim: int = 1) -> Tensor:

@@ -23,6 +23,7 @@ from phasegpt.training.lit import LitGPT
 from phasegpt.training.loggers import MetricsCSV, extra_loggers
 from phasegpt.training.phase_monitor import PhaseMonitor
 from phasegpt.training.run_folder import RunFolder
+from phasegpt.training.signals import StopSignals
 
 if TYPE_CHECKING:
     from phasegpt.training.multiprocess import Rank
@@ -44,8 +45,13 @@ class Assembled(NamedTuple):
     flops_per_token: float  # forward and backward: 6 P + 12 L T D
 
     def fit(self, resume_point: Path | None) -> None:
-        """Train, from a checkpoint or from step 0."""
-        self.trainer.fit(self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True)
+        """Train, from a checkpoint or from step 0; what is to be saved has been when it ends."""
+        try:
+            self.trainer.fit(
+                self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
+            )
+        finally:
+            self.saver.writer.wait()
 
 
 def assemble(
@@ -57,12 +63,14 @@ def assemble(
     rank: Rank | None = None,
     callbacks: Sequence[pl.Callback] = (),
     loggers: Sequence[Logger] = (),
+    stop: StopSignals | None = None,
 ) -> Assembled:
     """Seed, and build model, data, callbacks, loggers and Trainer for `run` in `folder`.
 
     `rank` is this process among several (see multiprocess); all compute, and the first one
     alone logs, monitors and shows. A single process takes GPU number `gpu`. The user's own
-    `callbacks` and `loggers` come after the run's.
+    `callbacks` and `loggers` come after the run's. `stop` are the signals that end the training;
+    None: none do.
     """
     # Quiet Lightning, and one seed for what draws from torch's own generator.
     first = rank is None or rank.number == 0
@@ -93,7 +101,12 @@ def assemble(
     attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
     flops_per_token = 6 * model.num_parameters() + attention
     csv = MetricsCSV(folder.path / "metrics.csv")
-    saver = Saver(folder, run.callbacks.checkpoint.every_n_train_steps)
+    saver = Saver(
+        folder,
+        run.callbacks.checkpoint.every_n_train_steps,
+        best_whole=run.callbacks.collapse_guard.action == "rollback",
+        stop=stop,
+    )
     metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
     ours: list[pl.Callback] = [metrics, cb.RngState(), saver]  # Lightning calls savers last
     if first and run.callbacks.phase_monitor.every_n_steps is not None:
@@ -126,7 +139,7 @@ def assemble(
         deterministic=t.deterministic,
         logger=[csv, *extra_loggers(run, folder), *loggers] if first else False,
         callbacks=callbacks,
-        plugins=[VerifiedIO()] if rank is None else [VerifiedIO(), rank],
+        plugins=[VerifiedIO(saver.write), *([] if rank is None else [rank])],
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -15,8 +15,11 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.callbacks import EarlyStopping as LightningEarlyStopping
 from tqdm import tqdm
 
+from phasegpt.core.console import tell
 from phasegpt.training.callback_config import EarlyStoppingConfig
 from phasegpt.training.checkpointing import step_done
+
+_SILENCE_S = 30.0  # a longer one without a line looks like a run that hangs
 
 # Dense bf16 tensor-core peak, FLOP/s, by a part of the device's name.
 _PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -115,8 +118,8 @@ class RngState(Callback):
         self._loaded: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the CPU generator and of every GPU's; of other processes under `ranks`."""
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        """The state of the CPU generator and of the GPU in use; of other processes as `ranks`."""
+        cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
         state = {"cpu": torch.get_rng_state(), "cuda": cuda}
         if not torch.distributed.is_initialized():
             return state
@@ -134,8 +137,11 @@ class RngState(Callback):
             if "ranks" in self._loaded:
                 self._loaded = self._loaded["ranks"][trainer.global_rank]
             torch.set_rng_state(self._loaded["cpu"].cpu())
-            if torch.cuda.is_available() and self._loaded["cuda"]:
-                torch.cuda.set_rng_state_all(self._loaded["cuda"])
+            states, device = self._loaded["cuda"], trainer.strategy.root_device
+            if device.type == "cuda" and states:
+                # Older checkpoints have the state of every GPU that there was.
+                index = device.index if device.index < len(states) else 0
+                torch.cuda.set_rng_state(states[index].cpu(), device)
 
 
 class EarlyStopping(LightningEarlyStopping):
@@ -160,16 +166,23 @@ class EarlyStopping(LightningEarlyStopping):
 
 
 class Progress(Callback):
-    """A bar with loss, R and tokens per second; plain lines where there is no terminal."""
+    """A bar with loss, R and tokens per second; plain lines where there is no terminal.
+
+    A line says what its own step gave, and what the rest will take at the speed so far.
+    """
 
     def __init__(self, metrics: Metrics, max_steps: int) -> None:
-        """Show what `metrics` logged last."""
+        """The bar shows what `metrics` logged last."""
         self.metrics, self.max_steps = metrics, max_steps
         self._bar: tqdm | None = None
+        self._first, self._tokens = 0, 0
+        self._begin = self._said = self._mark = time.perf_counter()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Open the bar."""
-        if sys.stderr.isatty():
+        self._first, self._tokens = trainer.global_step, 0
+        self._begin = self._said = self._mark = time.perf_counter()
+        if sys.stderr is not None and sys.stderr.isatty():
             self._bar = tqdm(total=self.max_steps, initial=trainer.global_step, unit="step")
 
     def on_train_batch_end(
@@ -177,19 +190,28 @@ class Progress(Callback):
     ) -> None:
         """Advance; refresh the numbers when they are new."""
         step = trainer.global_step
+        self._tokens += batch["idx"].numel() * trainer.world_size
         if not step_done(trainer, batch_idx):
             return
         if self._bar is not None:
             self._bar.set_postfix_str(self._text(), refresh=False)
             self._bar.update(step - self._bar.n)
-        elif step % max(1, self.max_steps // 20) == 0:
-            sys.stderr.write(f"step {step}/{self.max_steps} {self._text()}\n")
+            return
+        now = time.perf_counter()
+        if step % max(1, self.max_steps // 20) == 0 or now - self._said > _SILENCE_S:
+            tell(f"step {step}/{self.max_steps} {self._line(step, outputs, now)}")
+            self._said = self._mark = now
+            self._tokens = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Show the perplexity."""
         ppl = pl_module.validation["val/ppl"]
         line = f"step {trainer.global_step}/{self.max_steps} validation perplexity {ppl:.4g}"
-        tqdm.write(line, file=sys.stderr)
+        if self._bar is None:
+            tell(line)
+        else:
+            tqdm.write(line, file=sys.stderr)
+        self._mark, self._tokens = time.perf_counter(), 0  # a validation is no training
 
     def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Close the bar."""
@@ -197,8 +219,24 @@ class Progress(Callback):
             self._bar.close()
             self._bar = None
 
+    def _line(self, step: int, outputs: Any, now: float) -> str:
+        words = [f"loss {outputs['nll'].item():.3f}"]
+        if outputs["R"]:
+            R = torch.stack([R_H.mean() for R_H in outputs["R"].values()]).mean().item()
+            words.append(f"R {R:.3f}")
+        words.append(f"{self._tokens / (now - self._mark):,.0f} tokens/s")
+        left = (now - self._begin) * (self.max_steps - step) / max(1, step - self._first)
+        return " ".join(words) + (f", {duration(left)} left" if step < self.max_steps else "")
+
     def _text(self) -> str:
         shown = {"train/loss": "loss {:.3f}", "phase/R/mean": "R {:.3f}"}
         shown["perf/tokens_per_s"] = "{:,.0f} tokens/s"
         found = self.metrics.latest
         return " ".join(form.format(found[name]) for name, form in shown.items() if name in found)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit in which a person would say them."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{seconds / 3600:.1f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"

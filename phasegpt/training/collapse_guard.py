@@ -137,6 +137,8 @@ class CollapseGuard(Callback):
         best = int(self.saver.best["step"])
         self._rollbacks.append([best, self._pending])
         self._pending = None
+        self.saver.writer.wait()  # the best may be the one that is being written,
+        trainer.strategy.barrier()  # by the first process
         payload = checkpoint.read(self.saver.path(best))
         pl_module.load_state_dict(payload["state_dict"])
         (optimizer,), (saved,) = trainer.optimizers, payload["optimizer_states"]

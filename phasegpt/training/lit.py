@@ -16,12 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from phasegpt.attention import Phase
-from phasegpt.core.errors import Collapsed
+from phasegpt.core.errors import Collapsed, ConfigError
 from phasegpt.data.tokenizers import from_state
 from phasegpt.data.windows import IGNORED
 from phasegpt.model.gpt import GPT
 from phasegpt.model.scoring import bytes_by_token, nats, perplexity
-from phasegpt.phase.steering import NoiseKey, PenaltyWeight, coherence, coherence_regularizer
+from phasegpt.phase.steering import (
+    NoiseKey,
+    PenaltyWeight,
+    Perturbation,
+    coherence,
+    coherence_regularizer,
+)
 from phasegpt.training.checkpointing import step_done
 from phasegpt.training.config import RunConfig
 from phasegpt.training.optim import adamw, schedule
@@ -63,10 +69,7 @@ class LitGPT(pl.LightningModule):
         r = self.run.regularizer
         out = self.model(
             batch["idx"],
-            perturbations=self.model.draw_perturbations(
-                NoiseKey(self.run.seed, self.global_step, tuple(batch["sample"].tolist())),
-                batch["idx"].shape[1],
-            ),
+            perturbations=self._perturbations(batch),
             return_phase="coupling" if r.mode != "none" and r.through == "coupling" else True,
         )
         total, count = nats(out.logits, batch["targets"])
@@ -80,6 +83,23 @@ class LitGPT(pl.LightningModule):
         # What callbacks log, without a graph.
         R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
         return {"loss": loss, "nll": nll, "penalty": penalty, "lambda": weight, "R": R_H}
+
+    def _perturbations(self, batch: dict[str, Tensor]) -> dict[int, Perturbation]:
+        """The noise of this step's samples; batches that do not number them are for models without.
+
+        Our DataModule numbers them as `sample`.
+        """
+        rows, time = batch["idx"].shape
+        samples = tuple(batch["sample"].tolist()) if "sample" in batch else tuple(range(rows))
+        key = NoiseKey(self.run.seed, self.global_step, samples)
+        drawn = self.model.draw_perturbations(key, time)
+        if drawn and "sample" not in batch:
+            raise ConfigError(
+                "attention.noise_sigma and attention.frequency_jitter need a batch that numbers "
+                "its rows: batch['sample'], as phasegpt's DataModule gives it; add it, or set both "
+                "to 0"
+            )
+        return drawn
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Add the batch's summed nats, scored tokens and their bytes; return its phases."""
@@ -118,7 +138,9 @@ class LitGPT(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW, and the schedule per optimizer step."""
         optimizer = adamw(self.model, self.run.optimizer)
-        factor = schedule(self.run.optimizer, self.run.trainer.max_steps)
+        # A trainer of the user's own may have another number of steps, or count epochs (-1).
+        steps = self.trainer.max_steps if self._trainer is not None else -1
+        factor = schedule(self.run.optimizer, steps if steps > 0 else self.run.trainer.max_steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {
             "optimizer": optimizer,
@@ -148,9 +170,13 @@ class LitGPT(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the global norm and remember it; a norm that is not finite ends the run."""
+        """Clip by norm or value; remember the norm before: one that is not finite ends the run."""
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
-        self.grad_norm = nn.utils.clip_grad_norm_(self.model.parameters(), limit)
+        by_value = gradient_clip_algorithm == "value"
+        parameters = list(self.model.parameters())
+        self.grad_norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        if by_value:
+            nn.utils.clip_grad_value_(parameters, limit)
         if not torch.isfinite(self.grad_norm):
             raise Collapsed(self._diagnosis())
 
@@ -158,7 +184,7 @@ class LitGPT(pl.LightningModule):
         """Free the gradients of a finished step, and ask for a validation at the last one."""
         if step_done(self.trainer, batch_idx):
             self.optimizers(use_pl_optimizer=False).zero_grad()  # type: ignore[union-attr]
-        if self.global_step >= self.run.trainer.max_steps:
+        if 0 < self.trainer.max_steps <= self.global_step:
             self.trainer.should_stop = True
 
     def _penalty(self, phases: dict[int, Phase], weight: float) -> Tensor | None:

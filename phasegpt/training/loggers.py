@@ -7,19 +7,23 @@ sample. Nothing here needs an account or a network unless `logger=wandb` is onli
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from phasegpt.core.console import tell
+from phasegpt.core.errors import ConfigError, Interrupted
 from phasegpt.core.files import write_atomic, writing
 from phasegpt.core.secrets import masked_arguments
-from phasegpt.training.config import RunConfig
+from phasegpt.training.config import LoggerConfig, RunConfig
 from phasegpt.training.metric_names import today
 from phasegpt.training.run_folder import RunFolder, read_metrics
 from phasegpt.training.wandb_dashboard import STEP, SUMMARY
@@ -94,6 +98,31 @@ class MetricsCSV(Logger):
         write_atomic(self.path, buffer.getvalue().encode())
 
 
+def _optional(method: Callable[..., None]) -> Callable[..., None]:
+    """A method of a logger whose failure is said once and stops no training.
+
+    What it would have shown is in metrics.csv.
+    """
+
+    @wraps(method)
+    def attempt(self: Any, *args: Any, **kwargs: Any) -> None:
+        if getattr(self, "_failed", False):
+            return
+        try:
+            method(self, *args, **kwargs)
+        except (Interrupted, ConfigError):
+            raise
+        except Exception as error:
+            self._failed = True
+            reason = (str(error).splitlines() or [""])[0]
+            tell(
+                f"warning: {type(self).__name__} failed and is off for the rest of this run "
+                f"({type(error).__name__}: {reason}); metrics.csv goes on"
+            )
+
+    return attempt
+
+
 class Wandb(WandbLogger):
     """One W&B run per run folder: `wandb_id` in run.json, so that a resumed run goes on in it.
 
@@ -125,8 +154,17 @@ class Wandb(WandbLogger):
     @property
     def experiment(self) -> Any:
         """The wandb run, opened at first use."""
-        with masked_arguments():  # W&B keeps the command line
-            run = super().experiment
+        try:
+            with masked_arguments():  # W&B keeps the command line
+                run = super().experiment
+        except Interrupted:
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigError(
+                f"logger=wandb cannot start ({type(error).__name__}: {reason}); log in, or add "
+                f"logger.offline=true, which needs no account and no network"
+            ) from error
         if not self._defined and hasattr(run, "define_metric"):
             self._defined = True
             for name, summary in SUMMARY.items():
@@ -136,22 +174,31 @@ class Wandb(WandbLogger):
     def log_hyperparams(self, params: Any) -> None:
         """Nothing: the run was opened with its configuration."""
 
+    @_optional
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add metrics to the row of `step`."""
         self.experiment.log({**metrics, STEP: step}, step=step)
 
+    @_optional
     def histogram(self, name: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
         """A histogram of counts between edges."""
         import wandb
 
         self.log_metrics({name: wandb.Histogram(np_histogram=(counts, edges))}, step)
 
+    @_optional
     def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
         """An image, [height, width, 3] bytes."""
         import wandb
 
         self.log_metrics({name: wandb.Image(pixels)}, step)
 
+    @_optional
+    def finalize(self, status: str) -> None:
+        """See WandbLogger."""
+        super().finalize(status)
+
+    @_optional
     def sample(self, prompt: str, text: str, step: int) -> None:
         """A table with one generated text, beside the metrics of the last step."""
         import wandb
@@ -167,6 +214,22 @@ class TensorBoard(TensorBoardLogger):
         """Write into `folder`."""
         super().__init__(folder.path, name="", version="tensorboard")
 
+    @_optional
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """See TensorBoardLogger."""
+        super().log_metrics(metrics, step)
+
+    @_optional
+    def save(self) -> None:
+        """See TensorBoardLogger."""
+        super().save()
+
+    @_optional
+    def finalize(self, status: str) -> None:
+        """See TensorBoardLogger."""
+        super().finalize(status)
+
+    @_optional
     def cut(self, step: int) -> None:
         """Hide what lies past `step`: it will be written again."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -174,6 +237,7 @@ class TensorBoard(TensorBoardLogger):
         restart = SessionLog(status=SessionLog.START)
         self.experiment._get_file_writer().add_event(Event(step=step + 1, session_log=restart))
 
+    @_optional
     def histogram(self, name: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
         """A histogram of counts between edges."""
         middle = (edges[1:] + edges[:-1]) / 2
@@ -189,14 +253,25 @@ class TensorBoard(TensorBoardLogger):
             global_step=step,
         )
 
+    @_optional
     def picture(self, name: str, pixels: np.ndarray, step: int) -> None:
         """An image, [height, width, 3] bytes."""
         self.experiment.add_image(name, pixels, step, dataformats="HWC")
 
+    @_optional
     def sample(self, prompt: str, text: str, step: int) -> None:
         """One generated text, its line breaks kept."""
         self.experiment.add_text("samples", f"    {prompt}{text}".replace("\n", "\n    "), step)
         self.experiment.flush()
+
+
+def check_packages(logger: LoggerConfig) -> None:
+    """ConfigError where the package of a logger is not installed."""
+    if logger.name != "csv" and importlib.util.find_spec(logger.name) is None:
+        raise ConfigError(
+            f"logger={logger.name} needs the package {logger.name}: pip install {logger.name}, or "
+            f"use logger=csv"
+        )
 
 
 def extra_loggers(run: RunConfig, folder: RunFolder) -> list[Wandb | TensorBoard]:
@@ -223,6 +298,9 @@ def finish(folder: RunFolder) -> None:
     import wandb
 
     if wandb.run is None:
+        return
+    if wandb.run.disabled:  # WANDB_MODE=disabled: there is no folder to copy into
+        wandb.finish()
         return
     ours = Path(wandb.run.dir) / "phasegpt"
     ours.mkdir(exist_ok=True)

@@ -10,6 +10,7 @@ of the run.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ class _ReadOnly(RunFolder):
 
 def _main() -> None:
     """Be the rank that standard input describes, from set-up to the last step."""
+    for signum in (signal.SIGINT, signal.SIGTERM):  # rank 0 alone listens, and ends the others
+        signal.signal(signum, signal.SIG_IGN)
     task = json.load(sys.stdin)
     ready, sys.stdout = sys.stdout, sys.stderr
     from phasegpt.data.corpus import prepare

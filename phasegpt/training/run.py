@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,16 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
 from phasegpt.core.composition import to_yaml
-from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, UserError
+from phasegpt.core.console import show, tell
+from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, Interrupted, UserError
 from phasegpt.core.files import write_atomic
-from phasegpt.data.corpus import prepare
+from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import checkpoint
 from phasegpt.model.migration import migrated
 from phasegpt.training import multiprocess
-from phasegpt.training.assemble import assemble
+from phasegpt.training.assemble import Assembled, assemble
 from phasegpt.training.config import RunConfig, hashed_fields, run_config
-from phasegpt.training.loggers import finish, showing
+from phasegpt.training.loggers import check_packages, finish, showing
 from phasegpt.training.preregistration import stamp
 from phasegpt.training.run_folder import (
     RunFolder,
@@ -30,7 +32,8 @@ from phasegpt.training.run_folder import (
     read_metrics,
     read_record,
 )
-from phasegpt.training.summary import closing, draw_curves, estimate, sample
+from phasegpt.training.signals import StopSignals
+from phasegpt.training.summary import closing, draw_curves, header, prompt_ids, sample
 
 
 def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
@@ -57,7 +60,7 @@ def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
         return run_dir
     found = newest_unfinished(run_dir.parent, run.hash)
     if found is None:
-        _say(f"no unfinished run of this configuration in {run_dir.parent}; starting at step 0")
+        tell(f"no unfinished run of this configuration in {run_dir.parent}; starting at step 0")
         return run_dir
     return found
 
@@ -80,7 +83,8 @@ def fit(
     `gpu` is the one to use, counted round where there are fewer. With config.resume the run there
     goes on from its last checkpoint. A finished run is returned unchanged, a collapsed one raises
     Collapsed again. Raises UserError subclasses: ConfigError, DataError, CheckpointError,
-    Collapsed, Interrupted; run.json then says so.
+    Collapsed, Interrupted; run.json then says so. What is shown after the training (sample, curves,
+    summary, loggers) can fail without changing the result: a line on stderr says so.
     """
 
     run, run_dir = run_config(config), Path(run_dir)
@@ -89,70 +93,127 @@ def fit(
         "callbacks": _extras(run, "callbacks", callbacks, Callback),
         "loggers": _extras(run, "loggers", loggers, Logger),
     }
+    check_packages(run.logger)
+    with StopSignals() as stop:
+        # Hold the folder; what is there must be this configuration's, and not finished.
+        folder = RunFolder(run_dir)
+        try:
+            earlier = folder.record
+            if earlier and earlier["config_hash"] != run.hash:
+                raise CheckpointError(_difference(run_dir, earlier["config"], run.to_dict()))
+            if earlier.get("status") == "collapsed":
+                raise Collapsed(
+                    f"{run_dir} had collapsed and is left unchanged: {earlier['error']}"
+                )
+            if earlier.get("status") == "ok":
+                tell(f"{run_dir} is finished; nothing to do")
+                return earlier
+            return _fit(run, folder, gpu, stop, extras)
+        finally:
+            folder.close()
 
-    # Hold the folder; what is there must be this configuration's, and not finished.
-    folder = RunFolder(run_dir)
+
+def _fit(
+    run: RunConfig,
+    folder: RunFolder,
+    gpu: int,
+    stop: StopSignals,
+    extras: dict[str, list[Any]],
+) -> dict[str, Any]:
+    """Train, and record how it ended; then show it."""
+
+    begun = False
     try:
-        earlier = folder.record
-        if earlier and earlier["config_hash"] != run.hash:
-            raise CheckpointError(_difference(run_dir, earlier["config"], run.to_dict()))
-        if earlier.get("status") == "collapsed":
-            raise Collapsed(f"{run_dir} had collapsed and is left unchanged: {earlier['error']}")
-        if earlier.get("status") == "ok":
-            _say(f"{run_dir} is finished; nothing to do")
-            return earlier
-
-        # The text must be the one that the run began with.
+        # The text must be the one that the run began with, and all that comes later possible.
         corpus = prepare(run.data)
-        if "data" in earlier and earlier["data"]["fingerprint"] != corpus.fingerprint:
+        earlier = folder.record.get("data")
+        if earlier and earlier["fingerprint"] != corpus.fingerprint:
             raise CheckpointError(
-                f"the data changed since {run_dir} began; put the old text back, or start anew"
+                f"the data changed since {folder.path} began; put the old text back, or start anew"
             )
+        if run.callbacks.sample_text.max_new_tokens:
+            prompt_ids(run, corpus)
+        resume_point = _resume_point(run, folder)
 
         # Write down what is about to run, then train; how it ended goes into run.json too.
-        if "started" not in earlier:
-            folder.update(started=_now(), preregistration=stamp(), **provenance(run))
-            _write_config(folder, run)
-        classes = {k: [_class(x) for x in v] for k, v in extras.items() if v or k in earlier}
+        begun = True
+        _begin(run, folder)
+        classes = {k: [_class(x) for x in v] for k, v in extras.items() if v or k in folder.record}
         folder.update(status="running", data=_describe(corpus), error=None, **classes)
-        try:
-            _train(run, folder, corpus, gpu, **extras)
-        except UserError as error:
-            folder.update(status=_STATUS.get(type(error).__name__, "failed"), error=str(error))
-            raise
-        except BaseException as error:
-            status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
-            folder.update(status=status, error=f"{type(error).__name__}: {error}")
-            raise
-        finally:
-            finish(folder)
-        return folder.record
-    finally:
-        folder.close()
+        parts = _train(run, folder, corpus, gpu, resume_point, stop, extras)
+    except BaseException as error:
+        stop.hold()  # until the record says what happened
+        if begun or isinstance(error, Interrupted):
+            _begin(run, folder)
+            folder.update(**_ending(error))
+        stop.resume_raising()
+        _attempt("logger", lambda: finish(folder))
+        if _interrupted(error) and not isinstance(error, Interrupted):
+            raise Interrupted(f"stopped by Ctrl-C; {stop.advice}", signal.SIGINT) from error
+        raise
+
+    # What comes now is for show: it cannot change the result.
+    stop.advice = "the run was finished and is recorded"
+    stop.resume_raising()
+    stop.check()
+    _present(run, folder, corpus, parts)
+    stop.check()
+    return folder.record
 
 
-_STATUS = {"Collapsed": "collapsed", "Interrupted": "interrupted"}
+def _begin(run: RunConfig, folder: RunFolder) -> None:
+    """Write config.yaml and what produced the run, where an earlier start did not get so far."""
+
+    file, begun = folder.path / "config.yaml", "started" in folder.record
+    if not begun or not file.is_file():
+        config = folder.record["config"] if begun else run.to_dict()
+        write_atomic(file, to_yaml(config).encode())
+    if not begun:
+        folder.update(started=_now(), preregistration=stamp(), **provenance(run))
 
 
-def _train(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int, **extras: list[Any]) -> None:
+def _ending(error: BaseException) -> dict[str, str]:
+    """Status and error of a training that this has ended."""
+
+    status = "interrupted" if _interrupted(error) else "failed"
+    if isinstance(error, UserError):
+        status = "collapsed" if isinstance(error, Collapsed) else status
+        return {"status": status, "error": str(error)}
+    return {"status": status, "error": f"{type(error).__name__}: {error}"}
+
+
+def _interrupted(error: BaseException) -> bool:
+    """Whether a signal ended the training; Lightning makes a SystemExit of a KeyboardInterrupt."""
+
+    cause = error.__context__ if isinstance(error, SystemExit) else error
+    return isinstance(cause, Interrupted | KeyboardInterrupt)
+
+
+def _train(
+    run: RunConfig,
+    folder: RunFolder,
+    corpus: Corpus,
+    gpu: int,
+    resume_point: Path | None,
+    stop: StopSignals,
+    extras: dict[str, list[Any]],
+) -> Assembled:
     """Build everything, train, and write the results into run.json."""
 
     # Train; the other processes of the run, if there are any, live as long as this block.
-    resume_point, t = _resume_point(run, folder), run.trainer
+    t = run.trainer
     with multiprocess.started(run, folder.path, resume_point) as rank:
-        parts = assemble(run, folder, corpus, gpu=gpu, rank=rank, **extras)
+        parts = assemble(run, folder, corpus, gpu=gpu, rank=rank, stop=stop, **extras)
         model = parts.lit.model
         parameters = {
             "non_embedding": model.num_parameters(),
             "all": model.num_parameters(non_embedding=False),
         }
         folder.update(parameters=parameters, leaky=model.leaky)
-        if not parts.cuda:
-            estimate(parts.flops_per_token * parts.tokens_per_step * t.max_steps)
+        tell(header(run, folder, parts))
         parts.fit(resume_point)
 
     # The result: how far it came, why it ended, the best validation, how fast it was.
-    draw_curves(folder.path)
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
     early = "callback" if run.callbacks.early_stopping.patience is None else "early_stopping"
     stopped = "max_steps" if last >= t.max_steps else early
@@ -170,16 +231,40 @@ def _train(run: RunConfig, folder: RunFolder, corpus: Any, gpu: int, **extras: l
         tokens_per_s=round(last * parts.tokens_per_step / seconds, 1),
         final=_final(folder.path),
     )
+    return parts
 
-    # A sample, and the closing words.
-    text = sample(run, folder, corpus)
+
+def _present(run: RunConfig, folder: RunFolder, corpus: Corpus, parts: Assembled) -> None:
+    """Show a finished run; each part by itself, so that one that fails takes no other along."""
+
+    _attempt("curves.png", lambda: draw_curves(run, folder, corpus))
+    text = _attempt("the sample", lambda: sample(run, folder, corpus)) or ""
+    prompt, step = run.callbacks.sample_text.prompt, parts.trainer.global_step
     for logger in showing(parts.trainer.loggers) if text else ():
-        logger.sample(run.callbacks.sample_text.prompt, text, last)
-    print(closing(run, folder, corpus, text))
+        _attempt("the sample's logger", partial(logger.sample, prompt, text, step))
+    _attempt("the summary", lambda: show(closing(run, folder, corpus, text)))
+    _attempt("the logger", lambda: finish(folder))
+
+
+def _attempt(what: str, action: Callable[[], Any]) -> Any:
+    """Do what the result does not depend on; a failure is a line, unless it is a signal."""
+
+    try:
+        return action()
+    except Interrupted:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        tell(f"warning: {what} failed ({type(error).__name__}: {reason}); the run is unharmed")
+        return None
 
 
 def _resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
-    """The checkpoint to start from, or None for step 0."""
+    """The checkpoint to start from, or None for step 0, where nothing was ever saved.
+
+    That is where last.ckpt points, or, where a copy of the run lost its links, the newest step
+    file. CheckpointError if that is damaged, or if run.json knows of more than there is.
+    """
 
     if run.resume is False:
         return None
@@ -187,11 +272,17 @@ def _resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
         point: Path | None = checkpoint.find(run.resume)
     else:
         point = checkpoint.last(folder.path / "checkpoints")
-    if point is None:
-        _say(f"no checkpoint yet in {folder.path}; starting at step 0")
-        return None
-    checkpoint.check_resumable(point)
-    _say(f"going on with {point}")
+    if point is not None:
+        checkpoint.check_resumable(point)
+        tell(f"going on with {point}")
+    elif saved := folder.record.get("step"):
+        raise CheckpointError(
+            f"{folder.path}/run.json says that step {saved} was saved, but its checkpoints folder "
+            f"holds no step-*.ckpt; copy the checkpoints too, with their .sha256, or start anew "
+            f"elsewhere"
+        )
+    else:
+        tell(f"no checkpoint yet in {folder.path}; starting at step 0")
     return point
 
 
@@ -249,10 +340,6 @@ def _describe(corpus: Any) -> dict[str, Any]:
     return {"fingerprint": corpus.fingerprint, **corpus.meta}
 
 
-def _write_config(folder: RunFolder, run: RunConfig) -> None:
-    write_atomic(folder.path / "config.yaml", to_yaml(run.to_dict()).encode())
-
-
 def _difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
     """Error text naming the keys in which two configurations differ."""
     a, b = (hashed_fields(config, migrated) for config in (old, new))
@@ -267,7 +354,3 @@ def _difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

@@ -10,10 +10,13 @@ from __future__ import annotations
 import csv
 import fcntl
 import json
+import os
 import platform
 import re
 import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,14 +42,24 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         """Make the folder and lock it; CheckpointError if another process holds it."""
-        path.mkdir(parents=True, exist_ok=True)
-        self.path = path
-        self._lock = open(path / ".lock", "w")  # noqa: SIM115 - held until close()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CheckpointError(f"{path} is being written by another process") from None
-        self.record: dict[str, Any] = read_record(path)
+            path.mkdir(parents=True, exist_ok=True)
+            lock = open(path / ".lock", "w")  # noqa: SIM115 - held until close()
+        except OSError as error:
+            raise CheckpointError(
+                f"cannot write into {path}: {error.strerror}; choose another folder "
+                f"(hydra.run.dir), or copy the run to where you may write"
+            ) from error
+        if not _locked(lock):
+            lock.close()
+            raise CheckpointError(f"{path} is being written by another process")
+        self.path, self._lock = path, lock
+        _open_folders.add(self)
+        try:
+            self.record: dict[str, Any] = read_record(path)
+        except CheckpointError:
+            lock.close()
+            raise
 
     def update(self, **fields: Any) -> None:
         """Merge fields into run.json and write it whole."""
@@ -58,7 +71,33 @@ class RunFolder:
         """Release the lock; a folder in which nothing was recorded is left empty."""
         if not self.record:
             (self.path / ".lock").unlink(missing_ok=True)
+        _open_folders.discard(self)
         self._lock.close()
+
+
+def _locked(lock: Any) -> bool:
+    """Take the lock of a run; a reader that asks `held` has it for an instant, so ask again."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            time.sleep(_PAUSE_S)
+        else:
+            return True
+    return False
+
+
+_TRIES, _PAUSE_S = 25, 0.02
+
+
+def _leave_locks_to_the_parent() -> None:
+    """A forked loader worker must not hold the lock of a run that has died."""
+    for folder in _open_folders:
+        folder._lock.close()
+
+
+_open_folders: weakref.WeakSet[RunFolder] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_leave_locks_to_the_parent)
 
 
 def held(path: Path) -> bool:

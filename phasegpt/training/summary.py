@@ -3,49 +3,97 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from phasegpt import ops
 from phasegpt.attention import coupled_axis
-from phasegpt.core.errors import DataError
+from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
 from phasegpt.data.corpus import Corpus
 from phasegpt.model.checkpoint import load
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
 from phasegpt.samplers import Temperature, Vocabulary, decode
+from phasegpt.training.callbacks import duration
 from phasegpt.training.config import RunConfig
 from phasegpt.training.run_folder import RunFolder, read_metrics
+
+if TYPE_CHECKING:
+    from phasegpt.training.assemble import Assembled
 
 # A training step reaches about this share of the speed of a bare matrix product on a CPU.
 _CPU_EFFICIENCY = 0.5
 _WORTH_SAYING_S = 600.0
-_R = r"phase/R/layer(\d+)"
+_TRIGRAM_VOCABULARY = 1024  # of more tokens a trigram model takes long to count
+_R = re.compile(r"phase/R/layer(\d+)")
 
 
-def estimate(flops: float) -> None:
-    """Print how long `flops` will take on this CPU, and a smaller command, if that is long."""
-    a = torch.randn(768, 768)
+def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
+    """What is about to be trained, where, on what, and on a CPU for about how long."""
+    model, t = parts.lit.model, run.trainer
+    config = model.config
+    layers = f" in layers {list(config.attention_layers)}" if config.attention_layers else ""
+    lines = [
+        f"{run.name}: {config.n_layer} x {config.n_embd}, {config.attention}{layers}, "
+        f"{model.num_parameters(non_embedding=False):,} parameters; {t.max_steps} steps of "
+        f"{parts.tokens_per_step:,} tokens",
+        f"folder: {folder.path}",
+        f"device: {_device(run, parts)}",
+    ]
+    if config.attention_layers:
+        lines.append(f"oscillators: {_kernels(parts)}")
+    if not parts.cuda:
+        seconds = parts.flops_per_token * parts.tokens_per_step * t.max_steps / _speed()
+        lines.append(f"time: about {duration(seconds)}, if nothing else runs here")
+        if seconds >= _WORTH_SAYING_S:
+            lines.append(f"a small version of it: {_smaller()}")
+    return "\n".join(lines)
+
+
+def _device(run: RunConfig, parts: Assembled) -> str:
+    """The device; of a CPU how its threads wait, and why it is not a GPU."""
+    devices = "" if run.trainer.devices == 1 else f"{run.trainer.devices} x "
+    if parts.cuda:
+        return f"{devices}{torch.cuda.get_device_name(parts.trainer.strategy.root_device)}"
+    threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "not set")
+    text = f"{devices}CPU, {threads} thread{'s' * (threads > 1)} (OMP_WAIT_POLICY {policy})"
+    if run.trainer.accelerator == "auto":
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
+        text += ", since no GPU is visible" + (": CUDA_VISIBLE_DEVICES is empty" if hidden else "")
+    return text
+
+
+def _kernels(parts: Assembled) -> str:
+    """What integrates the oscillators on the run's device."""
+    device = "cuda" if parts.cuda else "cpu"
+    why = ops.fused.KERNELS[device].unavailable()
+    if why is not None:
+        return f"plain PyTorch, which is slower ({why})"
+    return "compiled kernels, " + ops.fused.KERNELS[device].describe().split(",")[0]
+
+
+def _speed() -> float:
+    """Floating-point operations per second that training will reach on this CPU, roughly."""
+    a = torch.randn(768, 768, generator=torch.Generator().manual_seed(0))
     begin, products = time.perf_counter(), 0
     while time.perf_counter() - begin < 0.2:
         torch.mm(a, a)
         products += 1
-    speed = products * 2 * 768**3 / (time.perf_counter() - begin)
-    seconds = flops / (speed * _CPU_EFFICIENCY)
-    if seconds < _WORTH_SAYING_S:
-        return
+    return _CPU_EFFICIENCY * products * 2 * 768**3 / (time.perf_counter() - begin)
+
+
+def _smaller() -> str:
     given = [word for word in sys.argv[1:] if not word.startswith(("trainer=", "model="))]
-    smaller = shlex.join(["python", "-m", "phasegpt.train", *given, "trainer=cpu", "model=nano"])
-    amount = f"{seconds / 3600:.0f} hours" if seconds > 7200 else f"{seconds / 60:.0f} minutes"
-    sys.stderr.write(
-        f"this run will take about {amount} on this CPU; a small version of it: {smaller}\n"
-    )
+    return shlex.join(["python", "-m", "phasegpt.train", *given, "trainer=cpu", "model=nano"])
 
 
 def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str:
@@ -62,29 +110,68 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
         f"  this model      {record['best']['val/ppl']:.3f}   best, at step "
         f"{record['best']['step']}",
     ]
-    if corpus.tokenizer.vocab_size <= 1024:
+    if corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY:
         lines.append(f"  trigram model   {math.exp(ngram.trigram(corpus)):.3f}")
     floor = ngram.floor(corpus)
     if floor is not None:
         lines.append(f"  entropy floor   {math.exp(floor):.3f}   only a leak can go below it")
-    for name, R in record["final"].items():
-        if found := re.fullmatch(_R, name):
-            lines.append(f"order parameter R of layer {found[1]}: {R:.3f}{_null(run)}")
+    final = record["final"]
+    for name, R in final.items():
+        if found := _R.fullmatch(name):
+            layer = found[1]
+            lines.append(f"order parameter R of layer {layer}: {R:.3f}{_null(run)}")
+            gain, error = (final.get(f"phase/val/{m}/layer{layer}") for m in ("dR", "dR_se"))
+            if gain is not None and error is not None:
+                lines.append(
+                    f"  of which by coupling: dR {gain:.2g} (standard error {error:.1g}; 0 without)"
+                )
     if text:
         lines += ["sample:", *("  " + line for line in text.splitlines())]
     best = folder.path / "checkpoints" / "best.ckpt"
     paths = {"checkpoint": best, "metrics": folder.path / "metrics.csv"}
     paths["picture"] = folder.path / "curves.png"
-    return "\n".join(lines + [f"{name}: {path}" for name, path in paths.items()])
+    lines += [f"{name}: {path}" for name, path in paths.items()]
+    given = shlex.quote(f"checkpoint={folder.path}")
+    lines += ["next:", *(f"  python -m phasegpt.{name} {given}" for name in _NEXT)]
+    return "\n".join(lines)
+
+
+_NEXT = ("evaluate", "generate", "interpret")
 
 
 def _null(run: RunConfig) -> str:
     """What R would be with random phases, where R is over the oscillators of a head."""
-    attention = run.attention.to_dict()
-    oscillators = attention.get("num_oscillators")
-    if oscillators is None or coupled_axis(attention) != "oscillators":
+    oscillators = _coupled_oscillators(run)
+    if not oscillators:
         return ""
     return f" (random phases: {null_order_parameter(oscillators):.3f})"
+
+
+def _coupled_oscillators(run: RunConfig) -> int:
+    """How many phases R is over; 0 where it is not over the oscillators of a head."""
+    attention = run.attention.to_dict()
+    within = coupled_axis(attention) == "oscillators"
+    return (attention.get("num_oscillators") or 0) if within else 0
+
+
+def prompt_ids(run: RunConfig, corpus: Corpus) -> np.ndarray:
+    """The prompt of the closing sample in tokens; ConfigError where the tokenizer has none for it.
+
+    A text without the default's line break begins as it does itself.
+    """
+    settings = run.callbacks.sample_text
+    try:
+        ids = corpus.tokenizer.encode(settings.prompt)
+    except DataError as error:
+        if settings.prompt == type(settings).prompt:
+            return corpus.split("train")[:1]
+        raise ConfigError(f"callbacks.sample_text.prompt={settings.prompt!r}: {error}") from error
+    if not len(ids):
+        raise ConfigError(
+            f"callbacks.sample_text.prompt={settings.prompt!r} has no tokens; give a text to "
+            f"continue, or callbacks.sample_text.max_new_tokens=0 for no sample"
+        )
+    return ids
 
 
 def sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
@@ -97,10 +184,7 @@ def sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
         return ""
     model = load(folder.path, which="best")
     tokenizer = model.tokenizer
-    try:
-        prompt = tokenizer.encode(settings.prompt)
-    except DataError:  # this text's alphabet lacks the prompt: begin as the text does
-        prompt = corpus.split("train")[:1]
+    prompt = prompt_ids(run, corpus)
     ids = torch.as_tensor(prompt.astype("int64"))[None]
     out = decode(
         model,
@@ -113,28 +197,57 @@ def sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
     return tokenizer.decode(out[0].tolist()).strip("\n")
 
 
-def draw_curves(path: Path) -> Path:
-    """curves.png of a run folder: loss, perplexity and R against steps."""
+def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
+    """curves.png of a run folder: loss, perplexity and R against steps, each with what to compare.
+
+    That is of perplexity the trigram model and the entropy floor, of R its value at K = 0 on the
+    same validation windows, what random phases would give, and the band of the phase monitor.
+    """
     from matplotlib.figure import Figure
 
-    rows = read_metrics(path / "metrics.csv")
-    figure = Figure(figsize=(12, 3.4), layout="constrained")
+    rows = read_metrics(folder.path / "metrics.csv")
+    figure = Figure(figsize=(12, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
+    figure.suptitle(f"{run.name}, seed {run.seed}: {folder.record.get('step', 0)} steps")
 
-    def curve(axes: Any, name: str, label: str, style: str = "-") -> None:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label)
+    def points(name: str) -> list[tuple[float, float]]:
+        found = ((row["step"], row[name]) for row in rows if name in row)
+        return [(step, value) for step, value in found if math.isfinite(value)]
 
-    curve(panels[0], "train/loss", "train")
-    curve(panels[0], "val/loss", "validation", "o-")
-    curve(panels[1], "val/ppl", "validation", "o-")
-    for name in sorted({k for row in rows for k in row if re.fullmatch(_R, k)}):
-        curve(panels[2], name, name.split("/")[2])
+    def curve(axes: Any, found: list[tuple[float, float]], style: str, **words: Any) -> None:
+        if found:
+            axes.plot(*zip(*found, strict=True), style, **words)
+
+    def level(axes: Any, value: float | None, label: str, style: str = ":") -> None:
+        if value is not None:
+            axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=label)
+
+    curve(panels[0], points("train/loss"), "-", label="train")
+    curve(panels[0], points("val/loss"), "o-", label="validation")
+    curve(panels[1], points("val/ppl"), "o-", label="validation")
+    if corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY:
+        level(panels[1], math.exp(ngram.trigram(corpus)), "trigram model", "-.")
+    floor = ngram.floor(corpus)
+    level(panels[1], None if floor is None else math.exp(floor), "entropy floor")
+
+    layers = sorted({int(m[1]) for row in rows for name in row if (m := _R.fullmatch(name))})
+    for color, layer in enumerate(layers):
+        words = {"color": f"C{color % 10}"}
+        coupled = points(f"phase/R/layer{layer}")
+        curve(panels[2], coupled, "-", label=f"layer {layer}", **words)
+        end = dict(points(f"phase/val/R_end/layer{layer}"))
+        gain = dict(points(f"phase/val/dR/layer{layer}"))
+        free = [(step, end[step] - gain[step]) for step in end if step in gain]
+        curve(panels[2], free, "o--", label=f"layer {layer} at K = 0", **words)
+    oscillators = _coupled_oscillators(run)
+    if layers and oscillators:
+        panels[2].axhspan(*run.callbacks.phase_monitor.band, color="gray", alpha=0.15, label="band")
+        level(panels[2], null_order_parameter(float(oscillators)), "random phases")
+
     titles = ("loss (nats per token)", "perplexity", "order parameter R")
     for axes, title in zip(panels, titles, strict=True):
         axes.set(title=title, xlabel="optimizer step")
         if axes.lines:
-            axes.legend(frameon=False)
-    figure.savefig(path / "curves.png", dpi=120, metadata={"Software": None})
-    return path / "curves.png"
+            axes.legend(frameon=False, fontsize=8)
+    figure.savefig(folder.path / "curves.png", dpi=120, metadata={"Software": None})
+    return folder.path / "curves.png"

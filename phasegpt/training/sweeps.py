@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from hydra.experimental.callback import Callback
 
+from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError, ConfigError, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.core.secrets import masked
@@ -29,11 +32,13 @@ class Plan(Callback):
     """Writes sweep.json; a sweep without a job ends here with an explanation."""
 
     folder: ClassVar[Path | None] = None  # of the multirun that this process began
+    ended: ClassVar[threading.Event] = threading.Event()  # its jobs have
 
     @classmethod
     def finish(cls) -> int:
         """Report on the multirun that this process began, if any: the command's exit status."""
         folder, cls.folder = cls.folder, None
+        cls.ended.set()
         return 0 if folder is None else report(folder)
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
@@ -45,8 +50,51 @@ class Plan(Callback):
             sys.exit(error.exit_code)
         folder = Path(config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        Plan.folder = folder
+        Plan.folder, Plan.ended = folder, threading.Event()
         write_atomic(folder / "sweep.json", (json.dumps({"jobs": jobs}, indent=2) + "\n").encode())
+        _reserve_gpus(config)
+        if not config.hydra.launcher._target_.endswith(".BasicLauncher"):
+            # The jobs' own lines go elsewhere; no more than a look into their folders is needed.
+            told = threading.Thread(target=_watch, args=(folder, Plan.ended), daemon=True)
+            told.start()
+
+
+_LOOK_EVERY_S = 5.0
+
+
+def _watch(sweep: Path, ended: threading.Event) -> None:
+    """Say how many jobs are in what state whenever that changes."""
+    from phasegpt.training.jobs import counted, jobs
+
+    said = ""
+    while not ended.wait(_LOOK_EVERY_S):
+        with suppress(UserError, OSError):  # the report at the end names what is damaged
+            if (now := counted(jobs(sweep))) != said:
+                said = now
+                tell(f"{time.strftime('%H:%M:%S')}  {now}")
+
+
+def _reserve_gpus(config: Any) -> None:
+    """Have launchers that hide every GPU that was not asked for give the jobs what they train on.
+
+    What the user set stays. A job on this machine sees all of its GPUs and takes number n modulo
+    their number; a Ray task has those of its own.
+    """
+    from omegaconf import open_dict, read_write
+
+    launcher, target = config.hydra.launcher, config.hydra.launcher._target_
+    local, ray = target.endswith("submitit_launcher.LocalLauncher"), target.endswith("RayLauncher")
+    if config.trainer.accelerator == "cpu" or not (local or ray):
+        return
+    import torch
+
+    here = torch.cuda.device_count()
+    with read_write(config), open_dict(config):
+        if local and launcher.gpus_per_node is None:
+            launcher.gpus_per_node = here
+        if ray and launcher.ray.remote.get("num_gpus") is None:
+            asked = config.trainer.accelerator == "cuda" or here > 0
+            launcher.ray.remote.num_gpus = config.trainer.devices if asked else 0
 
 
 def _planned(config: Any) -> list[dict[str, Any]]:
@@ -73,7 +121,41 @@ def _planned(config: Any) -> list[dict[str, Any]]:
             f"this sweep composes no job: nothing matches {', '.join(map(str, empty))}. A glob "
             f"sees only the direct children of its group, as in '+experiment/phase_a=glob(*)'"
         )
+    _name_by_what_varies(config, batch)
     return [_job(loader, config, number, words) for number, words in enumerate(batch)]
+
+
+_SUBDIR = "${hydra.job.num}-${name}"  # conf/config.yaml's; sweeps with names of their own keep them
+
+
+def _name_by_what_varies(config: Any, batch: Sequence[Sequence[str]]) -> None:
+    """Have the jobs' folders say in what they differ: 3-quickstart-attention.coupling-2-seed-1."""
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if sweep["subdir"] != _SUBDIR:
+        return
+    values: dict[str, set[str]] = {}
+    for word in (word for words in batch for word in words):
+        key, _, value = word.partition("=")
+        values.setdefault(key.lstrip("+"), set()).add(value)
+    # A name is one folder, and no folder has a name of 300 letters.
+    shown = {
+        key
+        for key, given in values.items()
+        if len(given) > 1 and not any("/" in text or len(text) > 40 for text in (key, *given))
+    }
+    if not shown or len(shown) > 4:
+        return
+    quoted = ",".join(f"'{key}'" for key in values if key not in shown)
+    naming = "hydra.job.config.override_dirname"
+    with read_write(config), open_dict(config):
+        config.hydra.overrides.hydra += [
+            f"{naming}.exclude_keys=[{quoted}]",
+            f"{naming}.kv_sep='-'",
+            f"{naming}.item_sep='-'",
+            f"hydra.sweep.subdir='{_SUBDIR}-${{hydra.job.override_dirname}}'",
+        ]
 
 
 def _job(loader: Any, config: Any, number: int, words: Sequence[str]) -> dict[str, Any]:

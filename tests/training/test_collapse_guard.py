@@ -126,12 +126,14 @@ def test_stop_ends_the_run_and_says_why(run, tmp_path) -> None:
 
 
 def test_a_run_that_the_guard_stopped_stays_stopped_when_resumed(run, tmp_path, monkeypatch):
+    import phasegpt.training.run
+
     def dies(path: Path) -> None:
         raise RuntimeError("crash")
 
     stop = [*CLUSTERED, *guard(action="stop", patience=2)]
     with monkeypatch.context() as patch:
-        patch.setattr("phasegpt.training.run.draw_curves", dies)
+        patch.setattr(phasegpt.training.run, "_final", dies)
         with pytest.raises(RuntimeError, match="crash"):
             run(*stop)
     assert read_record(tmp_path)["status"] == "failed"

@@ -16,7 +16,7 @@ from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.train import main
 from phasegpt.training.jobs import Job, counted, jobs
 from phasegpt.training.run_folder import RunFolder, read_record
-from phasegpt.training.sweeps import report
+from phasegpt.training.sweeps import Plan, report
 
 SWEEPS = {
     **{"phase_a": 24, "phase_a_controls": 21, "phase_a_phase_sync": 21, "phase_a_as_coded": 21},
@@ -41,7 +41,6 @@ def launched(monkeypatch, *words: str) -> int:
     from hydra.core.hydra_config import HydraConfig
 
     from phasegpt.cli import launch
-    from phasegpt.training.sweeps import Plan
 
     GlobalHydra.instance().clear()
     monkeypatch.setattr(sys, "argv", ["train", *words])
@@ -64,7 +63,6 @@ def show(folder: Path) -> str:
 @pytest.fixture
 def planned(tmp_path, monkeypatch):
     """planned(words): the jobs of a multirun, of which none is trained."""
-    from phasegpt.training.sweeps import Plan
 
     real = Plan.on_multirun_start
 
@@ -150,9 +148,9 @@ def test_a_sweep_without_m_is_refused_before_anything_is_trained(tmp_path, monke
 
 
 def test_a_glob_over_a_group_names_its_experiments(planned):
-    found = planned("+experiment/phase_a=glob(*)", "seed=1")
-    assert len(found) == 8
-    assert found[0]["name"] == "0-phase_a-baseline"
+    found = planned("+experiment/phase_a=glob(*)", "seed=1,2,3")
+    assert len(found) == 24
+    assert found[0]["name"] == "0-phase_a-baseline-seed-1"
 
 
 @pytest.mark.parametrize("word", ["+experiment=glob(phase_a/*)", "+experiment/phase_a=glob(nope*)"])
@@ -223,7 +221,7 @@ def test_a_wider_sweep_finds_its_runs_under_any_job_number(tmp_path, monkeypatch
     assert multirun(monkeypatch, *words, "seed=4,5") == 0
     assert (tmp_path / "moved" / "run.json").read_bytes() == before
     assert {path.parent.name for path in tmp_path.glob("*/run.json")} == {
-        "0-kuramoto-text",
+        "0-kuramoto-text-seed-4",
         "moved",
     }
     assert "2 jobs: 2 done" in capfd.readouterr().err
@@ -235,16 +233,13 @@ def test_a_wider_sweep_leaves_a_run_in_the_folder_of_a_new_job(tmp_path, monkeyp
     files = tmp_path.glob("*/run.json")
     before = {file: file.read_bytes() for file in files}
     for _ in range(2):  # the second time all of it is done
-        assert multirun(monkeypatch, *words, "attention.coupling=0.5,1.0") == 0
+        assert multirun(monkeypatch, *words, "attention.coupling=1.0") == 0
         assert all(file.read_bytes() == then for file, then in before.items())
         found = jobs(tmp_path)
         assert [job.status for job in found] == ["ok"] * 4
-        first, second, third, fourth = [job.name for job in found]
-        assert (first, third) == ("0-kuramoto-text", "1-kuramoto-text")
-        fresh = read_record(tmp_path / second)
-        assert second == f"1-kuramoto-text-{fresh['config_hash'][:6]}"
+        fresh = read_record(tmp_path / found[0].name)
+        assert found[0].name == f"0-kuramoto-text-seed-1-{fresh['config_hash'][:6]}"
         assert (fresh["seed"], fresh["config"]["attention"]["coupling"]) == (1, 1.0)
-        assert fourth == "3-kuramoto-text"
     assert len(list(tmp_path.glob("*/run.json"))) == 4
 
 
@@ -260,7 +255,7 @@ def test_a_damaged_record_is_named(tmp_path, damage):
 
 def test_a_damaged_record_stops_no_other_job(tmp_path, monkeypatch, text, capfd):
     words = [*TWO_STEPS, *text, f"hydra.sweep.dir={tmp_path}"]
-    record = tmp_path / "0-kuramoto-text" / "run.json"
+    record = tmp_path / "0-kuramoto-text-seed-1" / "run.json"
     record.parent.mkdir()
     record.write_text("")
     assert multirun(monkeypatch, *words, "seed=1,2") == 1
@@ -268,9 +263,11 @@ def test_a_damaged_record_stops_no_other_job(tmp_path, monkeypatch, text, capfd)
     told = capfd.readouterr().err
     assert "Traceback" not in told and "2 jobs: 1 done, 1 failed" in told
     listed = told[told.index("2 jobs") :]
-    assert f"0-kuramoto-text  failed  unreadable {record}" in listed
+    assert f"0-kuramoto-text-seed-1  failed  unreadable {record}" in listed
     assert "the same command" not in listed  # someone has to see to the file first
-    assert f"0-kuramoto-text  failed  step 0  best val/ppl -  unreadable {record}" in show(tmp_path)
+    assert f"0-kuramoto-text-seed-1  failed  step 0  best val/ppl -  unreadable {record}" in show(
+        tmp_path
+    )
 
 
 @pytest.mark.parametrize("damage", ["", "[]", "{}", '{"jobs": [{}]}', '{"jobs": null}'])
