@@ -160,6 +160,7 @@ class _Main:
             flag, name, *rest = self.words if self.words[0] == "-m" else ["", *self.words]
             sys.argv = [name, *rest]
             if flag:
+                sys.modules.pop(name, None)  # `before` may have imported it
                 runpy.run_module(name, run_name="__main__", alter_sys=True)
             else:
                 runpy.run_path(name, run_name="__main__")
