@@ -19,7 +19,7 @@ RECORDS = results/$(NAME)$(if $(filter full,$(SCALE)),_full)
 PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[ab]_full/runs))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all mutations lint bench study report clean
+.PHONY: help train test test-all mutations fuzz kills endurance lint bench study report clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,15 @@ test-all: $(READY) ## Run the slow tests too
 
 mutations: $(READY) ## Put deliberate mistakes into a copy of the code; the tests must notice each
 	$(PY) tests/mutations.py $(ARGS)
+
+fuzz: $(READY) ## Try thousands of hostile inputs (ARGS="--cases 10000 --seed 1")
+	OMP_NUM_THREADS=1 $(PY) tests/hostile/__main__.py $(ARGS)
+
+kills: $(READY) ## Kill trainings with -9 at 300 moments and compare what is resumed (ARGS="--kills 50")
+	$(PY) tests/kills.py $(ARGS)
+
+endurance: $(READY) ## Six jobs on one empty cache, ten times; memory over many steps and texts
+	$(PY) tests/endurance.py
 
 lint: $(READY) ## Check style, formatting and types
 	$(PY) -m ruff check .

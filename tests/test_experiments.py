@@ -1,12 +1,13 @@
 """Experiments hold the seeds' numbers, differ by their treatment alone, and train."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from helpers import TEXT, at, composed, model_of
+from helpers import ROOT, TEXT, at, composed, model_of
 
 from phasegpt.core.composition import CONF_DIR, compose
 from phasegpt.model import gpt as gpt
@@ -19,6 +20,9 @@ EXPERIMENTS = [
     p.relative_to(CONF_DIR / "experiment").with_suffix("").as_posix() for p in EXPERIMENT_FILES
 ]
 every_experiment = pytest.mark.parametrize("experiment", EXPERIMENTS)
+
+#: Hashes of configurations as commit 03d8df4 computed them; a run is resumed by its hash.
+HASHES = json.loads((ROOT / "tests" / "fixtures" / "hashes.json").read_text())
 
 PHASE_A = {
     **{"model.n_layer": 12, "model.n_head": 12, "model.n_embd": 768, "model.block_size": 512},
@@ -224,3 +228,14 @@ def test_an_experiment_of_each_kind_trains_two_steps_at_nano_size(
     phases = [key for key in record["final"] if key.startswith("phase/R/")]
     assert bool(phases) == (record["config"]["attention"]["name"] != "softmax")
     assert ("reg/coherence" in record["final"]) == experiment.endswith("diverse")
+
+
+@pytest.mark.parametrize("words", HASHES)
+def test_a_configuration_keeps_its_hash(words: str) -> None:
+    assert composed(*words.split()).hash == HASHES[words]
+
+
+def test_every_experiment_of_that_time_has_its_hash_kept() -> None:
+    first = {words.removeprefix("+experiment=") for words in HASHES if " " not in words}
+    assert first <= set(EXPERIMENTS)
+    assert len(first) >= 26

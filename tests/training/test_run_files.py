@@ -20,9 +20,8 @@ from phasegpt.training.config import run_config
 from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.loggers import MetricsCSV
-from phasegpt.training.phase_monitor import read_phases
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import provenance, read_metrics, read_record
+from phasegpt.training.run_folder import provenance, read_metrics, read_phases, read_record
 
 
 def test_bits_per_byte_divides_by_the_bytes_of_what_was_scored(text: list[str]) -> None:
