@@ -116,15 +116,17 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     if floor is not None:
         lines.append(f"  entropy floor   {math.exp(floor):.3f}   only a leak can go below it")
     final = record["final"]
-    for name, R in final.items():
-        if found := _R.fullmatch(name):
-            layer = found[1]
-            lines.append(f"order parameter R of layer {layer}: {R:.3f}{_null(run)}")
-            gain, error = (final.get(f"phase/val/{m}/layer{layer}") for m in ("dR", "dR_se"))
-            if gain is not None and error is not None:
-                lines.append(
-                    f"  of which by coupling: dR {gain:.2g} (standard error {error:.1g}; 0 without)"
-                )
+    for layer in (m[1] for name in final if (m := _R.fullmatch(name))):
+        # R and dR of the same validation windows, so that R - dR is R at K = 0.
+        measures = (final.get(f"phase/val/{m}/layer{layer}") for m in ("R_end", "dR", "dR_se"))
+        R, gain, error = measures
+        if R is None:  # not monitored
+            R = final[f"phase/R/layer{layer}"]
+        lines.append(f"order parameter R of layer {layer}: {R:.3f}{_null(run)}")
+        if gain is not None and error is not None:
+            lines.append(
+                f"  of which by coupling: dR {gain:.2g} (standard error {error:.1g}; 0 without)"
+            )
     if text:
         lines += ["sample:", *("  " + line for line in text.splitlines())]
     best = folder.path / "checkpoints" / "best.ckpt"
