@@ -32,7 +32,8 @@ def train_from_hydra(cfg: Any) -> float | None:
     given = any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra)
     try:
         run = run_config(cfg)
-        from phasegpt.training.run import choose_folder, fit  # torch, once the values are sound
+        from phasegpt.training.resume import choose_folder
+        from phasegpt.training.run import fit  # torch, once the values are sound
 
         if settings.mode == RunMode.MULTIRUN:
             from phasegpt.training.sweeps import train_job

@@ -18,51 +18,19 @@ from phasegpt.core.console import show, tell
 from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, Interrupted, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import Corpus, prepare
-from phasegpt.model import checkpoint
-from phasegpt.model.migration import migrated
 from phasegpt.training import multiprocess
 from phasegpt.training.assemble import Assembled, assemble
-from phasegpt.training.config import RunConfig, hashed_fields, run_config
+from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.loggers import check_packages, finish, showing
 from phasegpt.training.preregistration import stamp
+from phasegpt.training.resume import difference, resume_point
 from phasegpt.training.run_folder import (
     RunFolder,
-    newest_unfinished,
     provenance,
     read_metrics,
-    read_record,
 )
 from phasegpt.training.signals import StopSignals
 from phasegpt.training.summary import closing, draw_curves, header, prompt_ids, sample
-
-
-def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
-    """The folder of this run: `run_dir`, or with `resume` the one it continues.
-
-    `given`: the user chose run_dir. Raises CheckpointError rather than write over a run.
-    """
-
-    holds = bool(read_record(run_dir))
-    if run.resume is False:
-        if holds:
-            raise CheckpointError(
-                f"{run_dir} already holds a run; choose another hydra.run.dir, or resume=true"
-            )
-        return run_dir
-    if isinstance(run.resume, str):
-        folder = Path(run.resume)
-        if folder.is_file() and folder.parent.name == "checkpoints":
-            folder = folder.parent.parent
-        if not read_record(folder):
-            raise CheckpointError(f"resume={run.resume} is not a run folder; it has no run.json")
-        return folder
-    if holds or given:
-        return run_dir
-    found = newest_unfinished(run_dir.parent, run.hash)
-    if found is None:
-        tell(f"no unfinished run of this configuration in {run_dir.parent}; starting at step 0")
-        return run_dir
-    return found
 
 
 def fit(
@@ -100,7 +68,7 @@ def fit(
         try:
             earlier = folder.record
             if earlier and earlier["config_hash"] != run.hash:
-                raise CheckpointError(_difference(run_dir, earlier["config"], run.to_dict()))
+                raise CheckpointError(difference(run_dir, earlier["config"], run.to_dict()))
             if earlier.get("status") == "collapsed":
                 raise Collapsed(
                     f"{run_dir} had collapsed and is left unchanged: {earlier['error']}"
@@ -133,14 +101,14 @@ def _fit(
             )
         if run.callbacks.sample_text.max_new_tokens:
             prompt_ids(run, corpus)
-        resume_point = _resume_point(run, folder)
+        resume_from = resume_point(run, folder)
 
         # Write down what is about to run, then train; how it ended goes into run.json too.
         begun = True
         _begin(run, folder)
         classes = {k: [_class(x) for x in v] for k, v in extras.items() if v or k in folder.record}
         folder.update(status="running", data=_describe(corpus), error=None, **classes)
-        parts = _train(run, folder, corpus, gpu, resume_point, stop, extras)
+        parts = _train(run, folder, corpus, gpu, resume_from, stop, extras)
     except BaseException as error:
         stop.hold()  # until the record says what happened
         if begun or isinstance(error, Interrupted):
@@ -194,7 +162,7 @@ def _train(
     folder: RunFolder,
     corpus: Corpus,
     gpu: int,
-    resume_point: Path | None,
+    resume_from: Path | None,
     stop: StopSignals,
     extras: dict[str, list[Any]],
 ) -> Assembled:
@@ -202,7 +170,7 @@ def _train(
 
     # Train; the other processes of the run, if there are any, live as long as this block.
     t = run.trainer
-    with multiprocess.started(run, folder.path, resume_point) as rank:
+    with multiprocess.started(run, folder.path, resume_from) as rank:
         parts = assemble(run, folder, corpus, gpu=gpu, rank=rank, stop=stop, **extras)
         model = parts.lit.model
         parameters = {
@@ -211,7 +179,7 @@ def _train(
         }
         folder.update(parameters=parameters, leaky=model.leaky)
         tell(header(run, folder, parts))
-        parts.fit(resume_point)
+        parts.fit(resume_from)
 
     # The result: how far it came, why it ended, the best validation, how fast it was.
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
@@ -257,33 +225,6 @@ def _attempt(what: str, action: Callable[[], Any]) -> Any:
         reason = (str(error).splitlines() or [""])[0]
         tell(f"warning: {what} failed ({type(error).__name__}: {reason}); the run is unharmed")
         return None
-
-
-def _resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
-    """The checkpoint to start from, or None for step 0, where nothing was ever saved.
-
-    That is where last.ckpt points, or, where a copy of the run lost its links, the newest step
-    file. CheckpointError if that is damaged, or if run.json knows of more than there is.
-    """
-
-    if run.resume is False:
-        return None
-    if isinstance(run.resume, str) and Path(run.resume).is_file():
-        point: Path | None = checkpoint.find(run.resume)
-    else:
-        point = checkpoint.last(folder.path / "checkpoints")
-    if point is not None:
-        checkpoint.check_resumable(point)
-        tell(f"going on with {point}")
-    elif saved := folder.record.get("step"):
-        raise CheckpointError(
-            f"{folder.path}/run.json says that step {saved} was saved, but its checkpoints folder "
-            f"holds no step-*.ckpt; copy the checkpoints too, with their .sha256, or start anew "
-            f"elsewhere"
-        )
-    else:
-        tell(f"no checkpoint yet in {folder.path}; starting at step 0")
-    return point
 
 
 def _check_device(run: RunConfig) -> None:
@@ -338,18 +279,6 @@ def _final(path: Path) -> dict[str, float]:
 
 def _describe(corpus: Any) -> dict[str, Any]:
     return {"fingerprint": corpus.fingerprint, **corpus.meta}
-
-
-def _difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Error text naming the keys in which two configurations differ."""
-    a, b = (hashed_fields(config, migrated) for config in (old, new))
-    changed = [
-        f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)
-    ]
-    return (
-        f"{path} holds a run of another configuration: {'; '.join(changed[:6])}. "
-        f"Start it in another folder, or take the change back"
-    )
 
 
 def _now() -> str:

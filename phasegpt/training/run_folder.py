@@ -134,17 +134,6 @@ def read_record(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def newest_unfinished(root: Path, config_hash: str) -> Path | None:
-    """The folder under `root` whose run has this configuration, began last, and is not done."""
-    found = [
-        (record.get("started", ""), file.parent)
-        for file in root.glob("*/run.json")
-        if (record := read_record(file.parent)).get("config_hash") == config_hash
-        and record.get("status") not in FINISHED
-    ]
-    return max(found)[1] if found else None
-
-
 def provenance(run: RunConfig) -> dict[str, Any]:
     """What produced the run: its configuration and its environment."""
     return {

@@ -1,0 +1,92 @@
+"""Going on with a run: which folder, which checkpoint, and why a folder is not this run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from phasegpt.core.console import tell
+from phasegpt.core.errors import CheckpointError
+from phasegpt.model import checkpoint
+from phasegpt.model.migration import migrated
+from phasegpt.training.config import RunConfig, hashed_fields
+from phasegpt.training.run_folder import FINISHED, RunFolder, read_record
+
+
+def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
+    """The folder of this run: `run_dir`, or with `resume` the one it continues.
+
+    `given`: the user chose run_dir. Raises CheckpointError rather than write over a run.
+    """
+
+    holds = bool(read_record(run_dir))
+    if run.resume is False:
+        if holds:
+            raise CheckpointError(
+                f"{run_dir} already holds a run; choose another hydra.run.dir, or resume=true"
+            )
+        return run_dir
+    if isinstance(run.resume, str):
+        folder = Path(run.resume)
+        if folder.is_file() and folder.parent.name == "checkpoints":
+            folder = folder.parent.parent
+        if not read_record(folder):
+            raise CheckpointError(f"resume={run.resume} is not a run folder; it has no run.json")
+        return folder
+    if holds or given:
+        return run_dir
+    found = newest_unfinished(run_dir.parent, run.hash)
+    if found is None:
+        tell(f"no unfinished run of this configuration in {run_dir.parent}; starting at step 0")
+        return run_dir
+    return found
+
+
+def newest_unfinished(root: Path, config_hash: str) -> Path | None:
+    """The folder under `root` whose run has this configuration, began last, and is not done."""
+    found = [
+        (record.get("started", ""), file.parent)
+        for file in root.glob("*/run.json")
+        if (record := read_record(file.parent)).get("config_hash") == config_hash
+        and record.get("status") not in FINISHED
+    ]
+    return max(found)[1] if found else None
+
+
+def resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
+    """The checkpoint to start from, or None for step 0, where nothing was ever saved.
+
+    That is where last.ckpt points, or, where a copy of the run lost its links, the newest step
+    file. CheckpointError if that is damaged, or if run.json knows of more than there is.
+    """
+
+    if run.resume is False:
+        return None
+    if isinstance(run.resume, str) and Path(run.resume).is_file():
+        point: Path | None = checkpoint.find(run.resume)
+    else:
+        point = checkpoint.last(folder.path / "checkpoints")
+    if point is not None:
+        checkpoint.check_resumable(point)
+        tell(f"going on with {point}")
+    elif saved := folder.record.get("step"):
+        raise CheckpointError(
+            f"{folder.path}/run.json says that step {saved} was saved, but its checkpoints folder "
+            f"holds no step-*.ckpt; copy the checkpoints too, with their .sha256, or start anew "
+            f"elsewhere"
+        )
+    else:
+        tell(f"no checkpoint yet in {folder.path}; starting at step 0")
+    return point
+
+
+def difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Error text naming the keys in which two configurations differ."""
+    a, b = (hashed_fields(config, migrated) for config in (old, new))
+    changed = [
+        f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)
+    ]
+    return (
+        f"{path} holds a run of another configuration: {'; '.join(changed[:6])}. "
+        f"Start it in another folder, or take the change back"
+    )
