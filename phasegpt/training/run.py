@@ -54,7 +54,6 @@ def fit(
     Collapsed, Interrupted; run.json then says so. What is shown after the training (sample, curves,
     summary, loggers) can fail without changing the result: a line on stderr says so.
     """
-
     run, run_dir = run_config(config), Path(run_dir)
     _check_device(run)
     extras = {
@@ -89,7 +88,6 @@ def _fit(
     extras: dict[str, list[Any]],
 ) -> dict[str, Any]:
     """Train, and record how it ended; then show it."""
-
     begun = False
     try:
         # The text must be the one that the run began with, and all that comes later possible.
@@ -131,7 +129,6 @@ def _fit(
 
 def _begin(run: RunConfig, folder: RunFolder) -> None:
     """Write config.yaml and what produced the run, where an earlier start did not get so far."""
-
     file, begun = folder.path / "config.yaml", "started" in folder.record
     if not begun or not file.is_file():
         config = folder.record["config"] if begun else run.to_dict()
@@ -142,7 +139,6 @@ def _begin(run: RunConfig, folder: RunFolder) -> None:
 
 def _ending(error: BaseException) -> dict[str, str]:
     """Status and error of a training that this has ended."""
-
     status = "interrupted" if _interrupted(error) else "failed"
     if isinstance(error, UserError):
         status = "collapsed" if isinstance(error, Collapsed) else status
@@ -152,7 +148,6 @@ def _ending(error: BaseException) -> dict[str, str]:
 
 def _interrupted(error: BaseException) -> bool:
     """Whether a signal ended the training; Lightning makes a SystemExit of a KeyboardInterrupt."""
-
     cause = error.__context__ if isinstance(error, SystemExit) else error
     return isinstance(cause, Interrupted | KeyboardInterrupt)
 
@@ -167,7 +162,6 @@ def _train(
     extras: dict[str, list[Any]],
 ) -> Assembled:
     """Build everything, train, and write the results into run.json."""
-
     # Train; the other processes of the run, if there are any, live as long as this block.
     t = run.trainer
     with multiprocess.started(run, folder.path, resume_from) as rank:
@@ -204,7 +198,6 @@ def _train(
 
 def _present(run: RunConfig, folder: RunFolder, corpus: Corpus, parts: Assembled) -> None:
     """Show a finished run; each part by itself, so that one that fails takes no other along."""
-
     _attempt("curves.png", lambda: draw_curves(run, folder, corpus))
     text = _attempt("the sample", lambda: sample(run, folder, corpus)) or ""
     prompt, step = run.callbacks.sample_text.prompt, parts.trainer.global_step
@@ -216,7 +209,6 @@ def _present(run: RunConfig, folder: RunFolder, corpus: Corpus, parts: Assembled
 
 def _attempt(what: str, action: Callable[[], Any]) -> Any:
     """Do what the result does not depend on; a failure is a line, unless it is a signal."""
-
     try:
         return action()
     except Interrupted:
@@ -269,7 +261,6 @@ def _class(thing: Any) -> str:
 
 def _final(path: Path) -> dict[str, float]:
     """The last value of every metric."""
-
     final: dict[str, float] = {}
     for row in read_metrics(path / "metrics.csv"):
         final |= row
