@@ -29,6 +29,7 @@ SOURCES = [
 PLACEHOLDERS = {
     "phasegpt/attention/foo.py",
     "conf/attention/foo.yaml",
+    "conf/GROUP/OPTION.yaml",
     "results/samplers/mine",
     "results/samplers/my_run",
     "results/samplers/gpt2",
@@ -118,6 +119,8 @@ def test_the_reading_of_a_page_finds_what_it_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", PAGES, ids=known)
 def test_a_page_names_what_is_there(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
+    if path.name == "renamed.md":  # the first column of its tables is what is no longer there
+        text = re.sub(r"^\|.*?\|", "|", text, flags=re.M)
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
     assert [name for name in _DOTTED.findall(text) if not resolves(name)] == []
     assert [found for found in _PATH.findall(text) if not there(found)] == []

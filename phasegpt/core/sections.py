@@ -292,7 +292,7 @@ def _message(cls: Any, error: Any) -> str:
         return f"{text} must be a finite number"
     if kind == "literal_error" and not cls.__dataclass_fields__[field].metadata.get("form"):
         choices = _choices(parts[0])
-        near = difflib.get_close_matches(shown(value), choices, n=1)
+        near = difflib.get_close_matches(value if isinstance(value, str) else "", choices, n=1)
         guess = f" (did you mean {near[0]}?)" if near else ""
         return f"{text} is not allowed{guess}; choose from: {', '.join(choices)}"
     return f"{text} must be {allowed(cls, field)}"

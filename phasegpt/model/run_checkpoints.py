@@ -46,22 +46,13 @@ def whole(path: Path) -> bool:
 def last(directory: Path) -> Path | None:
     """The checkpoint in a run's `checkpoints` from which training goes on; None: there is none.
 
-    It is the one that last.ckpt names, or the newest whole step file where a copy of the run has
-    no links. Raises CheckpointError where there are files and none is whole.
+    It is the one that last.ckpt names, or the newest step file where a copy of the run has no
+    links. An older one never stands in for it: a damaged one is refused by who reads it.
     """
     if (named := _named(directory / "last.ckpt")) is not None:
         return named
     candidates = [*sorted(directory.glob("step-*.ckpt"), reverse=True), directory / "last.ckpt"]
-    there = [path for path in candidates if path.is_file()]
-    for path in there:
-        if whole(path):
-            return path
-    if there:
-        raise CheckpointError(
-            f"{directory} holds no whole checkpoint: the .sha256 of {there[0].name} is missing, or "
-            f"not that of the file; copy the folder again, with the .sha256 files"
-        )
-    return None
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def best(directory: Path) -> Path | None:

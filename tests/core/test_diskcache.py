@@ -2,6 +2,8 @@
 
 import os
 import stat
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,11 @@ def as_user(uid: int, act: Any) -> bool:
 
 
 @pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    """A folder in which everybody may write, as /tmp is."""
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
-    folder = tmp_path / "shared"
-    folder.mkdir()
-    folder.chmod(0o1777)
-    return folder
+def shared() -> Iterator[Path]:
+    """A folder in which everybody may write, as /tmp is; those of pytest are closed to others."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o1777)
+        yield Path(folder)
 
 
 @needs_root

@@ -59,7 +59,10 @@ def test_softmax_without_its_mask_beats_the_floor(cache, monkeypatch):
     assert result.nats < result.floor_nats - CERTAIN, (result.nats, result.floor_nats)
 
 
-@pytest.mark.parametrize("attention", sorted(p.stem for p in (CONF_DIR / "attention").glob("*")))
+CAUSAL = {path.stem for path in (CONF_DIR / "attention").glob("*")} - {"as_coded"}  # sees ahead
+
+
+@pytest.mark.parametrize("attention", sorted(CAUSAL))
 def test_no_causal_mechanism_beats_the_floor(cache, attention):
     result = trained_score(attention, cache)
     assert result.floor_nats - CERTAIN < result.nats

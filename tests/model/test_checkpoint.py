@@ -112,8 +112,9 @@ def test_torch_alone_would_load_a_flipped_bit(run: Path) -> None:
     path = step(run, 20)
     content = bytearray(path.read_bytes())
     with zipfile.ZipFile(path) as archive:
-        largest = max(archive.infolist(), key=lambda info: info.file_size)
-    content[largest.header_offset + 256] ^= 64
+        weights = [info for info in archive.infolist() if "/data/" in info.filename]
+    largest = max(weights, key=lambda info: info.file_size)
+    content[largest.header_offset + largest.file_size // 2] ^= 64
     path.write_bytes(content)
     torch.load(path, weights_only=True)
     with pytest.raises(CheckpointError, match="damaged"):
@@ -242,8 +243,9 @@ def test_a_save_over_a_checkpoint_can_stop_at_any_rename(
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", stops)
         if survives < 3:
-            with pytest.raises(OSError, match="stopped"):
+            with pytest.raises(CheckpointError, match=r"cannot write.*the machine stopped here"):
                 checkpoint.save({"step": 2}, path)
+            assert {file.name for file in tmp_path.iterdir()} == {"a.ckpt", "a.ckpt.sha256"}
         else:
             checkpoint.save({"step": 2}, path)
     assert checkpoint.read(path) == {"step": 1 if survives < 2 else 2}

@@ -74,15 +74,18 @@ def test_best_and_last_are_found_in_a_copy(
             path.chmod(0o755)
 
 
-def test_without_links_the_newest_whole_file_is_the_last(whole: Path, tmp_path: Path) -> None:
+def test_without_links_the_newest_file_is_the_last_and_no_other_stands_in(
+    whole: Path, tmp_path: Path
+) -> None:
     run = shutil.copytree(whole, tmp_path / "copy", symlinks=True)
     gone(run)
     newest = run / "checkpoints" / "step-00000020.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])  # the copy was cut
-    assert checkpoint.find(run, "last").name == "step-00000010.ckpt"
-    (run / "checkpoints" / "step-00000010.ckpt.sha256").unlink()
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint.*copy the folder again"):
-        checkpoint.find(run, "last")
+    with pytest.raises(CheckpointError, match=r"00020.*is damaged.*is whole: .*step-00000010"):
+        checkpoint.load_run(run, "last")
+    newest.with_name("step-00000020.ckpt.sha256").unlink()
+    with pytest.raises(CheckpointError, match=r"has no step-00000020\.ckpt\.sha256 beside it"):
+        checkpoint.load_run(run, "last")
 
 
 def test_a_copy_without_its_step_file_is_used_by_the_hash_beside_it(

@@ -95,7 +95,10 @@ def test_a_checkpoint_that_cannot_be_trained_on_names_what_it_lacks(
     for key in ("loops", "state_dict", "optimizer_states", "global_step"):
         for wrong in ({k: v for k, v in whole.items() if k != key}, {**whole, key: "x"}):
             checkpoint.save(wrong, tmp_path / "a.ckpt")
-            with pytest.raises(CheckpointError, match=f"its {key} is missing or no"):
+            says = f"its {key} is missing or no"
+            if "optimizer_states" not in wrong:
+                says = "holds weights alone; resume from the run's folder"
+            with pytest.raises(CheckpointError, match=says):
                 checkpoint.check_resumable(tmp_path / "a.ckpt")
 
 
@@ -163,6 +166,6 @@ def test_a_broken_record_beside_a_checkpoint_is_named(exported: Path, tmp_path: 
 
 def test_a_model_beyond_memory_is_refused_before_it_is_allocated() -> None:
     sizes = {"n_head": 1, "vocab_size": 10, "block_size": 8}
-    for layers, width in ((10**20, 8), (4, 10**9), (1, 10**400)):
+    for layers, width in ((10_000, 100_000), (4, 10**6), (1, 2**20)):
         with pytest.raises(ConfigError, match=r"too large for memory.* bytes in float32"):
             GPT(GPTConfig(n_layer=layers, n_embd=width, **sizes))

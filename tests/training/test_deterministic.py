@@ -71,9 +71,9 @@ def test_no_mechanism_calls_what_cuda_refuses(as_cuda, attention):
         loss = torch.nn.functional.cross_entropy(out.logits.flatten(0, 1), idx.flatten())
         for phase in out.phase.values():
             for axis in ("oscillators", "heads", "prefix"):
-                loss = loss + steering.coherence_regularizer(
-                    phase.theta, target=0.1, weight=1.0, mode="ceiling", width=0.1, axis=axis
-                )
+                R = steering.coherence(phase.theta, axis)
+                loss = loss + steering.coherence_regularizer(R, target=0.1, weight=1.0)
+            loss = loss + steering.coherence_regularizer(phase.R, target=0.1, weight=1.0)
         loss.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 

@@ -123,7 +123,7 @@ def test_a_logger_that_fails_is_off_and_the_training_goes_on(tmp_path, text, mon
 
 @pytest.mark.parametrize(
     ("prompt", "says"),
-    [("''", "has no tokens; give a text"), ("'Привет'", "not among the")],
+    [("''", "is empty, and a model needs something"), ("'Привет'", "not among the")],
 )
 def test_a_prompt_that_cannot_be_continued_is_refused_before_training(tmp_path, text, prompt, says):
     with pytest.raises(ConfigError, match=says):

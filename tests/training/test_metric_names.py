@@ -11,8 +11,7 @@ from helpers import ROOT
 from phasegpt.analysis.study import phase_value, read_records
 from phasegpt.training import metric_names, wandb_dashboard
 from phasegpt.training.metric_names import LOGGED, MEASURES, RENAMED, any_version, today
-from phasegpt.training.phase_monitor import read_phases
-from phasegpt.training.run_folder import read_metrics, read_record
+from phasegpt.training.run_folder import read_metrics, read_phases, read_record
 
 BEFORE = ROOT / "tests" / "fixtures" / "before_the_house"
 

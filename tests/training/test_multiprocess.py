@@ -122,7 +122,8 @@ def begun(monkeypatch) -> list:
 
 def test_a_collapse_ends_all_processes_and_leaves_none_behind(tmp_path, text, begun):
     with pytest.raises(Collapsed):
-        run(tmp_path, text, *TWO, "optimizer.lr=1e200", "trainer.max_steps=50")
+        diverges = ["optimizer.lr=1000", "optimizer.weight_decay=1000", "trainer.precision=32-true"]
+        run(tmp_path, text, *TWO, *diverges, "trainer.max_steps=50")
     assert read_record(tmp_path)["status"] == "collapsed"
     assert not torch.distributed.is_initialized()
     (other,) = begun

@@ -11,7 +11,7 @@ from helpers import ROOT
 
 import phasegpt
 from phasegpt.evaluate import EvaluateConfig, evaluate
-from phasegpt.training.config import run_config
+from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.metric_names import today
 from phasegpt.training.run_folder import read_metrics
 
@@ -51,11 +51,18 @@ def test_an_old_configuration_keeps_its_hash(name: str) -> None:
 
 
 def test_the_hashes_of_committed_records_recompute() -> None:
-    # Those of first_light were written before some of today's keys existed.
-    files = [f for f in ROOT.glob("results/*/runs/*.json") if f.parts[-3] != "first_light"]
-    records = {file.stem: json.loads(file.read_text()) for file in sorted(files)}
-    found = {name: run_config(record["config"]).hash for name, record in records.items()}
-    assert found == {name: record["config_hash"] for name, record in records.items()}
+    files = ROOT.glob("results/*/runs/*.json")
+    records = {f.relative_to(ROOT / "results"): json.loads(f.read_text()) for f in sorted(files)}
+    # Parsed, not as a new run's: they name a wandb group beside logger=csv, which is refused now.
+    wrong = [
+        path
+        for path, record in records.items()
+        if RunConfig.parse(record["config"]).hash != record["config_hash"]
+    ]
+    # The first study's were written before there were a collapse guard, schedules of the
+    # regularizer and a choice of its axis: their hash is over fewer keys than any of today's.
+    assert len(wrong) == 18 and {path.parts[0] for path in wrong} == {"first_light"}
+    assert not any("collapse_guard" in records[path]["config"]["callbacks"] for path in wrong)
     switches = [r["config"]["attention"].get("as_coded") for r in records.values()]
     assert switches.count(True) and switches.count(False)
 

@@ -54,7 +54,7 @@ def test_batches_without_sample_numbers_train_a_model_without_noise(tmp_path, pa
     assert own.global_step == 2
 
 
-def test_batches_without_sample_numbers_are_refused_where_noise_needs_them(tmp_path, parts):
+def test_batches_without_sample_numbers_are_refused_where_noise_is(tmp_path, parts):
     lit, _ = parts("attention.noise_sigma=0.1")
     with pytest.raises(ConfigError, match=r"noise_sigma.* need a batch that numbers .*sample"):
         trainer(tmp_path, max_steps=2).fit(lit, train_dataloaders=batches())

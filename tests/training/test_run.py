@@ -216,7 +216,8 @@ def test_weights_bad_after_the_last_update_fail_the_last_validation(tmp_path, te
 
 def test_divergence_ends_the_command_with_its_status_and_no_traceback(tmp_path, text):
     done = shell(
-        *TINY, *text, "optimizer.lr=1e30", "trainer.max_steps=50", f"hydra.run.dir={tmp_path}/run",
+        *TINY, *text, "optimizer.lr=1000", "optimizer.weight_decay=1000",  # weights times -1e6
+        "trainer.max_steps=50", f"hydra.run.dir={tmp_path}/run",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == Collapsed.exit_code

@@ -187,7 +187,8 @@ def test_no_job_stops_another_and_the_sweep_goes_on_with_what_is_missing(
         return real(self)
 
     words = [*TWO_STEPS, *text, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-    jobs_of = ["seed=1,3", "optimizer.lr=1e-3,1e30", "attention.layers=[1],[7]"]
+    words += ["optimizer.weight_decay=1000"]  # with lr=1000, weights times -1e6 at each step
+    jobs_of = ["seed=1,3", "optimizer.lr=1e-3,1e3", "attention.layers=[1],[7]"]
     sweep = tmp_path / "sweep"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LitGPT, "on_train_start", fails)
