@@ -9,7 +9,7 @@ from typing import Any
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
-from phasegpt.core.sections import Section, nearest, unknown
+from phasegpt.core.sections import Section, nearest, printable, shown, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 #: conf/ inside an installed wheel, or beside the package in a checkout.
@@ -36,12 +36,24 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
+    many = isinstance(overrides, Sequence) and not isinstance(overrides, str)
+    if not many or not all(isinstance(word, str) for word in overrides):
+        raise ConfigError(
+            f"overrides={shown(overrides)} must be a list of texts, such as ['trainer.max_steps=9']"
+        )
+    if not isinstance(config_name, str):
+        raise ConfigError(f"config_name={shown(config_name)} must be text, such as 'config'")
     check_groups(overrides)
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return hydra_compose(config_name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError("\n".join([*misspelt(overrides, config_name), str(error)])) from error
+    except Exception as error:  # whatever Hydra's grammar and defaults make of a word
+        raise ConfigError(
+            f"Hydra cannot read {shown(list(overrides))} ({type(error).__name__}: {error!s:.300}); "
+            f"give words of the form KEY=VALUE, and put a value of special characters in quotes"
+        ) from error
 
 
 def check_groups(overrides: Sequence[str]) -> None:
@@ -66,9 +78,26 @@ def check_groups(overrides: Sequence[str]) -> None:
         group, _, value = word.partition("=")
         if group.lstrip("+") in ("name", "attention.name", "data.corpus") and "${" not in value:
             check_name(value.strip("'\""), group.lstrip("+"))  # Hydra makes a folder of it
-        if value == "null" and group.isidentifier() and (CONF_DIR / group).is_dir():
+        if group.isidentifier() and (CONF_DIR / group).is_dir() and not _names_options(word):
             options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
-            raise ConfigError(f"{word} is no option of {group}; choose from: {', '.join(options)}")
+            raise ConfigError(
+                f"{printable(word)} is no option of {group}; choose from: {', '.join(options)}"
+            )
+
+
+def _names_options(word: str) -> bool:
+    """Whether what a group is set to is text, a list of texts or a sweep; as Hydra reads it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(word)
+    except HydraException:
+        return True  # Hydra says by itself what is wrong
+    value = override.value()
+    return override.is_sweep_override() or all(
+        isinstance(name, str) for name in (value if isinstance(value, list) else [value])
+    )
 
 
 def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]:
@@ -120,9 +149,14 @@ def plain(config: Any) -> dict[str, Any]:
         return config.to_dict()
     if isinstance(config, Mapping) and not hasattr(config, "_metadata"):
         return dict(config)
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if not isinstance(config, DictConfig) or config._is_none() or config._is_missing():
+        raise ConfigError(
+            f"a configuration is a mapping of keys, not {shown(config)}; give what "
+            f"phasegpt.compose returns, or nested dicts"
+        )
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[return-value]
     except OmegaConfBaseException as error:

@@ -139,7 +139,7 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
 
 def unknown(name: str, allowed: Sequence[str]) -> str:
     """One-line error text for an unknown name, with the nearest allowed ones."""
-    name = _printable(name)
+    name = printable(name)
     if not allowed:
         return f"{name} is unknown; nothing can be set there, so leave it out"
     near = nearest(name, allowed)
@@ -167,10 +167,10 @@ def shown(value: Any) -> str:
         text = repr(list(value) if isinstance(value, tuple) else value)
     except ValueError:  # Python writes no integer of more than 4,300 digits
         text = "a number of thousands of digits"
-    return _printable(text)
+    return printable(text)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """At most 80 characters, which every UTF-8 output takes."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -245,7 +245,7 @@ def _nested(hint: Any, name: str) -> Any:
             return value
         if not isinstance(value, Mapping):
             keys = ", ".join(f.name for f in dataclasses.fields(hint))
-            raise ConfigError(f"{name}={_printable(repr(value))} must be a group of keys: {keys}")
+            raise ConfigError(f"{name}={printable(repr(value))} must be a group of keys: {keys}")
         return hint.parse(value)
 
     return typing.Annotated[Any, PlainValidator(make)]

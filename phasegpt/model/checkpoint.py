@@ -19,6 +19,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 
+from phasegpt.core import arguments
 from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
@@ -116,10 +117,15 @@ def check_resumable(path: Path) -> None:
         )
     for key, kind in _STATE.items():
         if not isinstance(payload.get(key), kind):
-            raise CheckpointError(
-                f"{path} cannot be trained on: its {key} is missing or no {kind.__name__}; resume "
-                f"from another checkpoint of the run, or start anew"
-            )
+            raise not_resumable(path, f"its {key} is missing or no {kind.__name__}")
+
+
+def not_resumable(path: Path, why: str) -> CheckpointError:
+    """The error of a checkpoint from which training cannot go on."""
+    return CheckpointError(
+        f"{path} cannot be trained on: {why}; resume from another checkpoint of the run, or start "
+        f"anew"
+    )
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str]:
@@ -223,10 +229,10 @@ def load(target: str | Path, which: Which = "best") -> GPT:
 
 def load_run(target: str | Path, which: Which = "best") -> Loaded:
     """Like load, with the run's configuration, the file and its sha256."""
-    if which not in ("best", "last"):
-        raise CheckpointError(f"which={which!r}; choose from: best, last")
-    if os.path.isfile(Path(target) / "model.safetensors"):
-        return _load_exported(Path(target))
+    target = arguments.path("target", target)
+    arguments.choice("which", which, ("best", "last"))
+    if os.path.isfile(target / "model.safetensors"):
+        return _load_exported(target)
     path = find(target, which)
     payload, sha256 = _read(path)
     hyper = payload.get("hyper_parameters")
@@ -279,7 +285,7 @@ def export(target: str | Path, folder: str | Path, which: Which = "best") -> Pat
     """
     from safetensors.torch import save as to_bytes
 
-    folder = Path(folder)
+    folder = arguments.path("folder", folder)
     check_output(folder / _SUMS, "the folder of the export")
     if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; choose another folder")

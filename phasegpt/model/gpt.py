@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from phasegpt.attention import Attention, AttentionOutput, Phase, ReturnPhase, build
 from phasegpt.attention._cache import Cache, LayerCache
 from phasegpt.attention._oscillators import Oscillators
+from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.randomness import keyed_generator
 from phasegpt.model import gpt2_weights
@@ -166,6 +167,8 @@ class GPT(nn.Module):
         block_size.
         """
         # Where these tokens stand.
+        if not torch.compiler.is_compiling():
+            _check_inputs(idx_BT, cache, perturbations, return_phase, self.config.n_layer)
         start = cache.length if cache is not None else 0
         T = idx_BT.shape[1]
         if start + T > self.config.block_size:
@@ -175,7 +178,7 @@ class GPT(nn.Module):
             )
 
         # Tokens and learned positions into the residual stream.
-        x_BTD = self.transformer["wte"](idx_BT)
+        x_BTD = self._embedded(idx_BT)
         if "wpe" in self.transformer:
             position = torch.arange(start, start + T, device=idx_BT.device)
             x_BTD = x_BTD + self.transformer["wpe"](position)
@@ -199,6 +202,18 @@ class GPT(nn.Module):
 
         # The stream, normalised, against every word (the head is the embedding).
         return GPTOutput(self.lm_head(self.transformer["ln_f"](x_BTD)), phases)
+
+    def _embedded(self, idx_BT: Tensor) -> Tensor:
+        """The tokens' rows of the embedding. On the CPU ConfigError for a token without one."""
+        if torch.compiler.is_compiling():
+            return self.transformer["wte"](idx_BT)
+        try:
+            return self.transformer["wte"](idx_BT)
+        except IndexError:
+            last = self.config.vocab_size - 1
+            raise ConfigError(
+                f"idx_BT holds a token outside of the vocabulary, 0..{last}"
+            ) from None
 
     def new_cache(self) -> Cache:
         """An empty decode cache; ConfigError for a model that sees the future."""
@@ -225,7 +240,30 @@ class GPT(nn.Module):
         itself, without transformers; what they hold and a GPT does not compute is refused by name.
         Raises CheckpointError.
         """
-        folder = gpt2_weights.find(name_or_folder)
+        folder = gpt2_weights.find(arguments.path("name_or_folder", name_or_folder))
         model = cls(gpt2_weights.config(folder), seed=0)
         gpt2_weights.fill(model, folder)
         return model.eval()
+
+
+def _check_inputs(
+    idx_BT: Tensor, cache: Any, perturbations: Any, return_phase: Any, layers: int
+) -> None:
+    """ConfigError for an argument of GPT.forward that is of another type."""
+    arguments.tensor("idx_BT", idx_BT, "[B,T]", of="whole")
+    if idx_BT.dtype not in (torch.int64, torch.int32) or not idx_BT.shape[1]:
+        raise ConfigError(
+            f"idx_BT is a tensor {list(idx_BT.shape)} of {idx_BT.dtype}; token ids are int64 or "
+            f"int32, one at least in a row"
+        )
+    if cache is not None and not isinstance(cache, Cache):
+        raise ConfigError(f"cache is a {type(cache).__name__}; it must come from new_cache()")
+    given = perturbations if isinstance(perturbations, Mapping) else {None: perturbations}
+    if perturbations is not None and not all(
+        isinstance(one, Perturbation) and layer in range(layers) for layer, one in given.items()
+    ):
+        raise ConfigError(
+            f"perturbations={arguments.seen(perturbations)} must come from draw_perturbations()"
+        )
+    if not isinstance(return_phase, bool):
+        arguments.choice("return_phase", return_phase, ("True", "False", "coupling"))

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.ops import fused, reference
 from phasegpt.ops.reference import INTEGRATORS, MeanField, ScanState
@@ -67,7 +68,8 @@ def kuramoto_rows(
     lag: a number or [H], radians; steps >= 0 of length dt. With `return_order`, R and psi
     before every step and after the last. Raises ConfigError on a wrong shape or option.
     """
-    _check(theta0, 4, "theta0[B,T,H,N]", steps, dt, integrator, backend)
+    _check("[B,T,H,N]", theta0, steps, dt, backend, return_order, (omega, coupling), lag)
+    arguments.choice("integrator", integrator, INTEGRATORS)
     H, N = theta0.shape[-2:]
     if omega.shape not in ((H, N), theta0.shape):
         raise ConfigError(
@@ -132,7 +134,9 @@ def kuramoto_scan(
     `state` continues an earlier call: the running sums of every step are all that is needed of
     the tokens before. Raises ConfigError on a wrong shape or option.
     """
-    _check(theta0, 3, "theta0[B,T,C]", steps, dt, "euler", backend)
+    _check("[B,T,C]", theta0, steps, dt, backend, return_order, (omega, coupling))
+    if forget is not None and not torch.compiler.is_compiling():
+        arguments.tensor("forget", forget)
     C = theta0.shape[-1]
     for name, value in (("omega", omega), ("coupling", coupling), ("forget", forget)):
         if value is not None and value.shape != (C,):
@@ -140,6 +144,9 @@ def kuramoto_scan(
     sums = steps + 1 if return_order else steps
     _check_devices(theta0, omega=omega, coupling=coupling, forget=forget)
     if state is not None:
+        if not isinstance(state, ScanState):
+            kind = type(state).__name__
+            raise ConfigError(f"state is a {kind}; give None, or what an earlier call returned")
         if state.cos_SBC.shape[0] != sums:
             raise ConfigError(
                 f"the carried state has {state.cos_SBC.shape[0]} sums and this call needs {sums}; "
@@ -223,13 +230,29 @@ def _say_once(why: str) -> None:
 
 
 def _check(
-    theta0: Tensor, dims: int, name: str, steps: int, dt: float, integrator: str, backend: str
+    shape: str,
+    theta0: Tensor,
+    steps: int,
+    dt: float,
+    backend: str,
+    order: bool,
+    others: tuple[Tensor, Tensor],
+    lag: float | Tensor = 0.0,
 ) -> None:
-    if theta0.dim() != dims:
-        raise ConfigError(f"theta0 has shape {tuple(theta0.shape)}; it must be {name}")
-    if steps < 0 or dt <= 0:
-        raise ConfigError(f"steps={steps}, dt={dt}: steps must be >= 0 and dt > 0")
-    if integrator not in INTEGRATORS:
-        raise ConfigError(f"integrator={integrator!r}; choose from: {', '.join(INTEGRATORS)}")
-    if backend not in BACKENDS:
-        raise ConfigError(f"backend={backend!r}; choose from: {', '.join(BACKENDS)}")
+    """ConfigError for what is of another type, without the axes of `shape`, or out of range.
+
+    `others` are omega and coupling.
+    """
+    if torch.compiler.is_compiling():
+        return  # a graph is made of what a model's configuration has checked
+    arguments.tensor("theta0", theta0, shape)
+    for name, value in zip(("omega", "coupling"), others, strict=True):
+        arguments.tensor(name, value)
+    if isinstance(lag, Tensor):
+        arguments.tensor("lag", lag)
+    else:
+        arguments.between("lag", lag, -math.inf)
+    arguments.whole("steps", steps, 0)
+    arguments.between("dt", dt, 0, closed=False)
+    arguments.choice("backend", backend, BACKENDS)
+    arguments.flag("return_order", order)

@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from phasegpt.core.arguments import tensor
 from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
 from phasegpt.samplers.processor import Processor
@@ -116,7 +117,7 @@ def inverse(x: float) -> float:
 
 def entropy(logits: Tensor) -> Tensor:
     """Entropy of softmax(logits) in nats, [...,V] -> [...]; removed tokens count nothing."""
-    logp = logits.log_softmax(dim=-1)
+    logp = tensor("logits", logits, of="floating-point").log_softmax(dim=-1)
     return torch.special.entr(logp.exp()).sum(dim=-1)
 
 

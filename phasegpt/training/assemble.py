@@ -13,7 +13,9 @@ import torch
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 
+from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.data.corpus import Corpus
+from phasegpt.model import checkpoint
 from phasegpt.training import callbacks as cb
 from phasegpt.training.checkpointing import Saver, VerifiedIO
 from phasegpt.training.collapse_guard import CollapseGuard
@@ -45,11 +47,22 @@ class Assembled(NamedTuple):
     flops_per_token: float  # forward and backward: 6 P + 12 L T D
 
     def fit(self, resume_point: Path | None) -> None:
-        """Train, from a checkpoint or from step 0; what is to be saved has been when it ends."""
+        """Train, from a checkpoint or from step 0; what is to be saved has been when it ends.
+
+        Whatever restoring raises, up to the first step, is a CheckpointError.
+        """
         try:
             self.trainer.fit(
                 self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
             )
+        except Exception as error:
+            other = isinstance(error, UserError) and not isinstance(error, ConfigError)
+            if resume_point is None or self.saver.stepped or other:
+                raise
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            why = f"{type(error).__name__}: {error!s:.300}"
+            raise checkpoint.not_resumable(resume_point, why) from error
         finally:
             self.saver.writer.wait()
 

@@ -17,7 +17,8 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import CheckpointIO
 
-from phasegpt.core.errors import Interrupted
+from phasegpt.core import arguments
+from phasegpt.core.errors import ConfigError, Interrupted
 from phasegpt.model import checkpoint
 from phasegpt.training.run_folder import RunFolder, step_of
 from phasegpt.training.signals import StopSignals
@@ -146,6 +147,9 @@ class Saver(Checkpoint):
         self.writer = Writer()
         self.best: dict[str, float] = {}
         self._improved = False
+        #: Whether a step has been made, so that what was restored has served.
+        self.stepped = False
+        self._step: int | None = None
         self._seconds_before, self._begin = 0.0, time.perf_counter()
 
     @property
@@ -162,12 +166,23 @@ class Saver(Checkpoint):
         return {"best": self.best, "wall_seconds": self.wall_seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self.best, self._seconds_before = state_dict["best"], state_dict["wall_seconds"]
+        """Go on from a checkpoint; ConfigError for what is no state of this."""
+        self._seconds_before = arguments.between("wall_seconds", state_dict["wall_seconds"], 0)
+        self.best = dict(state_dict["best"])
+        if not all(isinstance(value, int | float) for value in self.best.values()):
+            raise ConfigError(f"best={arguments.seen(self.best)} must hold numbers")
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember its step, which the restored loops must have."""
+        self._step = checkpoint["global_step"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Listen for signals; drop what lies past the step we start from, or was half written."""
         self._begin = time.perf_counter()
+        if self._step not in (None, trainer.global_step):
+            raise ConfigError(f"global_step={self._step}, and its loops at {trainer.global_step}")
         if not trainer.is_global_zero:
             return
         self.stop.defer()
@@ -186,6 +201,7 @@ class Saver(Checkpoint):
     ) -> None:
         """Save if due, unless a validation comes first."""
         self.writer.check()
+        self.stepped = self.stepped or step_done(trainer, batch_idx)
         if not step_done(trainer, batch_idx) or validation_follows(trainer, batch_idx):
             return
         signum = self._signal(trainer)

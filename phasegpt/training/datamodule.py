@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from phasegpt.core import arguments
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import Corpus
 from phasegpt.data.windows import EvalWindows, TrainBatches
@@ -114,4 +115,4 @@ class DataModule(pl.LightningDataModule):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batches that the checkpoint has used."""
-        self.consumed = int(state_dict["consumed"])
+        self.consumed = arguments.whole("consumed", state_dict["consumed"], 0)

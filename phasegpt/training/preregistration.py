@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phasegpt.core.composition import CONF_DIR, compose
-from phasegpt.core.errors import ConfigError, RegistrationError
+from phasegpt.core.errors import ConfigError, DataError, RegistrationError
+from phasegpt.core.files import read_text
+from phasegpt.core.sections import shown
 from phasegpt.training.config import hashed_fields, run_config
 
 #: Beside conf/, in a checkout as in an installed wheel.
@@ -108,19 +110,31 @@ def read(path: Path = DOCUMENT) -> Registration:
 
     if not path.is_file():
         raise RegistrationError(f"{path} is missing; put PREREGISTRATION.md beside conf/")
-    found = _BLOCK.findall(path.read_text(encoding="utf-8"))
     try:
+        found = _BLOCK.findall(read_text(path))
         blocks = [yaml.safe_load(text) for text, _ in found]
-    except yaml.YAMLError as error:
+    except DataError as error:
+        raise RegistrationError(str(error)) from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: of a date
         raise RegistrationError(f"a block of {path} is not YAML: {error}") from error
+    if wrong := [block for block in blocks if not isinstance(block, dict)]:
+        raise RegistrationError(f"a block of {path} is no mapping: {shown(wrong[0])}; restore it")
     if not blocks or "registration" not in blocks[0]:
         raise RegistrationError(
             f"the first of {len(blocks)} yaml blocks of {path} must have the key registration"
         )
     original, *amendments = blocks
     registration = Registration(original, tuple(amendments), tuple(stated for _, stated in found))
-    for number, amendment in enumerate(amendments, start=1):
-        _check(amendment, number, registration)
+    try:
+        _ = registration.hash, registration.registered()
+        for number, amendment in enumerate(amendments, start=1):
+            _check(amendment, number, registration)
+    except RegistrationError:
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise RegistrationError(
+            f"a block of {path} is not whole ({type(error).__name__}: {error!s:.200}); restore it"
+        ) from error
     return registration
 
 

@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from phasegpt.core import arguments
 from phasegpt.core.composition import to_yaml
 from phasegpt.core.console import show, tell
 from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, Interrupted, UserError
@@ -54,7 +55,8 @@ def fit(
     Collapsed, Interrupted; run.json then says so. What is shown after the training (sample, curves,
     summary, loggers) can fail without changing the result: a line on stderr says so.
     """
-    run, run_dir = run_config(config), Path(run_dir)
+    run, run_dir = run_config(config), arguments.path("run_dir", run_dir)
+    arguments.whole("gpu", gpu, 0)
     _check_device(run)
     extras = {
         "callbacks": _extras(run, "callbacks", callbacks, Callback),

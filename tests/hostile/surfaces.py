@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
+from hostile.commands import entry, record, registration, setting, yaml
 from hostile.damaged import checkpoint_content, export_file, hf_folder, run_file, token_cache
 from hostile.inputs import argument, command_option, mapping, option
 from hostile.judge import Case
@@ -14,10 +15,15 @@ from hostile.workshop import Workshop
 
 #: Surfaces and how often each is tried.
 SURFACES: tuple[tuple[Callable[[random.Random, Workshop], Case], int], ...] = (
-    (option, 25),
-    (command_option, 15),
+    (option, 22),
+    (command_option, 10),
     (mapping, 20),
     (argument, 20),
+    (setting, 12),
+    (entry, 4),
+    (record, 8),
+    (yaml, 4),
+    (registration, 3),
     (run_file, 6),
     (checkpoint_content, 6),
     (export_file, 8),

@@ -18,7 +18,8 @@ OBJECTS: tuple[Any, ...] = (
 
 #: The same as a shell hands them over: KEY=WORD, in Hydra's grammar.
 WORDS: tuple[str, ...] = (
-    "", "null", "true", "false", "0", "1", "-1", "2", "7", "99999999999999999999", "-99999999999",
+    "", "null", "true", "false", "0", "1", "-1", "2", "7", "1048576", "16777216",
+    "99999999999999999999", "-99999999999",
     "0.0", "-0.0", "0.5", "1.5", "1e-320", "1e300", "-1e300", "1e999", "nan", "inf", "-inf",
     "x", "abc def", "'quoted'", '""', "\u00e9\u65e5\u672c", "a/b", "../../evil", "/", "~",
     "x" * 300, "${nope}", "${seed}", "${oc.env:NOPE}", "???", "[]", "[null]", "[1,2]",

@@ -15,7 +15,7 @@ import torch
 from helpers import TEXT, make_run, payload, run_config, text_data
 
 import phasegpt
-from phasegpt.core.errors import CheckpointError
+from phasegpt.core.errors import CheckpointError, ConfigError
 from phasegpt.core.files import write_atomic
 from phasegpt.model import checkpoint
 
@@ -72,7 +72,7 @@ def test_which_chooses_between_best_and_last(whole: Path, idx: torch.Tensor) -> 
     assert torch.equal(best, logits(step(whole, 10), idx))
     assert torch.equal(last, logits(whole / "checkpoints" / "last.ckpt", idx))
     assert not torch.equal(best, last)
-    with pytest.raises(CheckpointError, match="best, last"):
+    with pytest.raises(ConfigError, match="best, last"):
         phasegpt.load(whole, which="first")  # type: ignore[arg-type]
 
 

@@ -399,8 +399,9 @@ WRONG_ROWS = {
     r"lag has shape \(5,\); it must be a number or \[H\] = \[2\]": {"lag": torch.zeros(5)},
     r"omega is on meta and theta0 on cpu; move": {"omega": R_OK[1].to("meta")},
     r"lag is on meta and theta0 on cpu; move": {"lag": torch.zeros(2, device="meta")},
-    r"steps=-1, dt=0.1: steps must be >= 0": {"steps": -1},
-    r"dt=0.0: .* dt > 0": {"dt": 0.0},
+    r"steps=-1 must be a whole number >= 0": {"steps": -1},
+    r"dt=0.0 is out of range; it must be > 0": {"dt": 0.0},
+    r"omega is a float; it must be a tensor": {"omega": 0.5},
     r"integrator='rk5'; choose from: euler, heun, rk4": {"integrator": "rk5"},
     r"backend='gpu'; choose from: auto, .*reference": {"backend": "gpu"},
 }
