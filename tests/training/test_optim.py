@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 
-from phasegpt.training.config import OptimizerConfig
-from phasegpt.training.optim import adamw, parameter_groups, schedule
+from phasegpt.training.optim import build_optimizer, parameter_groups, schedule
+from phasegpt.training.optimizer_config import AdamWConfig
 
 
 def settings(**values):
-    return OptimizerConfig(**{"lr": 1e-3, "warmup_steps": 10, **values})
+    return AdamWConfig(**{"lr": 1e-3, "warmup_steps": 10, **values})
 
 
 def group_of(model, config) -> dict[str, dict]:
@@ -43,7 +43,7 @@ def test_the_oscillator_factor_reaches_oscillators_alone(make_model):
 
 @pytest.mark.parametrize("factor", [0.1, 1.0, 3.0])
 def test_the_logged_learning_rate_is_that_of_plain_parameters(make_model, factor):
-    optimizer = adamw(make_model("kuramoto"), settings(oscillator_lr_factor=factor))
+    optimizer = build_optimizer(make_model("kuramoto"), settings(oscillator_lr_factor=factor))
     assert optimizer.param_groups[0]["lr"] == 1e-3
 
 
@@ -64,7 +64,7 @@ def test_a_constant_schedule_stays_and_no_warm_up_starts_full():
 
 def test_the_optimizer_state_loads_without_code(make_model, tmp_path):
     model = make_model("kuramoto")
-    optimizer = adamw(model, settings())
+    optimizer = build_optimizer(model, settings())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings(), 10))
     torch.save([optimizer.state_dict(), scheduler.state_dict()], tmp_path / "state")
     torch.load(tmp_path / "state", weights_only=True)
