@@ -74,8 +74,8 @@ class OptimizerConfig(Section):
             del own["name"]
         if own.get("schedule") != "wsd":
             own.pop("decay_steps", None)
-        first = {key: own.pop(key) for key in _FIRST if key in own}
-        return first | own | {_LAST: own.pop(_LAST)}
+        order = [*(key for key in _FIRST if key in own), *own]  # of two, the first place counts
+        return {key: own[key] for key in dict.fromkeys(order) if key != _LAST} | {_LAST: own[_LAST]}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from phasegpt.training.optim import build_optimizer, parameter_groups
 from phasegpt.training.optimizer_config import OPTIMIZERS, MuonConfig
 from phasegpt.training.optimizers import Lion, MuonAdamW, ScheduleFree
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import read_record
+from phasegpt.training.run_folder import read_metrics, read_record
 
 STEMS = sorted(path.stem for path in (CONF_DIR / "optimizer").glob("*.yaml"))
 
@@ -42,6 +42,8 @@ def test_it_is_recorded_by_name_and_resumed_bit_for_bit(tmp_path, text, stem):
 
     group = read_record(tmp_path / "cut")["config"]["optimizer"]
     assert group.get("name", "adamw") == stem
+    rates = [row["train/lr"] for row in read_metrics(tmp_path / "cut" / "metrics.csv")]
+    assert rates[2] == yaml.safe_load((CONF_DIR / f"optimizer/{stem}.yaml").read_text())["lr"]
     written = yaml.safe_load((tmp_path / "cut" / "config.yaml").read_text())
     assert type(run_config(written).optimizer) is OPTIMIZERS[stem]
     assert run_config(written).hash == read_record(tmp_path / "whole")["config_hash"]
@@ -103,17 +105,6 @@ def test_the_state_round_trips_exactly_and_without_code(make_model, tmp_path, st
         assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("stem", STEMS)
-def test_a_rollback_goes_back_to_the_saved_state(tmp_path, text, stem):
-    guard = "callbacks.collapse_guard"
-    words = [*NOISY, *text, f"optimizer={stem}", f"{guard}.action=rollback", f"{guard}.R_low=0.98"]
-    words += [f"{guard}.R_high=0.99", f"{guard}.patience=1", f"{guard}.max_rollbacks=1"]
-    with pytest.warns(UserWarning, match="the next step starts from the best checkpoint"):
-        record = fit(compose(words), tmp_path)
-    assert record
-    assert len(read_record(tmp_path)["guard"]) == 2
-
-
 @pytest.mark.parametrize("name", ["lion", "schedule_free", "sgd"])
 def test_keys_of_another_optimizer_are_refused(name):
     key = {"lion": "eps=1e-8", "schedule_free": "schedule=cosine", "sgd": "betas=[0.9,0.9]"}[name]
@@ -124,14 +115,16 @@ def test_keys_of_another_optimizer_are_refused(name):
 def test_an_unknown_optimizer_is_answered_with_the_known_ones():
     values = composed().to_dict()
     values["optimizer"]["name"] = "lyon"
-    with pytest.raises(ConfigError, match="optimizer=lyon is unknown; did you mean .*=lion"):
+    with pytest.raises(ConfigError, match="optimizer=lyon is unknown; did you mean optimizer=lion"):
         run_config(values)
 
 
 def test_a_group_without_a_name_is_that_of_adamw():
-    assert "name" not in composed().to_dict()["optimizer"]
-    assert "decay_steps" not in composed().to_dict()["optimizer"]
     assert composed().optimizer.name == "adamw"
+    assert list(composed().to_dict()["optimizer"]) == [
+        *("lr", "min_lr", "warmup_steps", "schedule", "weight_decay", "betas", "eps"),
+        "oscillator_lr_factor",
+    ]
 
 
 def test_every_optimizer_has_a_hash_of_its_own():
@@ -144,8 +137,8 @@ def test_every_optimizer_has_a_hash_of_its_own():
 # --- each against its formula ----------------------------------------------------------------
 
 
-def one(value=2.0):
-    return torch.nn.Parameter(torch.tensor([value], dtype=torch.float64))
+def one():
+    return torch.nn.Parameter(torch.tensor([2.0], dtype=torch.float64))
 
 
 def steps(p, optimizer, gradients):
