@@ -159,7 +159,7 @@ def test_rollbacks_lower_K_each_time_and_a_collapse_after_the_last_stops(run, tm
 
 def test_a_second_rollback_to_the_same_checkpoint_lowers_K_further(run, tmp_path) -> None:
     # With beta = 0 the phases reach no logit: no validation improves on the first one.
-    still = ["attention.beta=0", "optimizer.lr=1e-30", *CLUSTERED, *FIXED]
+    still = ["attention.beta=0", "optimizer.lr=1e-12", *CLUSTERED, *FIXED]
     run(*still, *guard(action="rollback", patience=1))
     payload = checkpoint.read(tmp_path / "checkpoints" / "last.ckpt")
     assert payload["callbacks"]["CollapseGuard"]["rollbacks"] == [[4, 0.5], [4, 0.5]]
