@@ -21,13 +21,8 @@ from phasegpt.interpret import InterpretConfig
 from phasegpt.model.config import AttentionSection, ModelSection
 from phasegpt.samplers.options import SAMPLERS
 from phasegpt.training.callback_config import CallbacksConfig
-from phasegpt.training.config import (
-    LoggerConfig,
-    OptimizerConfig,
-    RegularizerConfig,
-    RunConfig,
-    TrainerConfig,
-)
+from phasegpt.training.config import LoggerConfig, RegularizerConfig, RunConfig, TrainerConfig
+from phasegpt.training.optimizer_config import OPTIMIZERS, OptimizerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF, PAGE = ROOT / "conf", ROOT / "docs" / "configuration.md"
@@ -36,7 +31,6 @@ CONF, PAGE = ROOT / "conf", ROOT / "docs" / "configuration.md"
 GROUPS: dict[str, tuple[type[Section], str]] = {
     "model": (ModelSection, "model/gpt2.yaml"),
     "data": (DataConfig, "data/synthetic.yaml"),
-    "optimizer": (OptimizerConfig, "optimizer/adamw.yaml"),
     "regularizer": (RegularizerConfig, "regularizer/none.yaml"),
     "trainer": (TrainerConfig, "trainer/auto.yaml"),
     "logger": (LoggerConfig, "logger/csv.yaml"),
@@ -55,6 +49,7 @@ def defaults() -> dict[str, list[type[Section]]]:
     found: dict[str, list[type[Section]]] = {"config.yaml": [RunConfig]}
     found |= {file: [section] for section, file in GROUPS.values()}
     found |= {f"attention/{name}.yaml": attention(name) for name in names()}
+    found |= {f"optimizer/{name}.yaml": [section] for name, section in OPTIMIZERS.items()}
     found |= {f"sampler/{name}.yaml": [section] for name, section in SAMPLERS.items()}
     return found | {f"{name}.yaml": [section] for name, section in COMMANDS.items()}
 
@@ -126,9 +121,10 @@ def files() -> dict[Path, str]:
     for path in sorted((CONF / "attention").glob("*.yaml")):
         name = yaml.safe_load(path.read_text())["name"]
         found[path] = commented(path.read_text(), attention(name))
-    for name, section in SAMPLERS.items():
-        path = CONF / "sampler" / f"{name}.yaml"
-        found[path] = commented(path.read_text(), [section])
+    for group, choices in {"sampler": SAMPLERS, "optimizer": OPTIMIZERS}.items():
+        for name, section in choices.items():
+            path = CONF / group / f"{name}.yaml"
+            found[path] = commented(path.read_text(), [section])
     for name, section in {"config": RunConfig, **COMMANDS}.items():
         path = CONF / f"{name}.yaml"
         found[path] = commented(path.read_text(), [section])
@@ -175,6 +171,10 @@ def page() -> str:
         said = own.__doc__.split("\n\nOptions:")[0] if own.__doc__ else ""
         lines += [f"#### attention={name}", "", " ".join(said.split()), ""]
         lines += table(own, {}) if options(own) else []
+    lines += ["### optimizer", "", *_about(OptimizerConfig)]
+    for name, section in OPTIMIZERS.items():
+        given = _read(f"optimizer/{name}.yaml")
+        lines += [f"#### optimizer={name}", "", *_about(section), *table(section, given)]
     for group, (section, file) in GROUPS.items():
         lines += [f"### {group}", "", *_about(section)]
         given = _read(file)

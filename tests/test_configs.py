@@ -42,6 +42,8 @@ def test_every_option_composes_and_validates(option: str) -> None:
     written = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
     written.pop("defaults", None)
     found = at(run.to_dict(), group)
+    if group == "optimizer":  # at rest these are left out, as records had it before them
+        found = {"name": run.optimizer.name, "decay_steps": None, **found}
     assert {k: found[k] for k in written} == written
     assert RunConfig.parse(run.to_dict()) == run
 

@@ -27,7 +27,8 @@ from phasegpt.evaluate import EvaluateConfig
 from phasegpt.generate import GenerateConfig
 from phasegpt.interpret import InterpretConfig
 from phasegpt.samplers import build_sampler
-from phasegpt.training.config import OptimizerConfig, RunConfig, run_config
+from phasegpt.training.config import RunConfig, run_config
+from phasegpt.training.optimizer_config import OPTIMIZERS
 
 REFERENCE = runpy.run_path(str(ROOT / "scripts" / "write_reference.py"))
 COMMANDS = {"evaluate": EvaluateConfig, "generate": GenerateConfig, "interpret": InterpretConfig}
@@ -90,6 +91,9 @@ IDLE = [
     "regularizer=band regularizer.warmup_steps=5",
     "regularizer=band regularizer.schedule=adaptive regularizer.warmup_steps=5",
     "optimizer.schedule=constant optimizer.min_lr=1e-5",
+    "optimizer.schedule=inverse_sqrt optimizer.min_lr=1e-5",
+    "optimizer.schedule=linear optimizer.decay_steps=5",
+    "optimizer=sgd optimizer.momentum=0 optimizer.nesterov=true",
     "callbacks.early_stopping.min_delta=0.1",
     "callbacks.collapse_guard.R_low=0.1",
     "callbacks.collapse_guard.patience=1",
@@ -293,7 +297,9 @@ def test_nested_callbacks_have_the_defaults_of_their_sections() -> None:
     assert written == CallbacksConfig().to_dict()
 
 
-@pytest.mark.parametrize("section", [RunConfig, DataConfig, OptimizerConfig, *COMMANDS.values()])
+@pytest.mark.parametrize(
+    "section", [RunConfig, DataConfig, *OPTIMIZERS.values(), *COMMANDS.values()]
+)
 def test_every_option_has_a_meaning(section: type[Section]) -> None:
     for f in fields(section):
         inner = REFERENCE["_inner"](section, f) or f.name == "sampler"

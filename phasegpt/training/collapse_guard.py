@@ -25,10 +25,11 @@ class CollapseGuard(Callback):
     synchronization: for `patience` validations in a row, the mean R of some layer over the whole
     validation (R as in Phase.R: over what is coupled) was below R_low or above R_high.
 
-    A rollback takes place before the next batch: weights and AdamW's moments become those of the
-    best checkpoint, and K of every phase layer is multiplied by `coupling_factor` (divided by it
-    where R was too low), once more for each rollback to the same checkpoint. Step count, learning
-    rate, data order and an adaptive lambda go on. A collapse after `max_rollbacks` stops the run.
+    A rollback takes place before the next batch: weights and the optimizer's state become those of
+    the best checkpoint, and K of every phase layer is multiplied by `coupling_factor` (divided by
+    it where R was too low), once more for each rollback to the same checkpoint. Step count,
+    learning rate, data order and an adaptive lambda go on. A collapse after `max_rollbacks` stops
+    the run.
 
     All of its state is in the checkpoint, so a resumed run does the same. `events` says in words
     what happened and ends up in run.json as `guard`.

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from phasegpt.core.composition import plain
-from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
 from phasegpt.core.sections import REQUIRED, Section, flat, option
 from phasegpt.data.config import DataConfig
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.migration import as_hashed
 from phasegpt.training.callback_config import CallbacksConfig
+from phasegpt.training.optimizer_config import OptimizerConfig
 
 if TYPE_CHECKING:
     from phasegpt.model.gpt import GPT
@@ -50,48 +50,6 @@ def hashed_fields(
         for name, value in flat({**config, **attention}).items()
         if not any(name == key or name.startswith(f"{key}.") for key in NOT_HASHED)
     }
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig(Section):
-    """The `optimizer` group: AdamW (arXiv 1711.05101) with linear warm-up, counted in steps."""
-
-    section: ClassVar[str] = "optimizer"
-    lr: float = option(REQUIRED, "learning rate after the warm-up, at least 1e-12", gt=0, le=1000)
-    min_lr: float = option(0.0, "where cosine ends", ge=0)
-    warmup_steps: int = option(100, "optimizer steps of linear growth; 0: none", ge=0)
-    schedule: Literal["cosine", "constant"] = option("cosine", "of the learning rate afterwards")
-    weight_decay: float = option(
-        0.1, "of matrices; oscillator parameters are never decayed", ge=0, le=1000
-    )
-    betas: tuple[float, ...] = option(
-        (0.9, 0.95), "decay of the two moments", form="two numbers in [0,1), like [0.9,0.95]"
-    )
-    eps: float = option(1e-8, "added to the root of the second moment", gt=0, le=1)
-    oscillator_lr_factor: float = option(
-        1.0, "multiplies the learning rate of oscillator parameters", ge=0, le=1e6
-    )
-
-    def __post_init__(self) -> None:
-        """Check betas and the learning rates' order."""
-        super().__post_init__()
-        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
-            raise ConfigError(
-                f"optimizer.betas={list(self.betas)} must be two numbers in [0,1), like [0.9,0.95]"
-            )
-        if self.lr < 1e-12:
-            raise ConfigError(
-                f"optimizer.lr={self.lr} trains nothing: steps so small are lost in float32; it "
-                f"must be >= 1e-12"
-            )
-        if self.min_lr > self.lr:
-            raise ConfigError(
-                f"optimizer.min_lr={self.min_lr} is above optimizer.lr={self.lr}; lower it"
-            )
-
-    def check_idle(self) -> None:
-        """See Section.check_idle."""
-        self.refuse_idle(self.schedule == "cosine", "schedule", "min_lr")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,8 @@ from phasegpt.phase.steering import (
 )
 from phasegpt.training.checkpointing import step_done
 from phasegpt.training.config import RunConfig
-from phasegpt.training.optim import adamw, schedule
+from phasegpt.training.optim import build_optimizer, schedule
+from phasegpt.training.optimizers import ScheduleFree
 
 
 class LitGPT(pl.LightningModule):
@@ -136,8 +137,8 @@ class LitGPT(pl.LightningModule):
         self.log_dict(self.validation, logger=False)  # float32, for callbacks that monitor
 
     def configure_optimizers(self) -> Any:
-        """AdamW, and the schedule per optimizer step."""
-        optimizer = adamw(self.model, self.run.optimizer)
+        """The optimizer of the configuration, and the schedule per optimizer step."""
+        optimizer = build_optimizer(self.model, self.run.optimizer)
         # A trainer of the user's own may have another number of steps, or count epochs (-1).
         steps = self.trainer.max_steps if self._trainer is not None else -1
         factor = schedule(self.run.optimizer, steps if steps > 0 else self.run.trainer.max_steps)
@@ -179,6 +180,12 @@ class LitGPT(pl.LightningModule):
             nn.utils.clip_grad_value_(parameters, limit)
         if not torch.isfinite(self.grad_norm):
             raise Collapsed(self._diagnosis())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Take a schedule-free optimizer's gradients where it wants them."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if isinstance(optimizer, ScheduleFree):
+            optimizer.look_ahead()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Free the gradients of a finished step, and ask for a validation at the last one."""

@@ -1,22 +1,26 @@
-"""AdamW's parameter groups, and the learning rate as a function of the step."""
+"""An optimizer's parameter groups, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import nn
 
 from phasegpt.attention import Attention
-from phasegpt.training.config import OptimizerConfig
+from phasegpt.training.optimizer_config import OptimizerConfig, ScheduledConfig
+from phasegpt.training.optimizers import Lion, MuonAdamW, ScheduleFree
 
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
-    """Groups for AdamW: matrices decay, vectors do not, oscillator parameters never.
+    """Groups for any optimizer: matrices decay, vectors do not, oscillator parameters never.
 
     Oscillator parameters take lr * oscillator_lr_factor * their own factor (Attention.lr_factors).
+    With Muon every group says its `rule`: muon for the matrices of blocks, else adamw.
     """
     factors: dict[int, float] = {}
     for module in model.modules():
@@ -25,43 +29,83 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
             for name, factor in module.lr_factors.items():
                 if own.get(name) is not None:
                     factors[id(own[name])] = factor * config.oscillator_lr_factor
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    blocks = getattr(model, "blocks", ()) if config.name == "muon" else ()
+    turned = {
+        id(p) for b in blocks for p in b.parameters() if p.dim() == 2 and id(p) not in factors
+    }
+    groups: dict[tuple[float, float, str], list[nn.Parameter]] = defaultdict(list)
     for parameter in model.parameters():
         oscillator = id(parameter) in factors
         decay = config.weight_decay if parameter.dim() >= 2 and not oscillator else 0.0
-        groups[factors.get(id(parameter), 1.0), decay].append(parameter)
+        rule = "muon" if id(parameter) in turned else "adamw"
+        groups[factors.get(id(parameter), 1.0), decay, rule].append(parameter)
     return [
         {"params": members, "lr": config.lr * factor, "weight_decay": decay}
-        for (factor, decay), members in sorted(groups.items(), key=_order)
+        | ({"rule": rule} if config.name == "muon" else {})
+        for (factor, decay, rule), members in sorted(groups.items(), key=_order)
     ]
 
 
-def _order(item: tuple[tuple[float, float], list[nn.Parameter]]) -> tuple[bool, float, float]:
+def _order(item: tuple[tuple[float, float, str], Any]) -> tuple[bool, float, float, str]:
     """The groups of plain parameters first: the first group's lr is the one that is logged."""
-    (factor, decay), _ = item
-    return factor != 1.0, factor, decay
+    (factor, decay, rule), _ = item
+    return factor != 1.0, factor, decay, rule
 
 
-def adamw(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over `parameter_groups`."""
+def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
+    """The optimizer that `config`, a section of OPTIMIZERS, names, over `parameter_groups`."""
     groups = parameter_groups(model, config)
-    betas = (config.betas[0], config.betas[1])
-    return torch.optim.AdamW(groups, lr=config.lr, betas=betas, eps=config.eps, fused=True)
+    own = {f.name: getattr(config, f.name) for f in fields(config)}
+    adam: dict[str, Any] = {key: own[key] for key in ("lr", "betas", "eps") if key in own}
+    match config.name:
+        case "adamw":
+            return torch.optim.AdamW(groups, **adam, fused=True)
+        case "sgd":
+            momentum = {key: own[key] for key in ("momentum", "nesterov")}
+            return torch.optim.SGD(groups, lr=config.lr, **momentum)
+        case "muon":
+            muon = {key: own[key] for key in ("lr", "momentum", "nesterov", "ns_steps")}
+            muon["adjust_lr_fn"] = "match_rms_adamw"
+            return MuonAdamW(groups, muon=muon, adamw={**adam, "fused": True})
+        case "lion":
+            return Lion(groups, **adam)
+        case "adafactor":
+            return torch.optim.Adafactor(
+                groups, lr=config.lr, beta2_decay=config.beta2_decay, d=config.clip,
+                eps=(None, config.min_scale),
+            )  # fmt: skip
+        case "schedule_free":
+            return ScheduleFree(groups, **adam)
+    raise AssertionError(config.name)
 
 
 def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
-    """Learning-rate factor of a step: linear warm-up, then cosine to min_lr, or constant.
+    """Learning-rate factor of a step: linear warm-up over w steps, then one of
+
+    - cosine, linear: from 1 to min_lr / lr, at step max_steps.
+    - wsd (warm-up, stable, decay; arXiv 2404.06395): 1, at last linear to min_lr / lr.
+    - inverse_sqrt: sqrt(w / (k + 1)) (arXiv 1706.03762), with w = 1 where there is no warm-up.
+    - constant: 1.
 
     The factor of step k is used by the update that follows k earlier ones.
     """
+    warmup = start = config.warmup_steps
+    kind, floor = "constant", 1.0
+    if isinstance(config, ScheduledConfig):
+        kind, floor = config.schedule, config.min_lr / config.lr
+        if kind == "wsd":
+            start = max(warmup, max_steps - (config.decay_steps or math.ceil(max_steps / 5)))
 
     def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        if config.schedule == "constant":
+        if step < warmup:
+            return (step + 1) / warmup
+        if kind == "constant":
             return 1.0
-        progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
-        floor = config.min_lr / config.lr
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        if kind == "inverse_sqrt":
+            return math.sqrt(max(1, warmup) / (step + 1))
+        progress = min(1.0, max(0, step - start) / max(1, max_steps - start))
+        if kind == "cosine":
+            return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+        return floor + (1 - floor) * (1 - progress)
 
     return factor

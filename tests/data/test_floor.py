@@ -14,8 +14,9 @@ from phasegpt.data.corpus import prepare
 from phasegpt.data.windows import TrainBatches
 from phasegpt.model.gpt import GPT
 from phasegpt.model.scoring import Score, nats, score
-from phasegpt.training.config import OptimizerConfig, run_config
-from phasegpt.training.optim import adamw, schedule
+from phasegpt.training.config import run_config
+from phasegpt.training.optim import build_optimizer, schedule
+from phasegpt.training.optimizer_config import AdamWConfig
 
 CONTEXT, STEPS = 32, 300
 CERTAIN = 20.0  # nats: a causal model is this far below the floor with probability below e^-20
@@ -34,8 +35,8 @@ def trained_score(attention: str, cache: Path) -> Score:
     run = run_config(phasegpt.compose([f"attention={attention}", "data=synthetic", *words]))
     corpus = prepare(run.data)
     model = GPT(run.gpt(), seed=0).train()
-    settings = OptimizerConfig(lr=5e-3, warmup_steps=20)
-    optimizer = adamw(model, settings)
+    settings = AdamWConfig(lr=5e-3, warmup_steps=20)
+    optimizer = build_optimizer(model, settings)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule(settings, STEPS))
     batches = TrainBatches(corpus.split("train"), block_size=CONTEXT, batch_size=24, seed=0)
     for k in range(STEPS):
