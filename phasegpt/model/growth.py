@@ -38,7 +38,8 @@ class Taken(NamedTuple):
 
     def record(self) -> dict[str, Any]:
         """All but the weights, for run.json."""
-        return {"new": self.new, "left_over": self.left_over, "positions": self.positions}
+        cut = None if self.positions is None else list(self.positions)
+        return {"new": self.new, "left_over": self.left_over, "positions": cut}
 
 
 def check_shape(path: str, theirs: GPTConfig, config: GPTConfig) -> None:

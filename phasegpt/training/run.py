@@ -18,7 +18,7 @@ from phasegpt.core.console import show, tell
 from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, Interrupted, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import Corpus, prepare
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, pretrained
 from phasegpt.model.migration import migrated
 from phasegpt.training import multiprocess
 from phasegpt.training.assemble import Assembled, assemble
@@ -134,13 +134,14 @@ def _fit(
         if run.callbacks.sample_text.max_new_tokens:
             prompt_ids(run, corpus)
         resume_point = _resume_point(run, folder)
+        start = _start(run, folder, corpus) if resume_point is None else None
 
         # Write down what is about to run, then train; how it ended goes into run.json too.
         begun = True
         _begin(run, folder)
         classes = {k: [_class(x) for x in v] for k, v in extras.items() if v or k in folder.record}
         folder.update(status="running", data=_describe(corpus), error=None, **classes)
-        parts = _train(run, folder, corpus, gpu, resume_point, stop, extras)
+        parts = _train(run, folder, corpus, gpu, resume_point, start, stop, extras)
     except BaseException as error:
         stop.hold()  # until the record says what happened
         if begun or isinstance(error, Interrupted):
@@ -195,6 +196,7 @@ def _train(
     corpus: Corpus,
     gpu: int,
     resume_point: Path | None,
+    start: pretrained.Start | None,
     stop: StopSignals,
     extras: dict[str, list[Any]],
 ) -> Assembled:
@@ -205,6 +207,9 @@ def _train(
     with multiprocess.started(run, folder.path, resume_point) as rank:
         parts = assemble(run, folder, corpus, gpu=gpu, rank=rank, stop=stop, **extras)
         model = parts.lit.model
+        if start is not None:  # the other processes get the weights from this one
+            start.fill(model)
+            folder.update(init_from=start.record)
         parameters = {
             "non_embedding": model.num_parameters(),
             "all": model.num_parameters(non_embedding=False),
@@ -284,6 +289,25 @@ def _resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
     else:
         tell(f"no checkpoint yet in {folder.path}; starting at step 0")
     return point
+
+
+def _start(run: RunConfig, folder: RunFolder, corpus: Corpus) -> pretrained.Start | None:
+    """What a run begins with at step 0, None for fresh weights.
+
+    CheckpointError if an earlier start of the run had others under that name.
+    """
+
+    if run.init_from is None:
+        return None
+    tokenizer = corpus.tokenizer
+    start = pretrained.start(run.init_from, run.gpt(tokenizer.vocab_size), tokenizer)
+    earlier = folder.record.get("init_from")
+    if earlier and earlier["sha256"] != start.record["sha256"]:
+        raise CheckpointError(
+            f"the weights of init_from={run.init_from} changed since {folder.path} began; put the "
+            f"old ones back, or start anew elsewhere"
+        )
+    return start
 
 
 def _check_device(run: RunConfig) -> None:
