@@ -122,6 +122,9 @@ class Attention(nn.Module, ABC):
     leaky: bool = False
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"
+    #: Where GPT-2's c_attn and c_proj belong in this layer: prefixes of their names there, ("",)
+    #: for its own; none where it has no use for them.
+    softmax_parts: tuple[str, ...] = ()
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Keep the shapes; `layer` is the 0-based index, part of the noise key."""

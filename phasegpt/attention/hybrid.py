@@ -81,6 +81,8 @@ class Hybrid(Attention):
         self.softmax = build("softmax", config, None, layer)
         self.partner = build(self.options.partner, config, self.options.partner_options, layer)
         self.leaky, self.coupled_axis = self.partner.leaky, self.partner.coupled_axis
+        theirs = (f"partner.{part}" for part in self.partner.softmax_parts)
+        self.softmax_parts = ("softmax.", *theirs)
         blend = torch.tensor(self.options.blend)
         if self.options.learn_blend:
             self.blend = nn.Parameter(blend)

@@ -31,6 +31,7 @@ class Softmax(Attention):
     """y = softmax(q k^T / sqrt(E)) v. Source: Vaswani et al., arXiv 1706.03762."""
 
     Config: ClassVar[type[AttentionConfig]] = SoftmaxConfig
+    softmax_parts = ("",)
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Projections under GPT-2's names."""

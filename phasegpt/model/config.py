@@ -33,7 +33,15 @@ class ModelSection(Section):
     positions: Literal["learned", "rope"] = option(
         "learned", "how a layer knows positions; rope: rotary, arXiv 2104.09864"
     )
-    layer_norm_epsilon: float = option(1e-5, "added to the variance", gt=0, le=1)
+    norm: Literal["layernorm", "rmsnorm"] = option(
+        "layernorm", "before attention, MLP and head; rmsnorm: a gain alone, arXiv 1910.07467"
+    )
+    layer_norm_epsilon: float = option(
+        1e-5, "added to the variance, or of rmsnorm to the mean square", gt=0, le=1
+    )
+    mlp: Literal["gelu", "swiglu"] = option(
+        "gelu", "4 D wide; swiglu: 8/3 D up to a multiple of 8, arXiv 2002.05202"
+    )
     activation_checkpointing: bool = option(
         False, "true: compute activations again in the backward pass, to save memory"
     )

@@ -6,14 +6,15 @@ H heads, N oscillators.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from phasegpt.attention import Attention, AttentionOutput, Phase, ReturnPhase, build
@@ -22,8 +23,9 @@ from phasegpt.attention._oscillators import Oscillators
 from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.randomness import keyed_generator
-from phasegpt.model import gpt2_weights
-from phasegpt.model.config import GPTConfig, check_memory
+from phasegpt.model import gpt2_weights, growth
+from phasegpt.model.body import mlp, norm
+from phasegpt.model.config import AttentionSection, GPTConfig, check_memory
 from phasegpt.phase.steering import NoiseKey, Perturbation
 
 
@@ -32,21 +34,6 @@ class GPTOutput(NamedTuple):
 
     logits: Tensor
     phase: dict[int, Phase]
-
-
-class MLP(nn.Module):
-    """Two linear maps around GELU (tanh form, as GPT-2 has it)."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        """Width 4 D inside."""
-        super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x_BTD: Tensor) -> Tensor:
-        """[B,T,D] -> [B,T,D]."""
-        return self.dropout(self.c_proj(F.gelu(self.c_fc(x_BTD), approximate="tanh")))
 
 
 class Block(nn.Module):
@@ -58,11 +45,10 @@ class Block(nn.Module):
         special = layer in config.attention_layers
         name = config.attention if special else "softmax"
         options = config.attention_options if special else None
-        eps = config.layer_norm_epsilon
-        self.ln_1 = nn.LayerNorm(config.n_embd, eps=eps, bias=config.bias)
+        self.ln_1 = norm(config)
         self.attn: Attention = build(name, config, options, layer)
-        self.ln_2 = nn.LayerNorm(config.n_embd, eps=eps, bias=config.bias)
-        self.mlp = MLP(config)
+        self.ln_2 = norm(config)
+        self.mlp = mlp(config)
 
     def forward(
         self,
@@ -101,8 +87,7 @@ class GPT(nn.Module):
             parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
         parts["drop"] = nn.Dropout(config.dropout)
         parts["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        eps = config.layer_norm_epsilon
-        parts["ln_f"] = nn.LayerNorm(config.n_embd, eps=eps, bias=config.bias)
+        parts["ln_f"] = norm(config)
         self.transformer = nn.ModuleDict(parts)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.lm_head.weight = parts["wte"].weight  # type: ignore[assignment]
@@ -233,16 +218,47 @@ class GPT(nn.Module):
         return {layer: p for layer, p in drawn.items() if p is not None}
 
     @classmethod
-    def from_hf(cls, name_or_folder: str | Path) -> GPT:
+    def from_hf(
+        cls,
+        name_or_folder: str | Path,
+        attention: str = "softmax",
+        *,
+        layers: Literal["all"] | Sequence[int] | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> GPT:
         """GPT-2's published weights: a folder with config.json and safetensors, or a hub id.
 
         In eval mode, as phasegpt.load returns it; call train() to go on training. Reads the files
         itself, without transformers; what they hold and a GPT does not compute is refused by name.
-        Raises CheckpointError.
+
+        attention: a mechanism grown into `layers` (None: all), with its own `options`. It keeps
+        GPT-2's projections where it has a use for them, and warns of those it has none for;
+        what is new follows its rule, drawn from `seed` as in a GPT's. With kuramoto and beta=0, or
+        a hybrid and blend=0, the logits are GPT-2's (bit for bit on a CPU, at its head width of
+        64, where a sum does not depend on zeros beside it).
+        Raises CheckpointError, and ConfigError for the options.
         """
         folder = gpt2_weights.find(arguments.path("name_or_folder", name_or_folder))
-        model = cls(gpt2_weights.config(folder), seed=0)
-        gpt2_weights.fill(model, folder)
+        found = gpt2_weights.config(folder)
+        plain = cls(found, seed=0)
+        gpt2_weights.fill(plain, folder)
+        values = {"name": attention, "layers": "all" if layers is None else layers, **options}
+        section = AttentionSection.parse(values)
+        section.check_idle()
+        if section.name == "softmax" and layers is None:
+            return plain.eval()
+        config = replace(
+            found,
+            attention=section.name,
+            attention_layers=section.in_layers(found.n_layer),
+            attention_options=section.options,
+        )
+        model = cls(config, seed)
+        taken = growth.taken(model, plain, str(name_or_folder))
+        growth.fill(model, taken)
+        if taken.left_over:
+            warnings.warn(f"{name_or_folder}: {growth.said(taken.record())}", stacklevel=2)
         return model.eval()
 
 

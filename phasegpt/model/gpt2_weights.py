@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -160,12 +161,27 @@ def fill(model: nn.Module, folder: Path) -> None:
             target.copy_(value)
 
 
+def sha256(folder: Path) -> str:
+    """Hex digits over the content of the weights' files, one after the other by name."""
+    digest = hashlib.sha256()
+    for file in _files(folder):
+        with open(folder / file, "rb") as stream:
+            while piece := stream.read(1 << 24):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of the weights' files."""
+    return [_WHOLE] if (folder / _WHOLE).is_file() else _shards(folder)
+
+
 def _stored(folder: Path) -> dict[str, Tensor]:
     """All tensors under the names of GPT2LMHeadModel."""
     from safetensors.torch import load_file
 
     found: dict[str, Tensor] = {}
-    for file in [_WHOLE] if (folder / _WHOLE).is_file() else _shards(folder):
+    for file in _files(folder):
         try:
             weights = load_file(folder / file)
         except FileNotFoundError:

@@ -34,6 +34,14 @@ NOT_HASHED = (
     "callbacks.progress_bar",
 )
 
+#: Keys that came later, with what every run did before: hashed only where they say otherwise.
+CAME_LATER = {
+    "init_from": None,
+    "model.norm": "layernorm",
+    "model.mlp": "gelu",
+    "trainer.devices": 1,
+}
+
 
 def hashed_fields(
     config: Mapping[str, Any],
@@ -49,6 +57,7 @@ def hashed_fields(
         name: value
         for name, value in flat({**config, **attention}).items()
         if not any(name == key or name.startswith(f"{key}.") for key in NOT_HASHED)
+        and not (name in CAME_LATER and value == CAME_LATER[name])
     }
 
 
@@ -142,6 +151,10 @@ class RunConfig(Section):
         form="true, false, or a run folder",
     )
     debug: bool = option(False, "true: show tracebacks")
+    init_from: str | None = option(
+        None,
+        "weights to begin with: a run, a .ckpt, an export, GPT-2 as a folder or by its hub id",
+    )
     attention: AttentionSection
     model: ModelSection
     data: DataConfig
@@ -176,14 +189,13 @@ class RunConfig(Section):
         """16 hex digits of the sha256 of everything that changes the result of the run."""
         plain = self.to_dict()
         plain["attention"] = as_hashed(plain["attention"])
-        for key in NOT_HASHED:
+        for key in (*NOT_HASHED, *CAME_LATER):
             *parents, last = key.split(".")
             node = plain
             for parent in parents:
                 node = node[parent]
-            node.pop(last)
-        if self.trainer.devices == 1:
-            del plain["trainer"]["devices"]  # runs keep the hash from before there was a choice
+            if key not in CAME_LATER or node[last] == CAME_LATER[key]:
+                node.pop(last)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -202,8 +214,16 @@ def run_config(config: Any) -> RunConfig:
 
 
 def build(config: Any) -> GPT:
-    """A freshly initialised GPT for `config` (see compose); the seed is config.seed."""
+    """A freshly initialised GPT for `config` (see compose); the seed is config.seed.
+
+    With config.init_from it has those weights. No data is read, so the tokenizer is not compared.
+    """
     from phasegpt.model.gpt import GPT
 
     run = run_config(config)
-    return GPT(run.gpt(), seed=run.seed)
+    model = GPT(run.gpt(), seed=run.seed)
+    if run.init_from is not None:
+        from phasegpt.model import pretrained
+
+        pretrained.start(run.init_from, model.config).fill(model)
+    return model

@@ -35,7 +35,10 @@ from phasegpt.training.optimizers import ScheduleFree
 
 
 class LitGPT(pl.LightningModule):
-    """A GPT and how it is trained. `config` and `tokenizer` are plain and go into checkpoints."""
+    """A GPT and how it is trained. `config` and `tokenizer` are plain and go into checkpoints.
+
+    Its weights are fresh: `init_from` is read by fit, and with phasegpt.model.pretrained.
+    """
 
     def __init__(self, config: dict[str, Any], tokenizer: dict[str, Any], vocab_size: int) -> None:
         """Build the model of `config` (a RunConfig's dict) for `vocab_size` tokens."""

@@ -19,6 +19,7 @@ from phasegpt.core.console import show, tell
 from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, Interrupted, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import Corpus, prepare
+from phasegpt.model import pretrained
 from phasegpt.training import multiprocess
 from phasegpt.training.assemble import Assembled, assemble
 from phasegpt.training.config import RunConfig, run_config
@@ -102,13 +103,14 @@ def _fit(
         if run.callbacks.sample_text.max_new_tokens:
             prompt_ids(run, corpus)
         resume_from = resume_point(run, folder)
+        start = _start(run, folder, corpus) if resume_from is None else None
 
         # Write down what is about to run, then train; how it ended goes into run.json too.
         begun = True
         _begin(run, folder)
         classes = {k: [_class(x) for x in v] for k, v in extras.items() if v or k in folder.record}
         folder.update(status="running", data=_describe(corpus), error=None, **classes)
-        parts = _train(run, folder, corpus, gpu, resume_from, stop, extras)
+        parts = _train(run, folder, corpus, gpu, resume_from, start, stop, extras)
     except BaseException as error:
         stop.hold()  # until the record says what happened
         if begun or isinstance(error, Interrupted):
@@ -160,6 +162,7 @@ def _train(
     corpus: Corpus,
     gpu: int,
     resume_from: Path | None,
+    start: pretrained.Start | None,
     stop: StopSignals,
     extras: dict[str, list[Any]],
 ) -> Assembled:
@@ -169,6 +172,9 @@ def _train(
     with multiprocess.started(run, folder.path, resume_from) as rank:
         parts = assemble(run, folder, corpus, gpu=gpu, rank=rank, stop=stop, **extras)
         model = parts.lit.model
+        if start is not None:  # the other processes get the weights from this one
+            start.fill(model)
+            folder.update(init_from=start.record)
         parameters = {
             "non_embedding": model.num_parameters(),
             "all": model.num_parameters(non_embedding=False),
@@ -219,6 +225,25 @@ def _attempt(what: str, action: Callable[[], Any]) -> Any:
         reason = (str(error).splitlines() or [""])[0]
         tell(f"warning: {what} failed ({type(error).__name__}: {reason}); the run is unharmed")
         return None
+
+
+def _start(run: RunConfig, folder: RunFolder, corpus: Corpus) -> pretrained.Start | None:
+    """What a run begins with at step 0, None for fresh weights.
+
+    CheckpointError if an earlier start of the run had others under that name.
+    """
+
+    if run.init_from is None:
+        return None
+    tokenizer = corpus.tokenizer
+    start = pretrained.start(run.init_from, run.gpt(tokenizer.vocab_size), tokenizer)
+    earlier = folder.record.get("init_from")
+    if earlier and earlier["sha256"] != start.record["sha256"]:
+        raise CheckpointError(
+            f"the weights of init_from={run.init_from} changed since {folder.path} began; put the "
+            f"old ones back, or start anew elsewhere"
+        )
+    return start
 
 
 def _check_device(run: RunConfig) -> None:

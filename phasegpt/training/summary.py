@@ -19,6 +19,7 @@ from phasegpt.attention import coupled_axis
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
 from phasegpt.data.corpus import Corpus
+from phasegpt.model import growth
 from phasegpt.model.checkpoint import load
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
@@ -49,6 +50,8 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
         f"folder: {folder.path}",
         f"device: {_device(run, parts)}",
     ]
+    if start := folder.record.get("init_from"):
+        lines.append(f"begins with {start['path']} ({start['sha256'][:16]}): {growth.said(start)}")
     if config.attention_layers:
         lines.append(f"oscillators: {_kernels(parts)}")
     if not parts.cuda:

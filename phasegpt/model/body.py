@@ -1,0 +1,58 @@
+"""What a block has besides its attention: `model.norm` and `model.mlp`.
+
+Shapes: B batch, T time, D model width, F width inside the MLP.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from phasegpt.model.config import ModelSection
+
+
+class MLP(nn.Module):
+    """Two linear maps around GELU (tanh form, as GPT-2 has it); F = 4 D."""
+
+    def __init__(self, config: ModelSection) -> None:
+        """c_fc [F,D] and c_proj [D,F]."""
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B,T,D] -> [B,T,D]."""
+        return self.dropout(self.c_proj(F.gelu(self.c_fc(x_BTD), approximate="tanh")))
+
+
+class SwiGLU(nn.Module):
+    """y = W_proj (silu(W_gate x) * W_fc x), Shazeer, arXiv 2002.05202.
+
+    F = 8/3 D, so that it has as many weights as GELU's, rounded up to a multiple of 8.
+    """
+
+    def __init__(self, config: ModelSection) -> None:
+        """c_fc and c_gate [F,D], c_proj [D,F]."""
+        super().__init__()
+        width = -(-config.n_embd // 3) * 8
+        self.c_fc = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.c_gate = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """[B,T,D] -> [B,T,D]."""
+        return self.dropout(self.c_proj(F.silu(self.c_gate(x_BTD)) * self.c_fc(x_BTD)))
+
+
+def mlp(config: ModelSection) -> nn.Module:
+    """The one that config.mlp names."""
+    return SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
+
+
+def norm(config: ModelSection) -> nn.Module:
+    """The one that config.norm names; RMSNorm (arXiv 1910.07467) has a gain and no bias."""
+    if config.norm == "rmsnorm":
+        return nn.RMSNorm(config.n_embd, eps=config.layer_norm_epsilon)
+    return nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon, bias=config.bias)

@@ -1,0 +1,80 @@
+"""A model to begin a training with: a run, a checkpoint, an export, or published weights."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from phasegpt.core.errors import ConfigError
+from phasegpt.data.tokenizers import Tokenizer
+from phasegpt.model import checkpoint, gpt2_weights, growth
+from phasegpt.model.config import GPTConfig
+from phasegpt.model.gpt import GPT
+
+
+class Source(NamedTuple):
+    """A model to begin with, and where it comes from."""
+
+    model: GPT
+    path: str  # as it was named
+    sha256: str  # of its weights
+    tokenizer: Tokenizer | None  # None: GPT-2's, of a folder in Hugging Face's form
+
+
+def read(name: str) -> Source:
+    """A run (its best checkpoint), a .ckpt, an export, or GPT-2 in Hugging Face's form or by id.
+
+    Weights only, as every checkpoint is read. Raises CheckpointError.
+    """
+    if checkpoint.is_ours(name):
+        loaded = checkpoint.load_run(name)
+        return Source(loaded.model, name, loaded.sha256, loaded.tokenizer)
+    folder = gpt2_weights.find(name)
+    return Source(GPT.from_hf(folder), name, gpt2_weights.sha256(folder), None)
+
+
+class Start(NamedTuple):
+    """What a model begins with, and what run.json says of it."""
+
+    taken: growth.Taken
+    record: dict[str, Any]
+
+    def fill(self, model: GPT) -> None:
+        """Write the weights into the model, once: they are let go of."""
+        growth.fill(model, self.taken)
+        self.taken.weights.clear()
+
+
+def start(name: str, config: GPTConfig, tokenizer: Tokenizer | None = None) -> Start:
+    """What a GPT of `config` takes from the model called `name`, see `read`.
+
+    Raises CheckpointError, and ConfigError for one of another shape or, where `tokenizer` is
+    given, with another.
+    """
+    source = read(name)
+    if tokenizer is not None:
+        _check_tokenizer(source, tokenizer)
+    with torch.device("meta"):
+        shape = GPT(config, seed=0)
+    taken = growth.taken(shape, source.model, name)
+    return Start(taken, {"path": name, "sha256": source.sha256, **taken.record()})
+
+
+def _check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
+    """ConfigError unless a token means the same to both."""
+    if source.tokenizer is None:
+        fits, theirs = tokenizer.name == "gpt2", "gpt2"
+    else:
+        fits = tokenizer.fingerprint == source.tokenizer.fingerprint
+        theirs = source.tokenizer.name
+    if not fits:
+        remedy = f"set data.tokenizer={theirs}"
+        if tokenizer.name == theirs:
+            remedy = (
+                "give a text of the same characters, or a model with the tokenizer byte or gpt2"
+            )
+        raise ConfigError(
+            f"init_from={source.path} has the tokenizer {theirs}, and data.tokenizer="
+            f"{tokenizer.name} gives its tokens another meaning; {remedy}"
+        )
