@@ -23,6 +23,7 @@ VOCAB = 65  # Shakespeare's characters; TEXT has fewer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "training" not in item.path.parts)  # the longest files first
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device and none is visible")
