@@ -28,7 +28,8 @@ train: $(CAN_TRAIN) ## Train a small model on the embedded corpus (ARGS="seed=2"
 	$(PY) -m phasegpt.train +experiment=quickstart $(ARGS)
 
 # Two workers with one thread each; a file stays with one worker, which makes its runs once.
-PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n 2 --dist loadfile
+# In the order of tests/conftest.py, whose long files come first, so that both workers end together.
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## Run the test suite in two workers (more options: PYTEST_ARGS="-k data")
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)

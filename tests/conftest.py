@@ -1,7 +1,8 @@
 """What the tests share: small models, real text as ids, poisoned inputs, the `gpu` marker."""
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,40 @@ VOCAB = 65  # Shakespeare's characters; TEXT has fewer
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: "training" not in item.path.parts)  # the longest files first
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA device and none is visible")
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _short_trainings() -> Iterator[None]:
+    """Trainings in the tests' process draw no picture and time one product: most of their cost.
+
+    `picture` draws it after all; commands in processes of their own do all that a user's do.
+    """
+    if "phasegpt.training.run" not in sys.modules:  # no module of these tests trains
+        yield
+        return
+    from phasegpt.training import run, summary
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "_MEASURED_S", 0.0)
+        patch.setattr(
+            run, "draw_curves", lambda _, folder, __: (folder.path / "curves.png").touch()
+        )
+        yield
+
+
+@pytest.fixture
+def picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """curves.png is drawn."""
+    from phasegpt.training import run, summary
+
+    monkeypatch.setattr(run, "draw_curves", summary.draw_curves)
 
 
 @pytest.fixture(autouse=True)

@@ -124,7 +124,7 @@ MISTAKES = {
 
 def place_of(text: str, tree: Path) -> Path:
     """The one file under phasegpt/ that has `text`, once."""
-    files = [p for p in sorted((tree / "phasegpt").rglob("*")) if p.suffix in {".py", ".cpp"}]
+    files = [p for p in sorted((tree / "phasegpt").rglob("*")) if p.suffix in {".py", ".cpp", ".h"}]
     found = [path for path in files for _ in range(path.read_text().count(text))]
     if len(found) != 1:
         raise SystemExit(f"{text!r} occurs {len(found)} times under phasegpt/; it must once")

@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import mutations
 import pytest
 from helpers import ROOT
 
@@ -21,6 +22,12 @@ def test_the_name_of_a_test_has_under_70_characters():
         if node.name.startswith("test_") and len(node.name) > LONGEST
     ]
     assert not named, "\n".join(named)
+
+
+def test_every_deliberate_mistake_has_one_place_and_its_tests():
+    for mistake in mutations.MISTAKES.values():
+        mutations.place_of(mistake.text, ROOT)
+        assert all((ROOT / path).exists() for path in mistake.tests)
 
 
 def strings(tree: ast.AST) -> Iterator[str]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # A training step reaches about this share of the speed of a bare matrix product on a CPU.
 _CPU_EFFICIENCY = 0.5
+_MEASURED_S = 0.2  # how long that product is timed
 _WORTH_SAYING_S = 600.0
 _TRIGRAM_VOCABULARY = 1024  # of more tokens a trigram model takes long to count
 _R = re.compile(r"phase/R/layer(\d+)")
@@ -87,11 +88,11 @@ def _kernels(parts: Assembled) -> str:
 def _speed() -> float:
     """Floating-point operations per second that training will reach on this CPU, roughly."""
     a = torch.randn(768, 768)  # of torch's generator: the dropout of every run comes after it
-    begin, products = time.perf_counter(), 0
-    while time.perf_counter() - begin < 0.2:
+    begin, products, seconds = time.perf_counter(), 0, 0.0
+    while products == 0 or seconds < _MEASURED_S:
         torch.mm(a, a)
-        products += 1
-    return _CPU_EFFICIENCY * products * 2 * 768**3 / (time.perf_counter() - begin)
+        products, seconds = products + 1, time.perf_counter() - begin
+    return _CPU_EFFICIENCY * products * 2 * 768**3 / seconds
 
 
 def _smaller() -> str:

@@ -60,10 +60,16 @@ def test_softmax_without_its_mask_beats_the_floor(cache, monkeypatch):
     assert result.nats < result.floor_nats - CERTAIN, (result.nats, result.floor_nats)
 
 
-CAUSAL = {path.stem for path in (CONF_DIR / "attention").glob("*")} - {"as_coded"}  # sees ahead
+def causal() -> list:
+    """Every mechanism but as_coded, which sees ahead; a hybrid is two that have a case each."""
+    names = {path.stem for path in (CONF_DIR / "attention").glob("*")} - {"as_coded"}
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] * name.startswith("hybrid"))
+        for name in sorted(names)
+    ]
 
 
-@pytest.mark.parametrize("attention", sorted(CAUSAL))
+@pytest.mark.parametrize("attention", causal())
 def test_no_causal_mechanism_beats_the_floor(cache, attention):
     result = trained_score(attention, cache)
     assert result.floor_nats - CERTAIN < result.nats

@@ -48,7 +48,7 @@ def losses(folder: Path) -> list[float]:
     return [row["train/loss"] for row in read_metrics(folder / "metrics.csv")]
 
 
-def test_a_run_leaves_everything_a_reader_needs(tmp_path, text, capsys):
+def test_a_run_leaves_everything_a_reader_needs(tmp_path, text, capsys, picture):
     record = run(tmp_path, text)
     assert record == read_record(tmp_path)
     assert record["status"] == "ok" and record["step"] == 4 and record["leaky"] is False

@@ -102,7 +102,9 @@ def whole(tmp_path_factory, text):
     return folder
 
 
-@pytest.mark.parametrize("name", ["step-00000008.ckpt", "best.ckpt"])
+@pytest.mark.parametrize(
+    "name", ["best.ckpt", pytest.param("step-00000008.ckpt", marks=pytest.mark.slow)]
+)
 def test_a_kill_inside_a_write_loses_nothing(tmp_path, text, whole, name):
     """best.ckpt is met first at step 4, before any checkpoint of that step is whole."""
     given = [sys.executable, "-c", KILLED_WHILE_WRITING, tmp_path, name, *NOISY, *text]
