@@ -48,7 +48,8 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return hydra_compose(config_name, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError("\n".join([*misspelt(overrides, config_name), str(error)])) from error
+        said = [f"{line:.300}" for line in str(error).splitlines()[:16]]
+        raise ConfigError("\n".join([*misspelt(overrides, config_name), *said])) from error
     except Exception as error:  # whatever Hydra's grammar and defaults make of a word
         raise ConfigError(
             f"Hydra cannot read {shown(list(overrides))} ({type(error).__name__}: {error!s:.300}); "
@@ -78,26 +79,36 @@ def check_groups(overrides: Sequence[str]) -> None:
         group, _, value = word.partition("=")
         if group.lstrip("+") in ("name", "attention.name", "data.corpus") and "${" not in value:
             check_name(value.strip("'\""), group.lstrip("+"))  # Hydra makes a folder of it
-        if group.isidentifier() and (CONF_DIR / group).is_dir() and not _names_options(word):
+        read = _parsed(word)
+        if group.isidentifier() and (CONF_DIR / group).is_dir() and not _names_options(read):
             options = sorted(path.stem for path in (CONF_DIR / group).glob("*.yaml"))
             raise ConfigError(
                 f"{printable(word)} is no option of {group}; choose from: {', '.join(options)}"
             )
 
 
-def _names_options(word: str) -> bool:
-    """Whether what a group is set to is text, a list of texts or a sweep; as Hydra reads it."""
+def _parsed(word: str) -> Any:
+    """A word as Hydra reads it; None where Hydra will say by itself what is wrong."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        override = OverridesParser.create().parse_override(word)
+        return OverridesParser.create().parse_override(word)
     except HydraException:
-        return True  # Hydra says by itself what is wrong
+        return None
+    except Exception as error:  # such as a RecursionError, of brackets in brackets
+        raise ConfigError(
+            f"{printable(word)} cannot be read ({type(error).__name__}); write KEY=VALUE, with "
+            f"fewer brackets, or VALUE in quotes"
+        ) from error
+
+
+def _names_options(override: Any) -> bool:
+    """Whether what a group is set to is text, a list of texts, or a sweep over such."""
+    if override is None or override.is_sweep_override():
+        return True
     value = override.value()
-    return override.is_sweep_override() or all(
-        isinstance(name, str) for name in (value if isinstance(value, list) else [value])
-    )
+    return all(isinstance(name, str) for name in (value if isinstance(value, list) else [value]))
 
 
 def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]:

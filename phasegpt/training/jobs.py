@@ -59,7 +59,10 @@ def _planned(file: Path) -> list[tuple[str, str | None, str | None]]:
         return []
     try:
         listed = read_json(file, "jobs")["jobs"]
-        return [(job["name"], job["config_hash"], job["error"]) for job in listed]
+        planned = [(job["name"], job["config_hash"], job["error"]) for job in listed]
+        if not all(isinstance(x, str | None) for job in planned for x in job):
+            raise TypeError("name, config_hash and error of a job must be text, or null")
+        return planned
     except (DataError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"unreadable {file}: {type(error).__name__}: {error}. Start the sweep again, which "
