@@ -1,8 +1,6 @@
 """An exported folder as phasegpt.load, AutoModelForCausalLM and AutoTokenizer read it."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,8 +8,15 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from helpers import ROOT, TEXT, command, make_run, text_data
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from helpers import TEXT, command, make_run, text_data
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    dynamic_module_utils,
+)
 
 import phasegpt
 from phasegpt.core.errors import CheckpointError, ConfigError, OutputError, UserError
@@ -19,7 +24,7 @@ from phasegpt.data import hf_tokenizers
 from phasegpt.data.tokenizers import Tokenizer, build
 from phasegpt.export import ExportConfig, export
 from phasegpt.model import checkpoint
-from phasegpt.model.huggingface import PhaseGPTForCausalLM
+from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM
 from phasegpt.model.huggingface import load as load_hf
 
 ALPHABET = "\n !',.abcdefghijklmnopqrstuvwxyzS\u00e9\u6f22\U0001f600"
@@ -73,11 +78,10 @@ def test_an_export_of_an_export_is_the_same_model(
     plain = exported(folder, tmp_path / "plain", format="phasegpt")
     assert not (plain / "README.md").exists()
     for other in (again, plain):
-        for name in ("model.safetensors",):
-            assert (other / name).read_bytes() == (folder / name).read_bytes()
-        assert checkpoint.load_run(other).tokenizer.fingerprint == phasegpt.load(
-            folder
-        ).tokenizer.fingerprint
+        weights = (other / "model.safetensors").read_bytes()
+        assert weights == (folder / "model.safetensors").read_bytes()
+        tokenizer = phasegpt.load(other).tokenizer
+        assert tokenizer.fingerprint == phasegpt.load(folder).tokenizer.fingerprint
 
 
 def test_save_pretrained_gives_back_every_bit(folder: Path, tmp_path: Path) -> None:
@@ -116,24 +120,19 @@ def test_configurations_go_through_our_checks(folder: Path) -> None:
         type(config)(tie_word_embeddings=False)
 
 
-def test_trust_remote_code_needs_no_import_of_ours(folder: Path, tmp_path: Path) -> None:
-    program = (
-        "import sys, torch\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        "model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
-        "ids = AutoTokenizer.from_pretrained(sys.argv[1])('thee', return_tensors='pt')\n"
-        "print(type(model).__name__, model(**ids).logits.shape[1])\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(folder)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["PhaseGPTForCausalLM", "4"]
+def test_trust_remote_code_needs_no_import_of_ours(
+    folder: Path, tmp_path: Path, idx: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As in a process that has not imported our module.
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "phasegpt")
+    monkeypatch.delitem(MODEL_FOR_CAUSAL_LM_MAPPING._extra_content, PhaseGPTConfig)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    with torch.no_grad():
+        assert torch.equal(model(idx).logits, phasegpt.load(folder)(idx).logits)
 
 
 # --- tokenizers ------------------------------------------------------------------------------
