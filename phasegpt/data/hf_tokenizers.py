@@ -6,6 +6,7 @@ what looks like a special token is text, and nothing is put in front or behind.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from phasegpt.core.errors import ConfigError
@@ -75,7 +76,7 @@ def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
 def _parts(ranks: dict[bytes, int], token: bytes, below: int) -> list[bytes]:
     parts = [token[i : i + 1] for i in range(len(token))]
     while len(parts) > 2:
-        found = [ranks.get(a + b, below) for a, b in zip(parts, parts[1:], strict=False)]
+        found = [ranks.get(a + b, below) for a, b in pairwise(parts)]
         at = min(range(len(found)), key=found.__getitem__)
         assert found[at] < below
         parts[at : at + 2] = [parts[at] + parts[at + 1]]

@@ -19,7 +19,7 @@ from phasegpt.model.checkpoint import OF_TRANSFORMERS, STATE_BESIDE, Loaded, as_
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
 
-_CODE = '''"""For trust_remote_code; the model itself is in the package: pip install "phasegpt[hf]"."""
+_CODE = '''"""For trust_remote_code; the model is in the package: pip install "phasegpt[hf]"."""
 
 from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM  # noqa: F401
 '''
@@ -185,9 +185,7 @@ def push(folder: Path, name: str) -> str:
     try:
         api = HfApi()
         address = api.create_repo(name, private=True, exist_ok=True)
-        api.upload_folder(
-            repo_id=name, folder_path=folder, commit_message="Export from PhaseGPT"
-        )
+        api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export from PhaseGPT")
     except Exception as error:  # of whatever library the request uses
         raise OutputError(
             f"{folder} is written, but cannot be uploaded as {name}: {error!s:.300}; log in with "

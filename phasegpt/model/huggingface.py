@@ -52,7 +52,9 @@ class PhaseGPTConfig(PreTrainedConfig):
         self.use_cache = kwargs.pop("use_cache", True)
         self.tie_word_embeddings = kwargs.pop("tie_word_embeddings", True)
         if self.tie_word_embeddings is not True:
-            raise ConfigError("tie_word_embeddings must be true: the head of a GPT is its embedding")
+            raise ConfigError(
+                "tie_word_embeddings must be true: the head of a GPT is its embedding"
+            )
         super().__init__(**kwargs)
 
     def gpt(self) -> GPTConfig:
@@ -79,12 +81,13 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
             config.use_cache = self.generation_config.use_cache = False
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override] # whatever AutoModel hands on
         cls, name: Any, *args: Any, output_loading_info: bool = False, **kwargs: Any
     ) -> Any:
         """As transformers has it, but weights that are missing, left over or of another shape are
         a CheckpointError."""
-        model, info = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        found: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
+        model, info = found
         wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         if wrong:
             raise CheckpointError(
@@ -93,7 +96,7 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
             )
         return (model, info) if output_loading_info else model
 
-    def _prepare_cache_for_generation(
+    def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
     ) -> None:
         """The cache that generate begins with: ours."""
@@ -162,7 +165,8 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=logits.shape[-1])
-        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
+        past: Any = past_key_values
+        out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
         plain = return_dict is False or not getattr(self.config, "return_dict", True)
         return out.to_tuple() if plain else out
 

@@ -126,6 +126,7 @@ def padded_logits(
             f"attention_mask has the shape {list(mask.shape)}; give [rows, tokens], here "
             f"{[B, before + T]}: 1 for a token, 0 for padding"
         )
+    groups: list[tuple[Tensor, Cache | None]]
     if cache is None:
         if not model.leaky:  # what stands behind a row's tokens changes nothing of theirs
             mask_BL = mask_BL | (mask_BL.flip(1).cumsum(1).flip(1) == 0)

@@ -1,4 +1,4 @@
-"""A GPT inside transformers: caches, padding, generate, loss, pipeline; every mechanism of conf/."""
+"""A GPT inside transformers: caches, padding, generate, loss; every mechanism of conf/."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import model_of, run_config
 from torch import Tensor
 from transformers import AutoTokenizer, pipeline
 from transformers.generation.streamers import BaseStreamer
 
-from phasegpt.core.composition import CONF_DIR
+from phasegpt.core.composition import CONF_DIR, compose, plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.export import ExportConfig, export
 from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM
@@ -28,12 +27,16 @@ MODELS: dict[tuple[str, str], PhaseGPTForCausalLM] = {}
 def model_with(mechanism: str, positions: str = "learned") -> PhaseGPTForCausalLM:
     """A model of two layers, both of the mechanism, with weights far from their initial values."""
     if (mechanism, positions) not in MODELS:
-        attention = [f"attention={mechanism}", "attention.layers=all"]
-        if mechanism != "softmax":
-            attention += ["attention.num_oscillators=4", "attention.steps=3"]
-        words = [*attention, f"model.positions={positions}", "model.dropout=0"]
-        run = run_config(*(words if mechanism != "softmax" else words))
-        model = PhaseGPTForCausalLM(PhaseGPTConfig(**model_of(run).to_dict()))
+        options = plain(compose([f"attention={mechanism}"]))["attention"]
+        name, _ = options.pop("name"), options.pop("layers")
+        if "num_oscillators" in options:
+            options |= {"num_oscillators": 4, "steps": 3}
+        config = PhaseGPTConfig(
+            n_layer=2, n_head=2, n_embd=16, block_size=32, vocab_size=65, dropout=0.0,
+            positions=positions, attention=name, attention_layers=(0, 1),
+            attention_options=options,
+        )  # fmt: skip
+        model = PhaseGPTForCausalLM(config)
         generator = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for parameter in model.parameters():
@@ -127,9 +130,7 @@ def test_padding_is_no_token_of_a_model_that_sees_the_future(ids: Tensor) -> Non
 def test_generate_takes_the_tokens_of_our_own_loop(mechanism: str, ids: Tensor) -> None:
     model = model_with(mechanism)
     greedy = model.generate(ids, max_new_tokens=15, do_sample=False)
-    assert torch.equal(
-        greedy, decode(model.gpt, ids, max_new_tokens=15, seeds=None, greedy=True)
-    )
+    assert torch.equal(greedy, decode(model.gpt, ids, max_new_tokens=15, seeds=None, greedy=True))
     for chain, words in (([], {"top_k": 0}), ([TopK(5)], {"top_k": 5})):
         torch.manual_seed(3)
         theirs = model.generate(ids, max_new_tokens=15, do_sample=True, **words)
@@ -158,9 +159,7 @@ def test_beams_with_a_cache_are_the_beams_without(mechanism: str, ids: Tensor) -
     assert torch.equal(with_cache, model.generate(padded, use_cache=False, **words))
 
 
-def test_assisted_decoding_needs_a_memory_that_can_be_cropped(
-    mechanism: str, ids: Tensor
-) -> None:
+def test_assisted_decoding_needs_a_memory_that_can_be_cropped(mechanism: str, ids: Tensor) -> None:
     model, ids = model_with(mechanism), ids[:1]
     words = {"max_new_tokens": 15, "do_sample": False}
     helper = model_with("softmax", "rope")
@@ -246,7 +245,7 @@ def test_what_a_gpt_does_not_do_is_refused_by_name(ids: Tensor) -> None:
         ("past_key_values is a tuple", {"input_ids": ids, "past_key_values": ()}),
         ("holds 3 rows", {"input_ids": ids[:2], "past_key_values": past}),
         ("has the shape", {"input_ids": ids, "attention_mask": torch.ones(3, 3)}),
-        ("0 everywhere", {"input_ids": ids, "attention_mask": torch.zeros(3, 12), "use_cache": True}),
+        ("0 everywhere", {"input_ids": ids, "attention_mask": torch.zeros(3, 12)}),
         ("says another thing", {"input_ids": ids[:, :1], "past_key_values": past,
                                 "attention_mask": torch.zeros(3, 13)}),
     ):  # fmt: skip
