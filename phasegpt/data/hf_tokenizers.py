@@ -17,8 +17,14 @@ _END = "<|endoftext|>"
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The text of tokenizer.json. ConfigError where there is no such form."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Fast
+    try:
+        from tokenizers import Regex, decoders, models, pre_tokenizers
+        from tokenizers import Tokenizer as Fast
+    except ImportError as error:
+        raise ConfigError(
+            f"Hugging Face's form of a tokenizer needs a package that is not here ({error}): "
+            f"pip install 'phasegpt[hf]'"
+        ) from error
 
     if isinstance(tokenizer, CharTokenizer):
         ids = {character: i for i, character in enumerate(tokenizer.alphabet)}

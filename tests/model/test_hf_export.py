@@ -172,6 +172,16 @@ def test_a_character_without_a_token_is_an_error_for_both(tmp_path: Path) -> Non
         hf("a?")
 
 
+def test_without_the_extra_the_command_says_what_to_install(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(ConfigError, match=r"pip install 'phasegpt\[hf\]'"):
+        exported(run, tmp_path / "hf")
+    assert not (tmp_path / "hf").exists()
+    exported(run, tmp_path / "ours", format="phasegpt")
+
+
 def test_a_folder_of_bytes_is_read_by_all(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", *text_data(tmp_path, TEXT, "byte"), "model.vocab_size=300")
     folder = exported(run, tmp_path / "hf")
