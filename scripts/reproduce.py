@@ -15,7 +15,7 @@ from typing import Any
 
 from phasegpt.cli import guarded
 from phasegpt.core.files import read_json
-from phasegpt.training.config import run_config
+from phasegpt.training.config import RunConfig
 from phasegpt.training.metric_names import with_names_of_today
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics, read_record
@@ -23,7 +23,7 @@ from phasegpt.training.run_folder import read_metrics, read_record
 
 def reproduce(record: dict[str, Any], folder: Path) -> float:
     """Train in `folder`, or go on there; the largest relative difference from the curves."""
-    run = run_config(record["config"])
+    run = RunConfig.parse(record["config"])
     data = replace(run.data, cache_dir=None)  # a record does not choose where we write
     fit(replace(run, data=data, resume=bool(read_record(folder))), folder)
     rows = read_metrics(folder / "metrics.csv")

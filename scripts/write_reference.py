@@ -16,6 +16,7 @@ from phasegpt.attention import layer_class, names
 from phasegpt.core.sections import Section, allowed, hints_of, shown
 from phasegpt.data.config import DataConfig
 from phasegpt.evaluate import EvaluateConfig
+from phasegpt.export import ExportConfig
 from phasegpt.generate import GenerateConfig
 from phasegpt.interpret import InterpretConfig
 from phasegpt.model.config import AttentionSection, ModelSection
@@ -41,6 +42,7 @@ COMMANDS: dict[str, type[Section]] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "interpret": InterpretConfig,
+    "export": ExportConfig,
 }
 
 

@@ -35,7 +35,7 @@ LAYERS = {
     7: "analysis",
     8: "interpretation",
     9: "cli",
-    10: "train evaluate generate interpret",
+    10: "train evaluate generate interpret export",
 }
 LAYER = {name: number for number, names in LAYERS.items() for name in names.split()}
 
@@ -211,14 +211,17 @@ def test_oscillators_are_integrated_through_one_door() -> None:
     }
 
 
-def test_only_hf_imports_transformers() -> None:
-    assert users("transformers") == {"phasegpt.model.huggingface"}
+def test_one_module_imports_transformers_and_is_imported_where_it_is_used() -> None:
+    # Its classes are transformers' own, so it imports them as it is imported itself.
+    home = "phasegpt.model.huggingface"
+    assert users("transformers") == users("transformers", top_level=True) == {home}
+    assert [where(found) for found in IMPORTS if found.target == home and found.top_level] == []
 
 
 @pytest.mark.parametrize(
     "package",
     ["wandb", "wandb_workspaces", "tensorboard", "datasets", "tiktoken", "matplotlib", "plotly",
-     "scipy", "statsmodels", "pandas", "transformers"],
+     "scipy", "statsmodels", "pandas", "tokenizers", "huggingface_hub"],
 )  # fmt: skip
 def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
     assert users(package, top_level=True) == set()
@@ -251,6 +254,7 @@ def test_import_phasegpt_loads_neither_torch_nor_hydra() -> None:
         ("evaluate", "checkpoint=RUN"),
         ("generate", "checkpoint=RUN"),
         ("interpret", "checkpoint=RUN"),
+        ("export", "checkpoint=RUN"),
     ],
 )
 def test_a_command_answers_help_with_a_page_before_torch_is_loaded(

@@ -24,6 +24,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import Section
 from phasegpt.data.config import DataConfig
 from phasegpt.evaluate import EvaluateConfig
+from phasegpt.export import ExportConfig
 from phasegpt.generate import GenerateConfig
 from phasegpt.interpret import InterpretConfig
 from phasegpt.samplers import build_sampler
@@ -31,7 +32,12 @@ from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.optimizer_config import OPTIMIZERS
 
 REFERENCE = runpy.run_path(str(ROOT / "scripts" / "write_reference.py"))
-COMMANDS = {"evaluate": EvaluateConfig, "generate": GenerateConfig, "interpret": InterpretConfig}
+COMMANDS = {
+    "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
+    "interpret": InterpretConfig,
+    "export": ExportConfig,
+}
 
 
 @functools.cache

@@ -110,6 +110,16 @@ class LayerCache:
                 buffer[B:, :, last] = buffer[:B, :, last]
         self.state = _on_rows(self.state, lambda x: x[:, : x.shape[1] // 2].repeat(1, 2, 1))
 
+    def _select(self, rows_R: Tensor) -> LayerCache:
+        chosen = LayerCache()
+        if self._buffers is not None:
+            chosen._buffers = tuple(b[rows_R] for b in self._buffers)  # type: ignore[assignment]
+        chosen.state = _on_rows(self.state, lambda x: x[:, rows_R])
+        chosen.length, chosen._stored = self.length, self._stored
+        chosen.oscillators = self.oscillators
+        chosen._children = {name: c._select(rows_R) for name, c in self._children.items()}
+        return chosen
+
     def _crop(self, length: int) -> None:
         if self.state is not None and length < self.length:
             raise ConfigError(
@@ -172,10 +182,22 @@ class Cache:
                     part._commit(window)
 
     def crop(self, length: int) -> None:
-        """Forget all but the first `length` tokens; ConfigError for running sums."""
+        """Forget all but the first `length` tokens, or the last -length of them.
+
+        ConfigError for running sums.
+        """
+        length = max(0, self.length + length) if length < 0 else length
         for layer in self.layers:
             for part in layer.parts():
                 part._crop(length)
+
+    def select(self, rows_R: Tensor) -> Cache:
+        """A cache of its own whose row i is row rows_R[i] of this one; this one stays as it is."""
+        if self.split_at is not None:
+            raise ConfigError("rows of a split cache belong together; select them before the split")
+        chosen = Cache(len(self.layers))
+        chosen.layers = [layer._select(rows_R) for layer in self.layers]
+        return chosen
 
     # Hugging Face's contract of a whole cache.
 

@@ -243,6 +243,12 @@ def _byte_of_character() -> dict[str, int]:
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
+@functools.cache
+def character_of_byte(byte: int) -> str:
+    """The printable character that GPT-2's vocabulary writes for `byte`."""
+    return next(c for c, b in _byte_of_character().items() if b == byte)
+
+
 def _plain_bytes(word: str) -> bytes:
     table = _byte_of_character()
     return bytes(table[character] for character in word)

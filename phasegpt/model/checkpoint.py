@@ -39,6 +39,10 @@ from phasegpt.model.run_checkpoints import (
 
 Which = Literal["best", "last"]
 _SUMS = "SHA256SUMS"
+#: Keys of config.json that transformers needs and a GPTConfig does not have.
+OF_TRANSFORMERS = ("architectures", "auto_map", "dtype")
+#: Our tokenizer's state in a folder whose tokenizer.json is in the form of transformers.
+STATE_BESIDE = "phasegpt_tokenizer.json"
 
 
 class Loaded(NamedTuple):
@@ -283,27 +287,45 @@ def export(target: str | Path, folder: str | Path, which: Which = "best") -> Pat
 
     Raises CheckpointError, and ConfigError or OutputError where the folder cannot be written.
     """
-    from safetensors.torch import save as to_bytes
-
     folder = arguments.path("folder", folder)
+    check_folder(folder)
+    return write_folder(folder, contents(load_run(target, which)))
+
+
+def check_folder(folder: Path) -> None:
+    """ConfigError or CheckpointError where no export could be written to `folder`."""
     check_output(folder / _SUMS, "the folder of the export")
     if folder.is_dir() and any(folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty; choose another folder")
-    loaded = load_run(target, which)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+
+
+def contents(loaded: Loaded) -> dict[str, bytes]:
+    """The files of an exported folder by name, but for SHA256SUMS."""
+    from safetensors.torch import save as to_bytes
+
     tensors = {
         k: v.contiguous() for k, v in loaded.model.state_dict().items() if k != "lm_head.weight"
     }
-    write_atomic(folder / "model.safetensors", to_bytes(tensors, metadata={"format": "pt"}))
-    _write_json(folder / "config.json", {"model_type": "phasegpt", **loaded.model.config.to_dict()})
-    _write_json(folder / "tokenizer.json", loaded.tokenizer.state())
+    files = {
+        "model.safetensors": to_bytes(tensors, metadata={"format": "pt"}),
+        "config.json": as_json({"model_type": "phasegpt", **loaded.model.config.to_dict()}),
+        "tokenizer.json": as_json(loaded.tokenizer.state()),
+    }
     record = run_folder(loaded.path) / "run.json"
     if record.is_file():
-        write_atomic(folder / "run.json", record.read_bytes())
+        files["run.json"] = record.read_bytes()
     elif loaded.config is not None:
-        _write_json(folder / "run.json", {"config": loaded.config})
-    sums = [f"{sha256_of(file)}  {file.name}\n" for file in sorted(folder.iterdir())]
+        files["run.json"] = as_json({"config": loaded.config})
+    return files
+
+
+def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
+    """Write an exported folder, with SHA256SUMS over its files; returns it. OutputError."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    sums = [f"{sha256_of(folder / name)}  {name}\n" for name in sorted(files)]
     write_atomic(folder / _SUMS, "".join(sums).encode())
     return folder
 
@@ -316,13 +338,17 @@ def _load_exported(folder: Path) -> Loaded:
         values = read_json(folder / "config.json")
         if values.pop("model_type", None) != "phasegpt":
             raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
+        for key in OF_TRANSFORMERS:
+            values.pop(key, None)
         if isinstance(options := values.get("attention_options"), dict):
             options = migrated({**options, "name": values.get("attention")})
             values |= {"attention": options.pop("name"), "attention_options": options}
         config = GPTConfig.parse(values)
-    with _reading(folder / "tokenizer.json"):
-        state = read_json(folder / "tokenizer.json")
-    tokenizer = _tokenizer(folder / "tokenizer.json", state)
+    # In Hugging Face's form tokenizer.json is theirs, and ours stands beside it.
+    name = STATE_BESIDE if STATE_BESIDE in sums else "tokenizer.json"
+    with _reading(folder / name):
+        state = read_json(folder / name)
+    tokenizer = _tokenizer(folder / name, state)
     try:
         weights = load_file(folder / "model.safetensors")
     except Exception as error:  # SafetensorError has no public home
@@ -396,8 +422,9 @@ def _assemble(config: GPTConfig, weights: dict[str, torch.Tensor], tokenizer: To
     return model.eval()
 
 
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_atomic(path, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+def as_json(content: dict[str, Any]) -> bytes:
+    """The text of a JSON file that an exported folder holds."""
+    return (json.dumps(content, indent=2, sort_keys=True) + "\n").encode()
 
 
 def _offer(path: Path) -> str:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.model.huggingface import stop_strings
+from phasegpt.model.padding import PaddedCache
 from phasegpt.samplers import generate_options
 from phasegpt.samplers.intervene import Intervention
 from phasegpt.samplers.loop import Streamer, decode
@@ -71,6 +71,8 @@ class Sampler:
             given += [getattr(config, "stop_strings", None) for config in configs]
             strings = next((found for found in given if found is not None), None)
             if strings is not None and tokenizer is not None:
+                from phasegpt.model.huggingface import stop_strings
+
                 options["stopping_criteria"] = [
                     *(options.get("stopping_criteria") or ()),
                     stop_strings(tokenizer, strings),
@@ -98,6 +100,8 @@ class Sampler:
         config = generation_config
         mask = model_kwargs.pop("attention_mask", None)
         past = model_kwargs.pop("past_key_values", None)
+        if isinstance(past, PaddedCache) and not past.get_seq_length():
+            past = None  # generate made it; the loop knows a GPT of ours and takes its cache
         use_cache = model_kwargs.get("use_cache", True) is not False
         if model_kwargs.pop("cache_params", None) is not None and use_cache:
             raise ConfigError(

@@ -119,7 +119,7 @@ def decode(
         stack.enter_context(inference(decoding.module))
         if streamer is not None:
             streamer.put(given.ids.cpu())
-        if isinstance(model, GPT) and any(given.pads):
+        if isinstance(decoding.module, GPT) and any(given.pads):
             out_BT = _by_length(job, given, drawn)
         else:
             out_BT = job.run(range(len(given.ids)), given, drawn)

@@ -52,10 +52,11 @@ class Decoder(Protocol):
 
 def decoder(model: Any, past_key_values: Any = None) -> Decoder:
     """`model` as the loop sees it; ConfigError for what is no causal language model."""
-    if isinstance(model, GPT) and past_key_values is not None:
+    own = getattr(model, "gpt", model)  # PhaseGPTForCausalLM is a GPT of ours inside
+    if isinstance(own, GPT) and past_key_values is not None:
         raise ConfigError("a GPT of ours keeps its own cache; set use_cache to True or False")
-    if isinstance(model, GPT):
-        return _Own(model)
+    if isinstance(own, GPT):
+        return _Own(own)
     head = getattr(model, "get_output_embeddings", None)
     if head is not None and head() is not None and not model.config.is_encoder_decoder:
         return _HuggingFace(model, past_key_values)

@@ -118,10 +118,9 @@ def _main() -> None:
     ready, sys.stdout = sys.stdout, sys.stderr
     from phasegpt.data.corpus import prepare
     from phasegpt.training.assemble import assemble
-    from phasegpt.training.config import run_config
 
     rank = Rank(*task["rank"])
-    run, folder = run_config(task["config"]), _ReadOnly(Path(task["folder"]))
+    run, folder = RunConfig.parse(task["config"]), _ReadOnly(Path(task["folder"]))
     resume_point = None if task["resume_point"] is None else Path(task["resume_point"])
     parts = assemble(run, folder, prepare(run.data), rank=rank)
     ready.write("ready\n")
