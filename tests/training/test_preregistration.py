@@ -131,7 +131,7 @@ def test_every_field_that_changes_a_result_is_registered():
     free = {name for name in fields if name not in PAGE.registered()}
     unused = {"path", "name", "subset", "text_column", "val_fraction", "characters"}
     guard = {"R_low", "R_high", "patience", "loss_factor", "coupling_factor", "max_rollbacks"}
-    machine = {"accelerator", "devices", "precision", "deterministic", "log_every_n_steps"}
+    machine = {"accelerator", "precision", "deterministic", "log_every_n_steps"}
     assert free == {
         "compile",
         "model.activation_checkpointing",
