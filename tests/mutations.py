@@ -114,8 +114,8 @@ MISTAKES = {
         ("tests/ops/test_cpu_kernels.py",),
     ),
     "resume skips a batch": Mistake(
-        'self.consumed = int(state_dict["consumed"])',
-        'self.consumed = int(state_dict["consumed"]) + 1',
+        'self.consumed = arguments.whole("consumed", state_dict["consumed"], 0)',
+        'self.consumed = arguments.whole("consumed", state_dict["consumed"], 0) + 1',
         ("tests/training/test_resume.py",),
         "crash_and_resume",
     ),
