@@ -23,7 +23,7 @@ from phasegpt.model import checkpoint
 from phasegpt.training import preregistration
 from phasegpt.training.config import run_config
 from phasegpt.training.jobs import jobs
-from phasegpt.training.run_folder import newest_unfinished
+from phasegpt.training.resume import newest_unfinished
 
 #: Options that name a place that is written to: nothing is written outside of a room.
 PLACES = ("output", "cache_dir", "folder", "run_dir")

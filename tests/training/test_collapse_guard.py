@@ -178,7 +178,7 @@ def test_a_rollback_restores_the_best_weights_and_moments_alone(
     def training_step(self: LitGPT, batch: Any, batch_idx: int) -> Any:
         if batch_idx == 7:  # weights turn bad after the good validation at step 4
             with torch.no_grad():
-                self.model.lm_head.weight.mul_(30)
+                self.model.lm_head.weight.mul_(100)
         if batch_idx == 8:
             found["best"] = checkpoint.read(tmp_path / "checkpoints" / "best.ckpt")
             found["optimizer"] = copy.deepcopy(self.trainer.optimizers[0].state_dict())
