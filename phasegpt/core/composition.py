@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -124,7 +125,7 @@ def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]
     chosen = [  # groups have other keys for every option
         f"{group}={option}"
         for group, option in pairs
-        if group in default and (CONF_DIR / group / f"{option}.yaml").is_file()
+        if group in default and os.path.isfile(CONF_DIR / group / f"{option}.yaml")  # of any length
     ]
     known = [*keys(plain(compose(chosen, config_name=config_name))), "experiment"]
     given = [word.partition("=")[0] for word in overrides if "=" in word]

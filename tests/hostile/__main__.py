@@ -32,7 +32,7 @@ def main() -> int:
                 sys.stdout.flush()
             elif number % 500 == 0:
                 sys.stderr.write(f"case {number}: {faults} faults so far\n")
-    sys.stdout.write(f"{faults} faults in {args.cases} cases, seed {args.seed}\n")
+    sys.stdout.write(f"{faults} faults in {len(numbers)} cases, seed {args.seed}\n")
     return 1 if faults else 0
 
 
