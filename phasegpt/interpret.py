@@ -114,7 +114,7 @@ def runs_of(folder: Path) -> list[Path]:
     """The run folders directly under `folder`, by number or name; none if it is a run itself."""
     from phasegpt.model.checkpoint import is_ours
 
-    if is_ours(folder):
+    if is_ours(folder) or not os.path.isdir(folder):
         return []
     found = [path.parent for path in folder.glob("*/checkpoints") if path.is_dir()]
     return sorted(

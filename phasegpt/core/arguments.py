@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import printable
+from phasegpt.core.sections import nameable, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -92,6 +92,8 @@ def path(name: str, value: Any) -> Path:
     """`value`, text or a path, as a Path; ConfigError."""
     if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
         raise ConfigError(f"{name}={seen(value)} must be a path, as text or as a pathlib.Path")
+    if not nameable(os.fspath(value)):
+        raise ConfigError(f"{name}={seen(value)} holds a character that no file can be named with")
     return Path(value)
 
 

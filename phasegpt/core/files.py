@@ -256,7 +256,7 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
 def read_json(file: Path, *keys: str) -> dict[str, Any]:
     """The object in a JSON file; DataError where there is none or it lacks one of `keys`."""
     try:
-        found = json.loads(read_bytes(file).decode("utf-8"))
+        found = json.loads(read_bytes(file).decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
         raise DataError(f"{file} is not JSON ({error}); restore it, or make it again") from None
     fields = found if isinstance(found, dict) else {}
@@ -265,6 +265,10 @@ def read_json(file: Path, *keys: str) -> dict[str, Any]:
     if lacking := [key for key in keys if key not in fields]:
         raise DataError(f"{file} has no {', '.join(lacking)}; restore it, or make it again")
     return found
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

@@ -256,7 +256,7 @@ def _tuples(value: Any) -> Any:
 
 
 def _representable(name: str, value: Any, *, floats: bool) -> None:
-    """ConfigError for a number that float32 (if `floats`) or a 64-bit integer cannot hold."""
+    """ConfigError for what float32 (if `floats`), a 64-bit integer or UTF-8 cannot hold."""
     for item in value if isinstance(value, tuple) else (value,):
         if floats and isinstance(item, float) and item and not _SMALLEST <= abs(item) < _LARGEST:
             raise ConfigError(
@@ -265,6 +265,13 @@ def _representable(name: str, value: Any, *, floats: bool) -> None:
             )
         if isinstance(item, int) and abs(item) >= 2**63:
             raise ConfigError(f"{name}={shown(item)} is out of range; it must fit in 64 bits")
+        if isinstance(item, str) and not nameable(item):
+            raise ConfigError(f"{name}={shown(item)} holds a character that is not of Unicode text")
+
+
+def nameable(text: str) -> bool:
+    """Whether UTF-8 can write a text, and no NUL is in it."""
+    return "\0" not in text and text == text.encode("utf-8", "replace").decode()
 
 
 _COMPARISONS: dict[str, Callable[[dict[str, Any]], str]] = {

@@ -119,7 +119,7 @@ class KVShock:
         heat: float = 2.0,
     ) -> None:
         targets = ("keys", "values", "both")
-        if target not in targets:
+        if not isinstance(target, str) or target not in targets:
             raise ConfigError(unknown(f"target={target}", [f"target={t}" for t in targets]))
         self.detector = LoopDetector() if detector is None else detector
         _values.having(

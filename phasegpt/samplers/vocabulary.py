@@ -157,7 +157,7 @@ class AllowedWords:
 
 def _texts(value: Any, name: str = "texts of the tokens") -> list[str]:
     """A collection of strings as a list; ConfigError."""
-    many = isinstance(value, Iterable) and not isinstance(value, str | bytes)
+    many = isinstance(value, Iterable) and not isinstance(value, str | bytes | Tensor)
     found = list(value) if many else []
     if not many or not all(isinstance(text, str) for text in found):
         raise ConfigError(f"{name} must be a list of strings, not {type(value).__name__} of others")

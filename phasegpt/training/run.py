@@ -69,6 +69,11 @@ def fit(
         folder = RunFolder(run_dir)
         try:
             earlier = folder.record
+            if earlier and not {"config", "config_hash"} <= earlier.keys():
+                raise CheckpointError(
+                    f"{run_dir}/run.json does not say which configuration it is of; restore it, or "
+                    f"start in another folder"
+                )
             if earlier and earlier["config_hash"] != run.hash:
                 raise CheckpointError(difference(run_dir, earlier["config"], run.to_dict()))
             if earlier.get("status") == "collapsed":
