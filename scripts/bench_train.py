@@ -88,7 +88,7 @@ def ours(run, corpus) -> float:
         watch = Stopwatch()
         parts.trainer.callbacks.insert(0, watch)
         parts.trainer.limit_val_batches = 0
-        parts.trainer.fit(parts.lit, datamodule=parts.data)
+        parts.fit(None)
     return (watch.end - watch.begin) / (run.trainer.max_steps - WARM_UP)
 
 
@@ -135,7 +135,7 @@ def monitored(run, corpus) -> tuple[list[float], float]:
         watch = Stopwatch()
         parts.trainer.callbacks.append(watch)
         parts.trainer.limit_val_batches = 0
-        parts.trainer.fit(parts.lit, datamodule=parts.data)
+        parts.fit(None)
     steps = run.trainer.max_steps - WARM_UP
     return spent[1:], (watch.end - watch.begin - sum(spent[1:])) / steps
 

@@ -266,7 +266,9 @@ def _representable(name: str, value: Any, *, floats: bool) -> None:
         if isinstance(item, int) and abs(item) >= 2**63:
             raise ConfigError(f"{name}={shown(item)} is out of range; it must fit in 64 bits")
         if isinstance(item, str) and not nameable(item):
-            raise ConfigError(f"{name}={shown(item)} holds a character that is not of Unicode text")
+            raise ConfigError(
+                f"{name}={shown(item)} holds a NUL or half a surrogate pair; leave that character out"
+            )
 
 
 def nameable(text: str) -> bool:
