@@ -18,7 +18,7 @@ PAGES = [
     *sorted((ROOT / "results").rglob("*.md")),
     *sorted((ROOT / "checkpoints").rglob("*.md")),
 ]
-KINDS = {"phasegpt": "py cpp h cu js html", "conf": "yaml", "scripts": "py"}
+KINDS = {"phasegpt": "py cpp h cu js html", "conf": "yaml", "scripts": "py", "examples": "py"}
 SOURCES = [
     path
     for folder, endings in KINDS.items()
@@ -38,7 +38,7 @@ PLACEHOLDERS = {
 }
 
 _DOTTED = re.compile(r"(?<![\w./@-])phasegpt(?:\.[A-Za-z_]\w*)+")
-_FOLDERS = "phasegpt|conf|scripts|tests|docs|results"
+_FOLDERS = "phasegpt|conf|scripts|examples|tests|docs|results"
 _PATH = re.compile(rf"(?<![\w./@-])(?:{_FOLDERS})/[\w./*-]*[\w*/]")
 _BARE = re.compile(r"(?<![\w./*@<-])(?!llama\.)[a-z_]\w*\.(?:py|cpp|h|cu|js)\b")
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")

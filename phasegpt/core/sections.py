@@ -267,7 +267,7 @@ def _representable(name: str, value: Any, *, floats: bool) -> None:
             raise ConfigError(f"{name}={shown(item)} is out of range; it must fit in 64 bits")
         if isinstance(item, str) and not nameable(item):
             raise ConfigError(
-                f"{name}={shown(item)} holds a NUL or half a surrogate pair; leave that character out"
+                f"{name}={shown(item)} holds a NUL or half a surrogate pair; leave it out"
             )
 
 
