@@ -201,7 +201,7 @@ def cpu_rate(clock: Clock, folder: Path) -> float:
 
 
 def cuda_rate(clock: Clock, folder: Path) -> float:
-    """That of the hardware's fast functions, which kuramoto.cu uses."""
+    """That of the hardware's fast functions, which cuda_common.h uses."""
     from phasegpt.ops.nvrtc import Launch, launch
 
     source = folder / "rate.cu"

@@ -1,4 +1,4 @@
-"""The kernels on a CUDA device: kuramoto.cu, compiled by NVRTC on first use for N and S at hand.
+"""The kernels on a CUDA device, compiled by NVRTC on first use for N and S at hand.
 
 Everything here takes and returns contiguous float32 tensors on one device; sizes are in the
 kernels' limits and never zero (phasegpt.ops.fused sees to it). Sums of gradients that rows share
@@ -21,7 +21,7 @@ from phasegpt.core.diskcache import cache_dir
 from phasegpt.ops import nvrtc
 from phasegpt.ops.nvrtc import Launch
 
-SOURCE = Path(__file__).with_name("kuramoto.cu")
+SOURCES = [Path(__file__).with_name(f"cuda_{part}.h") for part in ("common", "rows", "scan")]
 
 #: scan_backward takes the final state where weights are uniform, and un-sums it: no memory, no
 #: second pass, and an error of the first tokens' gradients of about T times float32 rounding.
@@ -221,7 +221,13 @@ def _like(x: Tensor) -> Tensor:
     return _empty(x, *x.shape)
 
 
-_kernels = Kernels(functools.partial(nvrtc.launch, str(SOURCE)))
+@functools.cache
+def source() -> str:
+    """The kernels' text; what a compiler says of it names the file and the line."""
+    return "".join(f'#line 1 "{f.name}"\n{f.read_text(encoding="utf-8")}' for f in SOURCES)
+
+
+_kernels = Kernels(lambda *launch: nvrtc.launch(source(), *launch))
 rows_forward = _kernels.rows_forward
 rows_backward = _kernels.rows_backward
 scan_forward = _kernels.scan_forward

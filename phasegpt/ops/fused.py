@@ -2,7 +2,7 @@
 
 A forward operator and its adjoint are two operators each, `phasegpt::rows`, `rows_adjoint`,
 `scan` and `scan_adjoint`; the device of theta decides whether ops/cpu.py or ops/cuda.py runs them.
-The mathematics is in cpu_rows.h, cpu_scan.h and kuramoto.cu. All tensors are float32 here.
+The mathematics is in cpu_rows.h, cpu_scan.h, cuda_rows.h, cuda_scan.h. All tensors are float32.
 
 Shapes: B batch, T time, H heads, N oscillators, C channels, S integration steps, P running sums
 (S, or S + 1 with `order`). A tensor of shape [0] stands for one that is absent.

@@ -99,7 +99,7 @@ def compile_kernel(source: str, kernel: str, target: str, *options: str) -> Imag
         _checked(read(program, buffer))
         return bytes(buffer)
 
-    program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kuramoto.cu", 0, [], []))
+    program = _checked(nvrtc.nvrtcCreateProgram(source.encode(), b"kernels.cu", 0, [], []))
     try:
         _checked(nvrtc.nvrtcAddNameExpression(program, kernel.encode()))
         words = [word.encode() for word in (f"-arch={target}", *OPTIONS, *options)]
@@ -182,8 +182,7 @@ def _loaded(source: str, kernel: str, device: int) -> Any:
     """The kernel's handle in the current context, which is that of `device`."""
     from cuda.bindings import driver
 
-    text = Path(source).read_text(encoding="utf-8")
-    image = kept_image(text, kernel, target(architecture(device)), driver_version())
+    image = kept_image(source, kernel, target(architecture(device)), driver_version())
     module = _checked(driver.cuModuleLoadData(image.code))
     return _checked(driver.cuModuleGetFunction(module, image.symbol.encode()))
 
@@ -209,7 +208,7 @@ def arguments(values: Sequence[Tensor | int | float]) -> tuple[ctypes.Array[Any]
 def launch(
     source: str, device: torch.device, plan: Launch, values: Sequence[Tensor | int | float]
 ) -> None:
-    """Run a kernel of the file `source` on the device's current stream; compile it at first.
+    """Run a kernel of the text `source` on the device's current stream; compile it at first.
 
     Waits for nothing and allocates nothing after that first time, so it can be captured in a CUDA
     graph once it has run. Raises RuntimeError with the driver's or NVRTC's words.

@@ -10,7 +10,7 @@ import torch
 from phasegpt.core.diskcache import digest
 from phasegpt.ops import cuda, nvrtc
 
-SOURCE = cuda.SOURCE.read_text(encoding="utf-8")
+SOURCE = cuda.source()
 ARCHITECTURES = [80, 90, 100]
 
 
@@ -116,7 +116,7 @@ def test_compiling_writes_into_no_bytes_that_python_shares():
 
 @linux
 def test_a_kernel_that_does_not_compile_tells_what_nvrtc_says():
-    with pytest.raises(RuntimeError, match=r"nonsense<1> for sm_90:\n.*kuramoto.cu"):
+    with pytest.raises(RuntimeError, match=r"nonsense<1> for sm_90:\n.*kernels.cu"):
         nvrtc.compile_kernel("int x = y;", "nonsense<1>", "sm_90")
 
 
@@ -177,7 +177,7 @@ def test_keys_of_the_cache_do_not_run_their_parts_together():
 def test_lanes_hold_every_oscillator_and_less_than_twice_as_many():
     for N in range(1, 257):
         lanes = cuda.lanes(N)
-        per_lane = next(V for V in (1, 2, 4, 8) if V * lanes >= N)  # kuramoto.cu's per_lane
+        per_lane = next(V for V in (1, 2, 4, 8) if V * lanes >= N)  # cuda_rows.h's per_lane
         assert lanes in (1, 2, 4, 8, 16, 32)
         assert N <= lanes * per_lane < 2 * N
     assert cuda.lanes(32) == 8

@@ -1,8 +1,8 @@
-// kuramoto.cu for the CPU, with a launcher that finds a kernel by its name. instances.inc holds a
-// line KERNEL(name<arguments>) for each.
+// The CUDA kernels, kernels.inc, for the CPU, with a launcher that finds one by its name.
+// instances.inc holds a line KERNEL(name<arguments>) for each.
 #include "warp_shim.h"
 
-#include "kuramoto.cu"
+#include "kernels.inc"
 
 #include <cstring>
 #include <utility>

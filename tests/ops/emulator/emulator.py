@@ -1,4 +1,4 @@
-"""phasegpt/ops/kuramoto.cu on CPU tensors: the host functions of ops/cuda.py over an emulator.
+"""The CUDA kernels on CPU tensors: the host functions of ops/cuda.py over an emulator.
 
 What g++ compiles is the very text that NVRTC gets; what launches it are the very plans and
 arguments. It shows neither races, nor the hardware's sine, nor speed.
@@ -23,8 +23,9 @@ def build(folder: Path, kernels: Iterable[str]) -> "Emulated":
     """Compile these template instances into `folder`; RuntimeError tells what g++ said."""
     lines = "".join(f"KERNEL({name})\n" for name in sorted(set(kernels)))
     (folder / "instances.inc").write_text(lines, encoding="utf-8")
+    (folder / "kernels.inc").write_text(cuda.source(), encoding="utf-8")
     library = folder / "emulator.so"
-    includes = (f"-I{folder}", f"-I{HERE}", f"-I{cuda.SOURCE.parent}")
+    includes = (f"-I{folder}", f"-I{HERE}")
     command = ["g++", *FLAGS, *includes, str(HERE / "emulate.cpp"), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
