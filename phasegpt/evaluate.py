@@ -65,7 +65,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
     target = chosen_checkpoint(settings.checkpoint)
     from phasegpt.model import scoring
-    from phasegpt.model.checkpoint import load_run
+    from phasegpt.model.loading import load_run
 
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)

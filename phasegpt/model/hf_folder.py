@@ -15,7 +15,8 @@ import phasegpt
 from phasegpt.attention import coupled_axis
 from phasegpt.core.errors import ConfigError, OutputError
 from phasegpt.data.hf_tokenizers import tokenizer_config, tokenizer_json
-from phasegpt.model.checkpoint import OF_TRANSFORMERS, STATE_BESIDE, Loaded, as_json, contents
+from phasegpt.model.exported import OF_TRANSFORMERS, STATE_BESIDE, as_json, contents
+from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
 
