@@ -147,12 +147,13 @@ def _output(settings: EvaluateConfig) -> Path:
     """Where the JSON goes: settings.output, else the run's folder, else the working folder."""
     from phasegpt.cli import chosen_checkpoint
     from phasegpt.core.files import expand
+    from phasegpt.model import shards
     from phasegpt.model.checkpoint import find, run_folder
 
     if settings.output is not None:
         return expand(settings.output)
     target = Path(chosen_checkpoint(settings.checkpoint))
-    exported = os.path.isfile(target / "model.safetensors")
+    exported = shards.there(target)
     folder = Path() if exported else Path(os.path.relpath(run_folder(find(target, settings.which))))
     return folder / f"evaluation-{settings.split}.json"
 

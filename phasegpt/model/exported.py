@@ -1,29 +1,36 @@
-"""A model as a folder to share.
+"""A model as a folder to share: what an export writes, and what save_pretrained of its class does.
 
-It holds model.safetensors, config.json, tokenizer.json, run.json, and SHA256SUMS over them.
+An export holds model.safetensors, config.json, tokenizer.json, run.json, and SHA256SUMS over them.
+In Hugging Face's form tokenizer.json is theirs, and the state of ours stands beside it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
+from collections.abc import Container, Iterable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from phasegpt.core.errors import CheckpointError
+from phasegpt.core.errors import CheckpointError, DataError
 from phasegpt.core.files import check_output, read_json, write_atomic, writing
+from phasegpt.model import shards
 from phasegpt.model.checkpoint import reading, run_folder
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.loaded import Loaded, assembled, fingerprint, of_today, tokenizer_of
 from phasegpt.model.migration import migrated
 from phasegpt.model.run_checkpoints import sha256_of
 
-#: Hashes of the other files; the one that only our own folders have.
+#: Hashes of the other files.
 SUMS = "SHA256SUMS"
 #: Keys of config.json that transformers needs and a GPTConfig does not have.
 OF_TRANSFORMERS = ("architectures", "auto_map", "dtype")
 #: Our tokenizer's state in a folder whose tokenizer.json is in the form of transformers.
 STATE_BESIDE = "phasegpt_tokenizer.json"
+#: What config.json has where save_pretrained of transformers wrote it, with keys of its own.
+_SAVED = "transformers_version"
 
 
 def check_folder(folder: Path) -> None:
@@ -59,39 +66,51 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomic(folder / name, content)
-    sums = [f"{sha256_of(folder / name)}  {name}\n" for name in sorted(files)]
-    write_atomic(folder / SUMS, "".join(sums).encode())
+    _sign(folder, files)
     return folder
 
 
-def read_folder(folder: Path) -> Loaded:
-    """The model of an exported folder; CheckpointError."""
-    from safetensors.torch import load_file
+def complete(folder: Path, files: dict[str, bytes]) -> None:
+    """Add `files` and SHA256SUMS to a folder that save_pretrained has just written. OutputError."""
+    for name, content in files.items():
+        write_atomic(folder / name, content)
+    weights = shards.files(folder)
+    index = [] if weights == [shards.WHOLE] else [shards.INDEX]
+    names = {"config.json", "generation_config.json", *weights, *index, *files}
+    _sign(folder, {name for name in names if (folder / name).is_file()})
 
+
+def _sign(folder: Path, names: Iterable[str]) -> None:
+    sums = [f"{sha256_of(folder / name)}  {name}\n" for name in sorted(names)]
+    write_atomic(folder / SUMS, "".join(sums).encode())
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is such a folder, whole or not."""
+    return (path / SUMS).is_file() or _config(path).get("model_type") == "phasegpt"
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """Its config.json, empty where there is none that can be read."""
+    try:
+        return read_json(folder / "config.json")
+    except DataError:
+        return {}
+
+
+def read_folder(folder: Path) -> Loaded:
+    """The model of such a folder; CheckpointError."""
     sums = _verified(folder)
     with reading(folder / "config.json"):
-        values = read_json(folder / "config.json")
-        if values.pop("model_type", None) != "phasegpt":
-            raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
-        for key in OF_TRANSFORMERS:
-            values.pop(key, None)
-        if isinstance(options := values.get("attention_options"), dict):
-            options = migrated({**options, "name": values.get("attention")})
-            values |= {"attention": options.pop("name"), "attention_options": options}
-        config = GPTConfig.parse(values)
+        config = _gpt_config(folder, read_json(folder / "config.json"))
     # In Hugging Face's form tokenizer.json is theirs, and ours stands beside it.
-    name = STATE_BESIDE if STATE_BESIDE in sums else "tokenizer.json"
+    name = _tokenizer_file(sums)
     with reading(folder / name):
         state = read_json(folder / name)
     tokenizer = tokenizer_of(folder / name, state)
-    try:
-        weights = load_file(folder / "model.safetensors")
-    except Exception as error:  # SafetensorError has no public home
-        raise CheckpointError(
-            f"{folder}/model.safetensors is no file of tensors ({error!s:.200}); copy it again, "
-            f"with {SUMS}"
-        ) from error
-    with reading(folder / "model.safetensors"):
+    with reading(folder / shards.WHOLE):
+        # save_pretrained puts the name of the GPT within its class in front.
+        weights = shards.tensors(folder, lambda name: name.removeprefix("gpt."))
         weights["lm_head.weight"] = weights["transformer.wte.weight"]
         model = assembled(config, weights, tokenizer)
     run, known = None, None
@@ -102,19 +121,63 @@ def read_folder(folder: Path) -> Loaded:
                 raise TypeError(f"config is a {type(run).__name__}, not an object")
             run = None if run is None else of_today(run)
         known = fingerprint(folder / "run.json")
-    return Loaded(model, tokenizer, run, folder, sums["model.safetensors"], known)
+    sha256 = sums.get(shards.WHOLE) or shards.sha256(folder)
+    return Loaded(model, tokenizer, run, folder, sha256, known)
+
+
+def _gpt_config(folder: Path, values: dict[str, Any]) -> GPTConfig:
+    """What config.json says, in its form of today."""
+    if values.pop("model_type", None) != "phasegpt":
+        raise CheckpointError(f"{folder}/config.json is not a PhaseGPT model; try GPT.from_hf")
+    ours = {field.name for field in fields(GPTConfig)}
+    for key in set(values) - ours if _SAVED in values else OF_TRANSFORMERS:
+        values.pop(key, None)
+    if isinstance(options := values.get("attention_options"), dict):
+        options = migrated({**options, "name": values.get("attention")})
+        values |= {"attention": options.pop("name"), "attention_options": options}
+    return GPTConfig.parse(values)
+
+
+def _tokenizer_file(names: Container[str]) -> str:
+    """The file with our tokenizer's state among files of these names."""
+    return STATE_BESIDE if STATE_BESIDE in names else "tokenizer.json"
 
 
 def _verified(folder: Path) -> dict[str, str]:
     """sha256 by file name, after comparing every one; CheckpointError for the first that differs.
 
-    A folder in Hugging Face's own form has no SHA256SUMS.
+    Only a folder that transformers itself wrote may lack the sums, with a warning.
     """
-    if not (folder / SUMS).is_file():
+    saved = _SAVED in _config(folder)
+    if (folder / SUMS).is_file():
+        sums = _compared(folder)
+    elif saved and is_folder(folder):
+        warnings.warn(
+            f"{folder} has no {SUMS}: a value that changed in its weights would not be seen; "
+            f"save_pretrained of PhaseGPTForCausalLM writes it",
+            stacklevel=5,
+        )
+        names = (*shards.files(folder), "config.json", STATE_BESIDE)
+        sums = {n: sha256_of(folder / n) for n in names if (folder / n).is_file()}
+    else:
         raise CheckpointError(
             f"{folder} has no {SUMS}, so it is no exported PhaseGPT model, or not whole; "
             f"copy it too (a GPT-2 in Hugging Face's form loads with GPT.from_hf)"
         )
+    if saved and STATE_BESIDE not in sums:
+        raise CheckpointError(
+            f"{folder} has no {STATE_BESIDE}, so what its tokens mean is not known; copy it from "
+            f"the export that the model began with, or use "
+            f"PhaseGPTForCausalLM.from_pretrained(folder).gpt, the model alone"
+        )
+    for name in (*shards.files(folder), "config.json", _tokenizer_file(sums)):
+        if name not in sums:
+            raise CheckpointError(f"{folder}/{SUMS} is damaged: it does not list {name}")
+    return sums
+
+
+def _compared(folder: Path) -> dict[str, str]:
+    """What SHA256SUMS says, which is true."""
     lines = (folder / SUMS).read_text(encoding="ascii", errors="replace").splitlines()
     sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
     for name in sums:
@@ -122,9 +185,6 @@ def _verified(folder: Path) -> dict[str, str]:
             raise CheckpointError(
                 f"{folder}/{SUMS} is damaged: {name!r:.80} is no file of that folder; copy it again"
             )
-    for name in ("model.safetensors", "config.json", "tokenizer.json"):
-        if name not in sums:
-            raise CheckpointError(f"{folder}/{SUMS} is damaged: it does not list {name}")
     for name, digest in sums.items():
         if not (folder / name).is_file() or sha256_of(folder / name) != digest:
             raise CheckpointError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from phasegpt.core import arguments
 from phasegpt.core.errors import CheckpointError
 from phasegpt.data.config import DataConfig
-from phasegpt.model import exported
+from phasegpt.model import exported, shards
 from phasegpt.model.checkpoint import Which, find, read_hashed, reading, run_folder
 from phasegpt.model.config import AttentionSection, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
@@ -28,8 +28,13 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
     """Like load, with the run's configuration, the file and its sha256."""
     target = arguments.path("target", target)
     arguments.choice("which", which, ("best", "last"))
-    if os.path.isfile(target / "model.safetensors"):
+    if shards.there(target):
         return exported.read_folder(target)
+    if os.path.isfile(target / "adapter_config.json"):
+        raise CheckpointError(
+            f"{target} holds an adapter of PEFT alone; merge it into its model: "
+            f"PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)"
+        )
     path = find(target, which)
     payload, sha256 = read_hashed(path)
     hyper = payload.get("hyper_parameters")
@@ -54,9 +59,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
 def is_ours(target: str | Path) -> bool:
     """Whether `target` is a run folder, a .ckpt file or an exported folder; else Hugging Face's."""
     path = Path(target)
-    return os.path.isfile(path) or any(
-        os.path.exists(path / name) for name in ("checkpoints", exported.SUMS)
-    )
+    return os.path.isfile(path) or os.path.exists(path / "checkpoints") or exported.is_folder(path)
 
 
 def export(target: str | Path, folder: str | Path, which: Which = "best") -> Path:
