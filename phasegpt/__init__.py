@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from phasegpt import ops
     from phasegpt.core.composition import compose
-    from phasegpt.model.checkpoint import load
     from phasegpt.model.gpt import GPT
+    from phasegpt.model.loading import load
     from phasegpt.training.config import build
     from phasegpt.training.run import fit
 
@@ -41,7 +41,7 @@ _HOMES = {
     "build": "phasegpt.training.config",
     "compose": "phasegpt.core.composition",
     "fit": "phasegpt.training.run",
-    "load": "phasegpt.model.checkpoint",
+    "load": "phasegpt.model.loading",
 }
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from phasegpt.data.corpus import Corpus
-    from phasegpt.model.checkpoint import Loaded
+    from phasegpt.model.loaded import Loaded
 
 _MAX_LINES = 18
 

@@ -65,7 +65,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
     target = chosen_checkpoint(settings.checkpoint)
     from phasegpt.model import scoring
-    from phasegpt.model.checkpoint import load_run
+    from phasegpt.model.loading import load_run
 
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)
@@ -147,12 +147,13 @@ def _output(settings: EvaluateConfig) -> Path:
     """Where the JSON goes: settings.output, else the run's folder, else the working folder."""
     from phasegpt.cli import chosen_checkpoint
     from phasegpt.core.files import expand
+    from phasegpt.model import shards
     from phasegpt.model.checkpoint import find, run_folder
 
     if settings.output is not None:
         return expand(settings.output)
     target = Path(chosen_checkpoint(settings.checkpoint))
-    exported = os.path.isfile(target / "model.safetensors")
+    exported = shards.there(target)
     folder = Path() if exported else Path(os.path.relpath(run_folder(find(target, settings.which))))
     return folder / f"evaluation-{settings.split}.json"
 

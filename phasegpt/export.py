@@ -65,18 +65,18 @@ def export(settings: ExportConfig) -> list[str]:
             f"license={settings.license!r:.100} must be a licence as the hub spells it, such as "
             f"mit, apache-2.0 or other"
         )
-    from phasegpt.model import checkpoint, hf_folder
+    from phasegpt.model import exported, hf_folder, loading
 
     folder = expand(settings.out)
-    checkpoint.check_folder(folder)
+    exported.check_folder(folder)
     if settings.push_to_hub is not None:
         hf_folder.check_name(settings.push_to_hub)
-    loaded = checkpoint.load_run(target, settings.which)
+    loaded = loading.load_run(target, settings.which)
     if settings.format == "hf":
         files = hf_folder.hf_contents(loaded, licence=settings.license)
     else:
-        files = checkpoint.contents(loaded)
-    checkpoint.write_folder(folder, files)
+        files = exported.contents(loaded)
+    exported.write_folder(folder, files)
     told = [f"written to {folder}: {', '.join(sorted(files))}"]
     if settings.push_to_hub is not None:
         told.append(f"uploaded to {hf_folder.push(folder, settings.push_to_hub)}")

@@ -16,7 +16,7 @@ from phasegpt.core.files import read_text
 from phasegpt.core.sections import Section, option
 
 if TYPE_CHECKING:
-    from phasegpt.model.checkpoint import Loaded
+    from phasegpt.model.loaded import Loaded
     from phasegpt.samplers import Processor
 
 
@@ -136,7 +136,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
 
     from phasegpt.core.randomness import keyed_seed
     from phasegpt.data.tokenizers import StreamDecoder
-    from phasegpt.model.checkpoint import load_run
+    from phasegpt.model.loading import load_run
     from phasegpt.samplers import OnTokens, Vocabulary, build_sampler, decode
 
     intervention = build_sampler(settings.sampler)

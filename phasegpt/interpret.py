@@ -21,7 +21,7 @@ from phasegpt.core.sections import Section, option
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from phasegpt.model.checkpoint import Loaded
+    from phasegpt.model.loaded import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,7 +112,7 @@ def interpret(settings: InterpretConfig) -> dict[str, Any]:
 
 def runs_of(folder: Path) -> list[Path]:
     """The run folders directly under `folder`, by number or name; none if it is a run itself."""
-    from phasegpt.model.checkpoint import is_ours
+    from phasegpt.model.loading import is_ours
 
     if is_ours(folder) or not os.path.isdir(folder):
         return []
@@ -249,7 +249,7 @@ def _looked_at(settings: InterpretConfig, target: Path) -> tuple[Loaded, Tensor,
     """A run on its device, the tokens to look at, [B,T+1], and what they are."""
     from phasegpt.cli import device
     from phasegpt.core.eval_mode import inference
-    from phasegpt.model.checkpoint import load_run
+    from phasegpt.model.loading import load_run
     from phasegpt.model.scoring import UNITS
 
     chosen = device(settings.device)

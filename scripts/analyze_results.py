@@ -17,7 +17,7 @@ from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.core.files import check_output, write_json
 from phasegpt.evaluate import EvaluateConfig, evaluate
-from phasegpt.model.checkpoint import best
+from phasegpt.model.run_checkpoints import best
 from phasegpt.training.jobs import counted, jobs
 from phasegpt.training.run_folder import FINISHED, read_record
 

@@ -22,7 +22,7 @@ from phasegpt.cli import guarded, training_corpus
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_output, read_text
 from phasegpt.model import huggingface
-from phasegpt.model.checkpoint import is_ours, load_run
+from phasegpt.model.loading import is_ours, load_run
 
 
 def bench(args: argparse.Namespace) -> None:

@@ -14,7 +14,8 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_output, write_json
 from phasegpt.interpret import InterpretConfig, token_windows
 from phasegpt.interpretation.comparison import compare_attention
-from phasegpt.model.checkpoint import load_run, run_folder
+from phasegpt.model.checkpoint import run_folder
+from phasegpt.model.loading import load_run
 
 
 def main() -> None:

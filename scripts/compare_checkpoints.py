@@ -15,7 +15,8 @@ from phasegpt.cli import device, guarded, training_corpus
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_output, write_json
 from phasegpt.interpretation.comparison import documents
-from phasegpt.model.checkpoint import load_run, run_folder
+from phasegpt.model.checkpoint import run_folder
+from phasegpt.model.loading import load_run
 from phasegpt.model.scoring import UNITS, losses, perplexity
 
 

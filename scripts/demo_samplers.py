@@ -14,7 +14,7 @@ import textwrap
 
 from phasegpt.cli import guarded
 from phasegpt.model import huggingface
-from phasegpt.model.checkpoint import is_ours, load_run
+from phasegpt.model.loading import is_ours, load_run
 from phasegpt.samplers import KVShock, LoopDetector, decode
 
 

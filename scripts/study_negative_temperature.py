@@ -26,7 +26,7 @@ from phasegpt.cli import guarded, training_corpus
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_output, write_atomic
 from phasegpt.core.randomness import keyed_generator, keyed_seed
-from phasegpt.model.checkpoint import load, load_run
+from phasegpt.model.loading import load, load_run
 from phasegpt.samplers import OnTokens, Temperature, decode, fit_temperature
 from phasegpt.training.config import RunConfig
 from phasegpt.training.run import fit

@@ -21,7 +21,7 @@ from phasegpt.analysis.temperature_study import Reader, draw_curve, once, write_
 from phasegpt.cli import guarded, training_corpus
 from phasegpt.core.files import check_output
 from phasegpt.core.randomness import keyed_seed
-from phasegpt.model.checkpoint import load_run
+from phasegpt.model.loading import load_run
 from phasegpt.samplers import NegativeBursts, Temperature, build_chain, decode, fit_temperature
 
 SIZES = (0.01, 0.1, 0.3, 0.5, 0.65, 0.8, 1.0, 1.3, 2.0, 5.0, 100.0, 1e5, math.inf)

@@ -16,13 +16,13 @@ from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.data.synthetic import EVAL_CHARACTERS
 from phasegpt.evaluate import EvaluateConfig, evaluate, table
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 from phasegpt.model.scoring import score
 
 
 @pytest.fixture(scope="module")
 def corpus(run: Path) -> Corpus:
-    loaded = checkpoint.load_run(run)
+    loaded = loading.load_run(run)
     assert loaded.config is not None
     return prepare(DataConfig.parse(loaded.config["data"]))
 
@@ -47,11 +47,11 @@ def test_the_json_says_what_was_measured_and_how(run: Path, corpus: Corpus) -> N
     result = evaluate(settings)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     best = run / "checkpoints" / "step-00000010.ckpt"
-    model = checkpoint.load(best)
+    model = loading.load(best)
     expected = score(model, corpus, "val", context=16, stride=4, batch_size=16)
     assert result == {
         "checkpoint": os.path.relpath(best),
-        "sha256": checkpoint.load_run(best).sha256,
+        "sha256": loading.load_run(best).sha256,
         "leaky": False,
         "corpus": "text",
         "data_fingerprint": corpus.fingerprint,
@@ -84,7 +84,7 @@ def test_last_best_a_file_and_an_exported_folder_can_be_evaluated(
     best, last = loss(run), loss(run, "last")
     assert best != last
     assert loss(run / "checkpoints" / "last.ckpt") == last
-    folder = checkpoint.export(run, tmp_path / "shared")
+    folder = loading.export(run, tmp_path / "shared")
     assert loss(folder) == best
     monkeypatch.chdir(tmp_path)
     command(monkeypatch, "evaluate", f"checkpoint={folder}", "split=val")
@@ -153,7 +153,7 @@ def test_another_text_than_that_of_the_training_is_scored_only_by_name(
 def test_the_cache_that_a_checkpoint_names_is_read_and_never_written(
     run: Path, corpus: Corpus, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    loaded = checkpoint.load_run(run)
+    loaded = loading.load_run(run)
     assert loaded.config is not None
     foreign = tmp_path / "foreign"
     config = {**loaded.config, "data": {**loaded.config["data"], "cache_dir": str(foreign)}}
@@ -176,7 +176,7 @@ def test_a_model_that_is_not_finite_is_said(run: Path, tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_is_told_before_the_work(
     run: Path, monkeypatch: Any, capsys: Any
 ) -> None:
-    monkeypatch.setattr(checkpoint, "load_run", None)  # the work would fail
+    monkeypatch.setattr(loading, "load_run", None)  # the work would fail
     with pytest.raises(SystemExit) as end:
         command(monkeypatch, "evaluate", f"checkpoint={run}", "split=val", "output=/proc/x.json")
     assert end.value.code == 2
@@ -206,7 +206,7 @@ def test_a_split_is_no_path(run: Path, monkeypatch: Any, capsys: Any, split: str
 
 
 def test_an_exported_folder_without_a_record_is_refused_clearly(run: Path, tmp_path: Path) -> None:
-    folder = checkpoint.export(run, tmp_path / "shared")
+    folder = loading.export(run, tmp_path / "shared")
     (folder / "run.json").unlink()
     sums = (folder / "SHA256SUMS").read_text().splitlines(keepends=True)
     (folder / "SHA256SUMS").write_text("".join(s for s in sums if "run.json" not in s))

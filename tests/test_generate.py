@@ -18,7 +18,7 @@ from phasegpt.cli import literal
 from phasegpt.core.composition import compose, plain
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.generate import GenerateConfig, chain_of, generate
-from phasegpt.model import checkpoint
+from phasegpt.model import loading
 from phasegpt.samplers import DRY
 
 PROMPTS = [
@@ -126,7 +126,7 @@ def test_allowed_holds_for_every_token_after_the_prompt(run: Path, tmp_path: Pat
 
 
 def test_dry_breakers_are_characters_to_the_letter(run: Path) -> None:
-    from phasegpt.model.checkpoint import load_run
+    from phasegpt.model.loading import load_run
 
     loaded = load_run(run)
     (dry, _) = chain_of(settings(run, dry_multiplier=1.0, dry_breakers="?\n,"), loaded, prompt=1)
@@ -287,7 +287,7 @@ def test_a_model_that_sees_the_future_writes_only_without_the_cache(tmp_path: Pa
 
 
 def test_an_exported_folder_writes_the_same_text(run: Path, tmp_path: Path) -> None:
-    folder = checkpoint.export(run, tmp_path / "shared")
+    folder = loading.export(run, tmp_path / "shared")
     assert generate(settings(folder)) == generate(settings(run))
 
 

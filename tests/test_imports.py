@@ -121,7 +121,7 @@ def test_the_reading_of_imports_sees_every_form() -> None:
         ("phasegpt.training.config", True, False),
         ("phasegpt.model.gpt", False, True),
         ("hydra.core", False, False),
-        ("phasegpt.model.checkpoint", False, False),
+        ("phasegpt.model.loading", False, False),
         ("wandb", True, False),
         ("datasets", True, False),
         ("phasegpt.train", True, False),

@@ -17,7 +17,7 @@ from phasegpt.data.corpus import prepare
 from phasegpt.interpret import InterpretConfig, interpret, runs_of, table
 from phasegpt.interpretation.synchronization import measure
 from phasegpt.interpretation.views import view
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +129,7 @@ def test_a_text_of_ones_own_is_one_sequence_or_windows_of_it(run: Path, tmp_path
 def test_an_exported_folder_needs_no_record_for_a_text(
     run: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    exported = checkpoint.export(run, tmp_path / "exported")
+    exported = loading.export(run, tmp_path / "exported")
     monkeypatch.chdir(tmp_path)
     settings = {"checkpoint": "exported", "figures": False, "interventions": False}
     result = interpret(InterpretConfig(**settings, text="Shall I compare"))
@@ -174,7 +174,7 @@ def test_a_sweep_has_its_own_page_with_baselines_and_what_failed(
 
 
 def test_the_view_shows_the_first_sequence(run: Path) -> None:
-    loaded = checkpoint.load_run(run)
+    loaded = loading.load_run(run)
     assert loaded.config is not None
     tokens = torch.from_numpy(
         prepare(DataConfig.parse(loaded.config["data"])).split("train")[:51].astype("int64")

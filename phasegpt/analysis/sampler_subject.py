@@ -16,8 +16,8 @@ from torch import Tensor
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
-from phasegpt.model.checkpoint import Loaded
 from phasegpt.model.gpt import GPT
+from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import token_nats
 from phasegpt.samplers import KEEP
 from phasegpt.samplers.vocabulary import token_count

@@ -131,8 +131,11 @@ class Oscillators(nn.Module):
         """
         dtype = torch.promote_types(x_BTD.dtype, torch.float32)
         with torch.autocast(x_BTD.device.type, enabled=False):
-            weight, bias = self.phase.weight.to(dtype), self.phase.bias.to(dtype)
-            theta = F.linear(x_BTD.to(dtype), weight, bias.detach() if coupling_only else bias)
+            if isinstance(self.phase, nn.Linear):
+                weight, bias = self.phase.weight.to(dtype), self.phase.bias.to(dtype)
+                theta = F.linear(x_BTD.to(dtype), weight, bias.detach() if coupling_only else bias)
+            else:  # an adapter around it (PEFT): what it adds is part of W
+                theta = self.phase(x_BTD.to(dtype)).to(dtype)
         if coupling_only:
             mean = theta.mean(1, keepdim=True)
             theta = theta - (mean - mean.detach())

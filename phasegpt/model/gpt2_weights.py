@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from phasegpt.core.errors import CheckpointError, ConfigError, DataError
 from phasegpt.core.files import read_json
+from phasegpt.model import shards
 from phasegpt.model.config import GPTConfig
+from phasegpt.model.shards import INDEX, WHOLE
 
-_WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 # What GPT-2 variants may change and we do not: other values would load and compute wrongly.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
@@ -47,12 +47,12 @@ def find(name_or_folder: str | Path) -> Path:
         folder = _fetched(str(name_or_folder))
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder} has no config.json; it must hold a GPT-2 in HF's form")
-    if not any((folder / file).is_file() for file in (_WHOLE, _INDEX)):
+    if not shards.there(folder):
         pickled = sorted(file.name for file in folder.glob("*.bin"))
         if not pickled:
-            raise CheckpointError(f"{folder} has no {_WHOLE}; it must hold a GPT-2 in HF's form")
+            raise CheckpointError(f"{folder} has no {WHOLE}; it must hold a GPT-2 in HF's form")
         raise CheckpointError(
-            f"{folder} has no {_WHOLE} but {', '.join(pickled)}, a pickle, which can run code when "
+            f"{folder} has no {WHOLE} but {', '.join(pickled)}, a pickle, which can run code when "
             f"it is read; if you trust it, write it anew: "
             f"GPT2LMHeadModel.from_pretrained(folder).save_pretrained(folder) of transformers"
         )
@@ -67,19 +67,19 @@ def _fetched(name: str) -> Path:
     try:
         folder = Path(hf_hub_download(name, "config.json")).parent
         try:
-            hf_hub_download(name, _WHOLE)
+            hf_hub_download(name, WHOLE)
         except LocalEntryNotFoundError:  # no network: whether it is there is not known
             raise
         except EntryNotFoundError:
-            hf_hub_download(name, _INDEX)
-            for file in _shards(folder):
+            hf_hub_download(name, INDEX)
+            for file in shards.files(folder):
                 hf_hub_download(name, file)
     except CheckpointError:
         raise
     except Exception as error:
         raise CheckpointError(
             f"{name} is neither a folder nor a model that can be fetched "
-            f"({type(error).__name__}); give a folder with config.json and {_WHOLE}"
+            f"({type(error).__name__}); give a folder with config.json and {WHOLE}"
         ) from error
     return folder
 
@@ -161,48 +161,13 @@ def fill(model: nn.Module, folder: Path) -> None:
             target.copy_(value)
 
 
-def sha256(folder: Path) -> str:
-    """Hex digits over the content of the weights' files, one after the other by name."""
-    digest = hashlib.sha256()
-    for file in _files(folder):
-        with open(folder / file, "rb") as stream:
-            while piece := stream.read(1 << 24):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
-def _files(folder: Path) -> list[str]:
-    """Names of the weights' files."""
-    return [_WHOLE] if (folder / _WHOLE).is_file() else _shards(folder)
-
-
 def _stored(folder: Path) -> dict[str, Tensor]:
     """All tensors under the names of GPT2LMHeadModel."""
-    from safetensors.torch import load_file
 
-    found: dict[str, Tensor] = {}
-    for file in _files(folder):
-        try:
-            weights = load_file(folder / file)
-        except FileNotFoundError:
-            raise CheckpointError(f"{folder} has no {file}, which {_INDEX} names") from None
-        except Exception as error:  # SafetensorError has no public home
-            raise CheckpointError(f"{folder}/{file} is damaged: {error}") from error
-        for key, value in weights.items():
-            name = key if key.startswith(("transformer.", "lm_head.")) else f"transformer.{key}"
-            if name in found:
-                raise CheckpointError(f"{folder}/{file} holds {name} a second time; remove one")
-            found[name] = value
-    return found
+    def whole(name: str) -> str:
+        return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
 
-
-def _shards(folder: Path) -> list[str]:
-    """The files that the index names; CheckpointError for an index that names others' places."""
-    files = _json(folder / _INDEX).get("weight_map")
-    names = set(files.values()) if isinstance(files, dict) else set()
-    if not names or not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise CheckpointError(f"{folder}/{_INDEX} has no weight_map of files in its own folder")
-    return sorted(names)
+    return shards.tensors(folder, whole)
 
 
 def _json(file: Path) -> dict[str, Any]:

@@ -15,14 +15,22 @@ import phasegpt
 from phasegpt.attention import coupled_axis
 from phasegpt.core.errors import ConfigError, OutputError
 from phasegpt.data.hf_tokenizers import tokenizer_config, tokenizer_json
-from phasegpt.model.checkpoint import OF_TRANSFORMERS, STATE_BESIDE, Loaded, as_json, contents
+from phasegpt.model.exported import OF_TRANSFORMERS, STATE_BESIDE, as_json, contents
+from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
 
-_CODE = '''"""For trust_remote_code; the model is in the package: pip install "phasegpt[hf]"."""
+#: The file that trust_remote_code runs.
+CODE = '''"""For trust_remote_code; the model is in the package: pip install "phasegpt[hf]"."""
 
 from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM  # noqa: F401
 '''
+CODE_FILE = "modeling_phasegpt.py"
+#: Where config.json says that the classes are.
+AUTO_MAP = {
+    "AutoConfig": "modeling_phasegpt.PhaseGPTConfig",
+    "AutoModelForCausalLM": "modeling_phasegpt.PhaseGPTForCausalLM",
+}
 _ORDER = re.compile(r"phase/R/layer(\d+)")
 
 
@@ -31,10 +39,7 @@ def hf_contents(loaded: Loaded, *, licence: str) -> dict[str, bytes]:
     files, model, tokenizer = contents(loaded), loaded.model, loaded.tokenizer
     theirs = {
         "architectures": ["PhaseGPTForCausalLM"],
-        "auto_map": {
-            "AutoConfig": "modeling_phasegpt.PhaseGPTConfig",
-            "AutoModelForCausalLM": "modeling_phasegpt.PhaseGPTForCausalLM",
-        },
+        "auto_map": AUTO_MAP,
         "dtype": "float32",
     }
     assert tuple(theirs) == OF_TRANSFORMERS
@@ -48,7 +53,7 @@ def hf_contents(loaded: Loaded, *, licence: str) -> dict[str, bytes]:
         STATE_BESIDE: files["tokenizer.json"],
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": as_json(tokenizer_config(tokenizer, model.config.block_size)),
-        "modeling_phasegpt.py": _CODE.encode(),
+        CODE_FILE: CODE.encode(),
         "README.md": card(loaded, record, licence).encode(),
     }
 

@@ -1,14 +1,16 @@
 """Our GPT as a model of transformers, and causal models of transformers by name (extra hf).
 
 `import phasegpt.model.huggingface` makes AutoConfig and AutoModelForCausalLM know the folders that
-`python -m phasegpt.export format=hf` writes. The one module that imports transformers; it is slow
-to import, so the others import it where they use it.
+`python -m phasegpt.export format=hf` writes; phasegpt.load reads what save_pretrained writes. The
+one module that imports transformers; it is slow to import, so the others import it where they use
+it.
 
 Shapes: B batch, T time, V words.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,13 @@ from transformers import (
     StopStringCriteria,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import cached_file
 
 from phasegpt.core.errors import CheckpointError, ConfigError
+from phasegpt.model import exported, shards
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
+from phasegpt.model.hf_folder import AUTO_MAP, CODE, CODE_FILE
 from phasegpt.model.padding import PaddedCache, padded_logits
 
 _KEYS = tuple(field.name for field in fields(GPTConfig))
@@ -49,6 +54,7 @@ class PhaseGPTConfig(PreTrainedConfig):
         given = {key: kwargs.pop(key) for key in _KEYS if key in kwargs}
         for key, value in GPTConfig.parse(given).to_dict().items():
             setattr(self, key, value)
+        self.auto_map = kwargs.pop("auto_map", None) or dict(AUTO_MAP)
         self.use_cache = kwargs.pop("use_cache", True)
         self.tie_word_embeddings = kwargs.pop("tie_word_embeddings", True)
         if self.tie_word_embeddings is not True:
@@ -56,6 +62,10 @@ class PhaseGPTConfig(PreTrainedConfig):
                 "tie_word_embeddings must be true: the head of a GPT is its embedding"
             )
         super().__init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: the code is in the package, and auto_map names it."""
 
     def gpt(self) -> GPTConfig:
         """The configuration of the GPT."""
@@ -71,6 +81,8 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = PhaseGPTConfig
     base_model_prefix = "gpt"
     _tied_weights_keys = {"gpt.lm_head.weight": "gpt.transformer.wte.weight"}  # noqa: RUF012
+    #: The state of our tokenizer, as the folder had it that the weights come from.
+    tokenizer_state: bytes | None = None
 
     def __init__(self, config: PhaseGPTConfig) -> None:
         """Build the GPT; one that sees the future generates without a cache by default."""
@@ -88,6 +100,7 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
         a CheckpointError."""
         found: Any = super().from_pretrained(name, *args, output_loading_info=True, **kwargs)
         model, info = found
+        model.tokenizer_state = _tokenizer_state(name, kwargs)
         wrong = {kind: sorted(map(str, keys)) for kind, keys in info.items() if keys}
         if wrong:
             raise CheckpointError(
@@ -95,6 +108,35 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
                 f"the run again, or copy the folder again"
             )
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(  # type: ignore[override] # the rest is handed on
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """As transformers has it; the folder is one that phasegpt.load reads, with SHA256SUMS.
+
+        The tokenizer is that of the folder from which this model came. ConfigError for
+        push_to_hub, which would upload the folder before it is whole.
+        """
+        if push_to_hub:
+            raise ConfigError(
+                "save_pretrained(push_to_hub=True) would upload a folder without SHA256SUMS; call "
+                'model.push_to_hub("OWNER/NAME")'
+            )
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
+        folder = Path(save_directory)
+        if is_main_process and shards.there(folder) and not self._hf_peft_config_loaded:
+            state = self.tokenizer_state
+            beside = {} if state is None else {exported.STATE_BESIDE: state}
+            exported.complete(folder, {CODE_FILE: CODE.encode(), **beside})
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:
+        """Nothing: the code is in the package, and auto_map names it."""
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *_: Any, **__: Any
@@ -169,6 +211,17 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
         out = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past)
         plain = return_dict is False or not getattr(self.config, "return_dict", True)
         return out.to_tuple() if plain else out
+
+
+def _tokenizer_state(name: Any, options: dict[str, Any]) -> bytes | None:
+    """The state of our tokenizer in a folder or repository; None where it has none."""
+    place = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+    given = {key: options[key] for key in place if options.get(key) is not None}
+    try:
+        file = name and cached_file(name, exported.STATE_BESIDE, **given)
+    except OSError:
+        return None
+    return Path(file).read_bytes() if file else None
 
 
 AutoConfig.register(PhaseGPTConfig.model_type, PhaseGPTConfig, exist_ok=True)

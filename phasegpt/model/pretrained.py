@@ -8,7 +8,7 @@ import torch
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.data.tokenizers import Tokenizer
-from phasegpt.model import checkpoint, gpt2_weights, growth
+from phasegpt.model import gpt2_weights, growth, loading, shards
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 
@@ -27,11 +27,11 @@ def read(name: str) -> Source:
 
     Weights only, as every checkpoint is read. Raises CheckpointError.
     """
-    if checkpoint.is_ours(name):
-        loaded = checkpoint.load_run(name)
+    if loading.is_ours(name):
+        loaded = loading.load_run(name)
         return Source(loaded.model, name, loaded.sha256, loaded.tokenizer)
     folder = gpt2_weights.find(name)
-    return Source(GPT.from_hf(folder), name, gpt2_weights.sha256(folder), None)
+    return Source(GPT.from_hf(folder), name, shards.sha256(folder), None)
 
 
 class Start(NamedTuple):

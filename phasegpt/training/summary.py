@@ -20,7 +20,7 @@ from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
 from phasegpt.data.corpus import Corpus
 from phasegpt.model import growth
-from phasegpt.model.checkpoint import load
+from phasegpt.model.loading import load
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
 from phasegpt.samplers import Temperature, Vocabulary, decode

@@ -17,7 +17,7 @@ from phasegpt.analysis.sampling import PER_ARM, PER_SAMPLE, ROLES, regenerate, s
 from phasegpt.cli import training_corpus
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import synthetic
-from phasegpt.model.checkpoint import load_run
+from phasegpt.model.loading import load_run
 from phasegpt.samplers import decode
 
 ROUNDS, TOKENS = 3, 40  # beyond the context of 32: the window moves on

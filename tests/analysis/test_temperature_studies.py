@@ -15,7 +15,7 @@ from phasegpt.cli import training_corpus
 from phasegpt.core.errors import ConfigError
 from phasegpt.interpret import InterpretConfig, interpret, table
 from phasegpt.interpretation.anomalous import anomalous_tokens, repeat_probe, to_csv
-from phasegpt.model.checkpoint import load_run
+from phasegpt.model.loading import load_run
 
 REPEAT = "Repeat the word {token}. I repeat the word {token}. I repeat the word "
 

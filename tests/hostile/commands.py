@@ -19,7 +19,7 @@ from phasegpt.core.composition import CONF_DIR, compose
 from phasegpt.evaluate import EvaluateConfig, evaluate
 from phasegpt.generate import GenerateConfig, generate
 from phasegpt.interpret import InterpretConfig, interpret
-from phasegpt.model import checkpoint
+from phasegpt.model import loading
 from phasegpt.training import preregistration
 from phasegpt.training.config import run_config
 from phasegpt.training.jobs import jobs
@@ -65,7 +65,7 @@ def entry(rng: random.Random, shop: Workshop) -> Case:
         (phasegpt.build, {"config": None}),
         (phasegpt.fit, {"config": None, "run_dir": place / "run", "callbacks": (), "loggers": (),
                         "gpu": 0}),
-        (checkpoint.export, {"target": shop.run, "folder": place / "out", "which": "best"}),
+        (loading.export, {"target": shop.run, "folder": place / "out", "which": "best"}),
     ))  # fmt: skip
     key = rng.choice(sorted(sound))
     value = hostile_for(key, rng)

@@ -18,7 +18,7 @@ from hostile.workshop import TINY, Workshop
 import phasegpt
 from phasegpt.core.composition import compose
 from phasegpt.evaluate import EvaluateConfig, evaluate
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 from phasegpt.training.config import run_config
 
 
@@ -49,7 +49,7 @@ def _reading(folder: Path, shop: Workshop, rng: random.Random, act: list[Callabl
         "phases": lambda: read_phases(folder),
         "records": lambda: jobs(folder.parent),
         "evaluate": lambda: evaluate(EvaluateConfig(checkpoint=str(folder), split="val")),
-        "export": lambda: checkpoint.export(folder, shop.room() / "out"),
+        "export": lambda: loading.export(folder, shop.room() / "out"),
     }
     name = rng.choice(sorted(ways))
     act.append(ways[name])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import phasegpt
 from phasegpt.core.composition import compose
-from phasegpt.model import checkpoint
+from phasegpt.model import loading
 
 TINY = [
     *("model=nano", "model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=16"),
@@ -33,8 +33,8 @@ class Workshop:
             phasegpt.fit(compose(self.words), self.run)
         self.export = folder / "export"
         if not self.export.is_dir():
-            checkpoint.export(self.run, self.export)
-        self.model = checkpoint.load_run(self.run).model
+            loading.export(self.run, self.export)
+        self.model = loading.load_run(self.run).model
 
     def room(self) -> Path:
         """A new, empty folder."""

@@ -15,7 +15,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import prepare
 from phasegpt.interpretation.comparison import compare_attention, documents
-from phasegpt.model import checkpoint
+from phasegpt.model import loading
 from phasegpt.model.scoring import losses, score
 
 
@@ -89,7 +89,7 @@ def runs(tmp_path_factory: Any) -> list[Path]:
 
 
 def test_the_losses_of_a_split_are_those_that_score_adds_up(runs: list[Path]) -> None:
-    loaded = checkpoint.load_run(runs[0])
+    loaded = loading.load_run(runs[0])
     assert loaded.config is not None
     corpus = prepare(DataConfig.parse(loaded.config["data"]))
     total = score(loaded.model, corpus, "val", context=16, stride=16, batch_size=3)
@@ -104,7 +104,7 @@ def test_documents_begin_at_the_headings_of_wikitext(tmp_path: Path) -> None:
     for tokenizer in ("char", "byte"):
         folder = tmp_path / tokenizer
         folder.mkdir()
-        run = checkpoint.load_run(make_run(folder / "r", *text_data(folder, text * 20, tokenizer)))
+        run = loading.load_run(make_run(folder / "r", *text_data(folder, text * 20, tokenizer)))
         assert run.config is not None
         corpus = prepare(DataConfig.parse(run.config["data"]))
         document_T = documents(corpus, "train")
@@ -118,7 +118,7 @@ def test_documents_begin_at_the_headings_of_wikitext(tmp_path: Path) -> None:
 
 
 def test_a_text_without_headings_has_no_documents(runs: list[Path]) -> None:
-    config = checkpoint.load_run(runs[0]).config
+    config = loading.load_run(runs[0]).config
     assert config is not None
     assert documents(prepare(DataConfig.parse(config["data"])), "val") is None
 

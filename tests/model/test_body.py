@@ -8,7 +8,7 @@ import torch
 from helpers import composed, make_run, need_compiler
 from torch.nn import functional as F
 
-from phasegpt.model import checkpoint
+from phasegpt.model import loading
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 from phasegpt.training.optim import parameter_groups
@@ -97,8 +97,8 @@ def test_a_body_survives_its_checkpoint_and_its_export(
 ) -> None:
     words = [f"model.{k}={str(v).lower()}" for k, v in body.items()]
     run = make_run(tmp_path / "run", "data=text", *text, *words)
-    model = checkpoint.load(run)
-    exported = checkpoint.load(checkpoint.export(run, tmp_path / "export"))
+    model = loading.load(run)
+    exported = loading.load(loading.export(run, tmp_path / "export"))
     assert torch.equal(model(IDS % 20).logits, exported(IDS % 20).logits)
     assert exported.config == model.config
     assert {k: getattr(exported.config, k) for k in body} == body

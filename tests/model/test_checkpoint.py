@@ -17,7 +17,7 @@ from helpers import TEXT, make_run, payload, run_config, text_data
 import phasegpt
 from phasegpt.core.errors import CheckpointError, ConfigError
 from phasegpt.core.files import write_atomic
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_loaded_model_is_in_eval_mode_and_has_its_tokenizer(whole: Path) -> No
     model = phasegpt.load(whole)
     assert not model.training
     assert model.tokenizer.decode(model.tokenizer.encode("Shall I")) == "Shall I"
-    loaded = checkpoint.load_run(whole)
+    loaded = loading.load_run(whole)
     assert loaded.config is not None and loaded.config["data"]["tokenizer"] == "char"
     assert loaded.path == step(whole, 10)
     assert loaded.sha256 == hashlib.sha256(step(whole, 10).read_bytes()).hexdigest()
@@ -266,28 +266,28 @@ def test_remove_takes_the_sha256_along(run: Path) -> None:
 def test_an_exported_folder_gives_bit_identical_logits(
     whole: Path, tmp_path: Path, idx: torch.Tensor
 ) -> None:
-    folder = checkpoint.export(whole, tmp_path / "shared", which="last")
+    folder = loading.export(whole, tmp_path / "shared", which="last")
     names = {"SHA256SUMS", "config.json", "model.safetensors", "run.json", "tokenizer.json"}
     assert {file.name for file in folder.iterdir()} == names
     assert torch.equal(logits(folder, idx), logits(whole, idx, "last"))
-    back, origin = checkpoint.load_run(folder), checkpoint.load_run(whole)
+    back, origin = loading.load_run(folder), loading.load_run(whole)
     assert back.config == origin.config
     assert back.tokenizer.fingerprint == origin.tokenizer.fingerprint
-    again = checkpoint.export(folder, tmp_path / "again")
+    again = loading.export(folder, tmp_path / "again")
     assert torch.equal(logits(again, idx), logits(folder, idx))
 
 
 def test_a_runs_record_travels_with_an_exported_checkpoint_file(run: Path, tmp_path: Path) -> None:
     (run / "run.json").write_text('{"status": "ok"}')
-    folder = checkpoint.export(step(run, 10), tmp_path / "shared")
+    folder = loading.export(step(run, 10), tmp_path / "shared")
     assert (folder / "run.json").read_text() == '{"status": "ok"}'
-    assert checkpoint.load_run(folder).config is None  # that record has no config
+    assert loading.load_run(folder).config is None  # that record has no config
 
 
 def test_one_flipped_bit_in_any_file_of_an_exported_folder_is_found(
     whole: Path, tmp_path: Path
 ) -> None:
-    folder = checkpoint.export(whole, tmp_path / "shared")
+    folder = loading.export(whole, tmp_path / "shared")
     rng = random.Random(1)
     for file in sorted(folder.iterdir()):
         if file.name == "SHA256SUMS":
@@ -307,4 +307,4 @@ def test_one_flipped_bit_in_any_file_of_an_exported_folder_is_found(
 
 def test_export_does_not_write_into_a_folder_that_is_not_empty(whole: Path) -> None:
     with pytest.raises(CheckpointError, match="not empty"):
-        checkpoint.export(whole, whole)
+        loading.export(whole, whole)

@@ -10,7 +10,7 @@ import pytest
 from helpers import TEXT, make_run, text_data
 
 from phasegpt.core.errors import CheckpointError
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_best_and_last_are_found_in_a_copy(
         assert checkpoint.find(run, "last") == directory / "step-00000020.ckpt"
         assert checkpoint.last(directory) == directory / "step-00000020.ckpt"
         if lose is not gone:
-            assert checkpoint.load_run(directory / "best.ckpt").path.name == "step-00000010.ckpt"
+            assert loading.load_run(directory / "best.ckpt").path.name == "step-00000010.ckpt"
     finally:
         for path in (run, run / "checkpoints"):
             path.chmod(0o755)
@@ -82,10 +82,10 @@ def test_without_links_the_newest_file_is_the_last_and_no_other_stands_in(
     newest = run / "checkpoints" / "step-00000020.ckpt"
     newest.write_bytes(newest.read_bytes()[:-1])  # the copy was cut
     with pytest.raises(CheckpointError, match=r"00020.*is damaged.*is whole: .*step-00000010"):
-        checkpoint.load_run(run, "last")
+        loading.load_run(run, "last")
     newest.with_name("step-00000020.ckpt.sha256").unlink()
     with pytest.raises(CheckpointError, match=r"has no step-00000020\.ckpt\.sha256 beside it"):
-        checkpoint.load_run(run, "last")
+        loading.load_run(run, "last")
 
 
 def test_a_copy_without_its_step_file_is_used_by_the_hash_beside_it(
@@ -95,8 +95,8 @@ def test_a_copy_without_its_step_file_is_used_by_the_hash_beside_it(
     files(run)
     for path in (run / "checkpoints").glob("step-*.ckpt"):
         path.unlink()
-    assert checkpoint.load_run(run, "best").path.name == "best.ckpt"
-    assert checkpoint.load_run(run, "last").path.name == "last.ckpt"
+    assert loading.load_run(run, "best").path.name == "best.ckpt"
+    assert loading.load_run(run, "last").path.name == "last.ckpt"
 
 
 def test_a_best_checkpoint_that_is_missing_is_not_replaced_in_silence(

@@ -24,7 +24,7 @@ from phasegpt.core.errors import CheckpointError, ConfigError, OutputError, User
 from phasegpt.data import hf_tokenizers
 from phasegpt.data.tokenizers import Tokenizer, build
 from phasegpt.export import ExportConfig, export
-from phasegpt.model import checkpoint
+from phasegpt.model import loading
 from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM
 from phasegpt.model.huggingface import load as load_hf
 
@@ -65,11 +65,11 @@ def test_which_checkpoint_is_exported_is_the_users_choice(
 
 
 def test_the_folder_is_whole_and_says_so(folder: Path) -> None:
-    back = checkpoint.load_run(folder)
+    back = loading.load_run(folder)
     assert back.config is not None
     sums = (folder / "SHA256SUMS").read_text()
     assert all(file.name in sums for file in folder.iterdir() if file.name != "SHA256SUMS")
-    assert checkpoint.is_ours(folder)
+    assert loading.is_ours(folder)
 
 
 def test_an_export_of_an_export_is_the_same_model(
@@ -254,7 +254,7 @@ def test_the_command_tells_what_it_wrote(
 def test_what_cannot_be_exported_is_refused_before_the_work(
     run: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "load_run", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr(loading, "load_run", lambda *_: pytest.fail("the work began"))
     for error, match, words in (
         (ConfigError, "checkpoint is not set", {"checkpoint": None}),
         (ConfigError, "out is not set", {"out": None}),

@@ -12,19 +12,20 @@ from torch.nn import functional as F
 from phasegpt.core.errors import ConfigError
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import Corpus, prepare
-from phasegpt.model import checkpoint
+from phasegpt.model import loading
+from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import Score, nats, score
 
 UNICODE = "Caf\u00e9 \u201cna\u00efve\u201d \U0001f600 s\u00e3o \u4f60\u597d wor ld \n\n" * 12
 
 
 @pytest.fixture(scope="module")
-def loaded(run: Path) -> checkpoint.Loaded:
-    return checkpoint.load_run(run)
+def loaded(run: Path) -> Loaded:
+    return loading.load_run(run)
 
 
 @pytest.fixture(scope="module")
-def corpus(loaded: checkpoint.Loaded) -> Corpus:
+def corpus(loaded: Loaded) -> Corpus:
     assert loaded.config is not None
     return prepare(DataConfig.parse(loaded.config["data"]))
 
@@ -79,7 +80,7 @@ def test_nats_computes_in_float32_at_least() -> None:
     [(32, 32), (32, 1), (32, 13), (32, 31), (7, 7), (7, 3), (1, 1), (30, 29)],
 )
 def test_every_context_and_stride_agrees_with_a_loop_over_tokens(
-    loaded: checkpoint.Loaded, corpus: Corpus, context: int, stride: int
+    loaded: Loaded, corpus: Corpus, context: int, stride: int
 ) -> None:
     result = score(loaded.model, corpus, "val", context=context, stride=stride, batch_size=3)
     tokens = corpus.split("val").tolist()
@@ -87,9 +88,7 @@ def test_every_context_and_stride_agrees_with_a_loop_over_tokens(
     assert result.nats == pytest.approx(slow_nats(loaded.model, tokens, context, stride), rel=1e-6)
 
 
-def test_the_score_does_not_depend_on_the_batch_size(
-    loaded: checkpoint.Loaded, corpus: Corpus
-) -> None:
+def test_the_score_does_not_depend_on_the_batch_size(loaded: Loaded, corpus: Corpus) -> None:
     scores = [
         score(loaded.model, corpus, "train", context=32, stride=16, batch_size=n)
         for n in (4, 4, 1, 100)
@@ -98,9 +97,7 @@ def test_the_score_does_not_depend_on_the_batch_size(
     assert [s.nats for s in scores] == pytest.approx([scores[0].nats] * 4, rel=1e-6)
 
 
-def test_modes_and_the_global_generator_are_left_alone(
-    loaded: checkpoint.Loaded, corpus: Corpus
-) -> None:
+def test_modes_and_the_global_generator_are_left_alone(loaded: Loaded, corpus: Corpus) -> None:
     model, state = loaded.model, torch.get_rng_state()
     before = score(model, corpus, "val", context=8, stride=8, batch_size=2)
     model.train()
@@ -115,7 +112,7 @@ def test_modes_and_the_global_generator_are_left_alone(
 @pytest.mark.parametrize("tokenizer", ["char", "byte"])
 def test_bytes_and_words_are_those_of_the_text(tmp_path: Path, tokenizer: str) -> None:
     run = make_run(tmp_path / "run", *text_data(tmp_path, UNICODE, tokenizer))
-    loaded = checkpoint.load_run(run)
+    loaded = loading.load_run(run)
     corpus = prepare(DataConfig.parse(loaded.config["data"]))  # type: ignore[union-attr]
     text = corpus.tokenizer.decode(corpus.split("train"))
     result = score(loaded.model, corpus, "train", context=32, stride=32, batch_size=8)
@@ -153,7 +150,7 @@ def test_ratios_of_a_score() -> None:
     ],
 )
 def test_windows_that_cannot_be_scored_are_named(
-    loaded: checkpoint.Loaded, corpus: Corpus, options: dict[str, int], says: str
+    loaded: Loaded, corpus: Corpus, options: dict[str, int], says: str
 ) -> None:
     with pytest.raises(ConfigError, match=says):
         score(loaded.model, corpus, "val", **{"batch_size": 2, **options})

@@ -13,7 +13,7 @@ import torch
 from helpers import TEXT, make_run, payload, run_config, text_data
 
 from phasegpt.core.errors import CheckpointError, ConfigError
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 
@@ -26,7 +26,7 @@ def content(tmp_path_factory: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: Any) -> Path:
     folder = tmp_path_factory.mktemp("exported")
-    return checkpoint.export(make_run(folder / "run", *text_data(folder, TEXT)), folder / "shared")
+    return loading.export(make_run(folder / "run", *text_data(folder, TEXT)), folder / "shared")
 
 
 def set_(*keys: str, to: Any) -> Callable[[Any], None]:
@@ -73,7 +73,7 @@ def test_a_checkpoint_of_wrong_content_is_refused_by_name(
     path = tmp_path / "step-00000001.ckpt"
     checkpoint.save(wrong, path)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load_run(path)
+        loading.load_run(path)
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) <= 20
 
@@ -82,7 +82,7 @@ def test_a_checkpoint_of_wrong_content_is_refused_by_name(
 def test_a_checkpoint_that_is_no_mapping_is_refused(tmp_path: Path, value: Any) -> None:
     checkpoint.save(value, tmp_path / "a.ckpt")
     with pytest.raises(CheckpointError, match=r"a\.ckpt holds a .* not a PhaseGPT checkpoint"):
-        checkpoint.load_run(tmp_path / "a.ckpt")
+        loading.load_run(tmp_path / "a.ckpt")
 
 
 def test_a_checkpoint_that_cannot_be_trained_on_names_what_it_lacks(
@@ -128,7 +128,7 @@ def test_an_export_of_wrong_content_is_refused_by_name(
     (folder / file).write_bytes(content)
     sign(folder)
     with pytest.raises(CheckpointError) as error:
-        checkpoint.load_run(folder)
+        loading.load_run(folder)
     assert str(folder) in str(error.value)
     assert len(str(error.value).splitlines()) <= 20
 
@@ -142,17 +142,17 @@ def test_an_export_cannot_name_files_outside_its_folder(exported: Path, tmp_path
         line = f"{hashlib.sha256(b'x').hexdigest()}  {name}\n"
         sums.write_text(sums.read_text() + line)
         with pytest.raises(CheckpointError, match="SHA256SUMS is damaged"):
-            checkpoint.load_run(folder)
+            loading.load_run(folder)
 
 
 def test_an_export_that_cannot_be_written_is_told_before(
     exported: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(checkpoint, "load_run", None)  # the work would fail
+    monkeypatch.setattr(loading, "load_run", None)  # the work would fail
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("n" * 300)):
         with pytest.raises(ConfigError, match="the folder of the export: cannot write"):
-            checkpoint.export(exported, folder)
+            loading.export(exported, folder)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -161,7 +161,7 @@ def test_a_broken_record_beside_a_checkpoint_is_named(exported: Path, tmp_path: 
     for wrong in ("[]", "{", json.dumps({"data": [1]})):
         (run / "run.json").write_text(wrong)
         with pytest.raises(CheckpointError, match=r"run\.json"):
-            checkpoint.load_run(run)
+            loading.load_run(run)
 
 
 def test_a_model_beyond_memory_is_refused_before_it_is_allocated() -> None:

@@ -15,7 +15,7 @@ import phasegpt
 from phasegpt.core.errors import CheckpointError, ConfigError, UserError
 from phasegpt.data.corpus import prepare
 from phasegpt.data.windows import EvalWindows
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 from phasegpt.model.run_checkpoints import sha256_of
 from phasegpt.model.scoring import nats, score
 from phasegpt.training.config import build, run_config
@@ -47,7 +47,7 @@ def source(tmp_path_factory: pytest.TempPathFactory, text: list[str]) -> Path:
     file = folder / "run/checkpoints/step-00000010.ckpt"
     checkpoint.save(payload(run), file)
     checkpoint.link(file, "best.ckpt")
-    checkpoint.export(folder / "run", folder / "export")
+    loading.export(folder / "run", folder / "export")
     return folder
 
 
@@ -64,7 +64,7 @@ def test_a_run_begins_with_the_weights_and_records_them(
 ) -> None:
     start = AtStart()
     record = fit(config(source / kind, text), tmp_path / "new", callbacks=[start])
-    theirs = checkpoint.load(source / "run").state_dict()
+    theirs = loading.load(source / "run").state_dict()
     weights = dict(start.weights)
     assert torch.equal(weights["transformer.wpe.weight"], theirs["transformer.wpe.weight"][:16])
     del theirs["transformer.wpe.weight"]
@@ -102,7 +102,7 @@ def test_what_is_new_is_what_the_seed_gives_a_fresh_model(
 
 def test_build_begins_with_the_same_weights(source: Path, text: list[str]) -> None:
     model = build(config(source / "run", text))
-    theirs = checkpoint.load(source / "run").state_dict()
+    theirs = loading.load(source / "run").state_dict()
     assert torch.equal(model.state_dict()["lm_head.weight"], theirs["lm_head.weight"])
 
 
@@ -137,7 +137,7 @@ def test_other_weights_under_the_name_are_refused_where_nothing_was_saved(
     other = run_config(config("null", text, "seed=1"))
     file = tmp_path / "other/checkpoints/step-00000010.ckpt"
     checkpoint.save(payload(other), file)
-    checkpoint.export(file, copy)
+    loading.export(file, copy)
     with pytest.raises(CheckpointError, match=r"changed since .* began; put the old ones back"):
         fit(config(copy, text, "resume=true"), tmp_path / "cut")
 
@@ -247,7 +247,7 @@ def test_finetune_gpt2_begins_with_the_loss_of_hugging_faces_model(tmp_path: Pat
     assert record["status"] == "ok"
     assert record["final"]["val/loss"] != pytest.approx(losses[0], abs=1e-6)
     assert record["init_from"]["left_over"] == []
-    beta = checkpoint.load(tmp_path / "run", "last").blocks[1].attn.beta
+    beta = loading.load(tmp_path / "run", "last").blocks[1].attn.beta
     assert (beta != 0).all()
     refused = phasegpt.compose(["+experiment=finetune_gpt2", f"init_from={tmp_path / 'gpt2'}"])
     with pytest.raises(ConfigError, match=r"set model\.n_layer=2 model\.n_head=2 model\.n_embd=16"):

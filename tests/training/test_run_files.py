@@ -15,7 +15,7 @@ from helpers import TWO_STEPS, command
 from phasegpt.core.composition import compose
 from phasegpt.core.errors import CheckpointError, ConfigError, DataError
 from phasegpt.data.corpus import prepare
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 from phasegpt.training.config import run_config
 from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
@@ -140,8 +140,8 @@ def test_a_run_copied_without_links_goes_on(text: list[str], tmp_path: Path) -> 
     record = fit(compose(words), tmp_path)
     for name in ("last.ckpt", "best.ckpt"):
         (tmp_path / "checkpoints" / name).unlink()
-    assert checkpoint.load_run(tmp_path, "last").path.name == "step-00000002.ckpt"
-    assert record["data"]["fingerprint"] == checkpoint.load_run(tmp_path).data_fingerprint
+    assert loading.load_run(tmp_path, "last").path.name == "step-00000002.ckpt"
+    assert record["data"]["fingerprint"] == loading.load_run(tmp_path).data_fingerprint
     broken = checkpoint.read(tmp_path / "checkpoints" / "step-00000002.ckpt")
     del broken["loops"]
     checkpoint.save(broken, tmp_path / "checkpoints" / "step-00000002.ckpt")

@@ -1,0 +1,72 @@
+"""A trained model by the name of its run folder, checkpoint file or exported folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from phasegpt.core import arguments
+from phasegpt.core.errors import CheckpointError
+from phasegpt.data.config import DataConfig
+from phasegpt.model import exported, shards
+from phasegpt.model.checkpoint import Which, find, read_hashed, reading, run_folder
+from phasegpt.model.config import AttentionSection, ModelSection, gpt_config
+from phasegpt.model.gpt import GPT
+from phasegpt.model.loaded import Loaded, assembled, fingerprint, of_today, tokenizer_of
+
+
+def load(target: str | Path, which: Which = "best") -> GPT:
+    """The trained model of a run folder, a .ckpt file or an exported folder, in eval mode.
+
+    `model.tokenizer` is the tokenizer it was trained with. `which` chooses between a run's best
+    and last checkpoint. Raises CheckpointError.
+    """
+    return load_run(target, which).model
+
+
+def load_run(target: str | Path, which: Which = "best") -> Loaded:
+    """Like load, with the run's configuration, the file and its sha256."""
+    target = arguments.path("target", target)
+    arguments.choice("which", which, ("best", "last"))
+    if shards.there(target):
+        return exported.read_folder(target)
+    if os.path.isfile(target / "adapter_config.json"):
+        raise CheckpointError(
+            f"{target} holds an adapter of PEFT alone; merge it into its model: "
+            f"PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)"
+        )
+    path = find(target, which)
+    payload, sha256 = read_hashed(path)
+    hyper = payload.get("hyper_parameters")
+    if not isinstance(hyper, dict) or not {"config", "tokenizer"} <= hyper.keys():
+        raise CheckpointError(f"{path} is not a PhaseGPT checkpoint; it has no configuration")
+    tokenizer = tokenizer_of(path, hyper["tokenizer"])
+    with reading(path):
+        config = of_today(hyper["config"])
+        gpt = gpt_config(
+            ModelSection.parse(config["model"]),
+            AttentionSection.parse(config["attention"]),
+            DataConfig.parse(config["data"]),
+            tokenizer.vocab_size,
+        )
+        weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
+        model = assembled(gpt, weights, tokenizer)
+    record = run_folder(path) / "run.json"
+    known = fingerprint(record) if record.is_file() else None
+    return Loaded(model, tokenizer, config, path, sha256, known)
+
+
+def is_ours(target: str | Path) -> bool:
+    """Whether `target` is a run folder, a .ckpt file or an exported folder; else Hugging Face's."""
+    path = Path(target)
+    return os.path.isfile(path) or os.path.exists(path / "checkpoints") or exported.is_folder(path)
+
+
+def export(target: str | Path, folder: str | Path, which: Which = "best") -> Path:
+    """Write a model as a folder to share; returns the folder.
+
+    Raises CheckpointError, and ConfigError or OutputError where the folder cannot be written.
+    """
+    folder = arguments.path("folder", folder)
+    exported.check_folder(folder)
+    return exported.write_folder(folder, exported.contents(load_run(target, which)))
