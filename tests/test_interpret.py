@@ -124,6 +124,9 @@ def test_a_text_of_ones_own_is_one_sequence_or_windows_of_it(run: Path, tmp_path
     assert (long["sequences"], long["context"]) == (2, 32)
     windows = measured(TEXT[:80], context=10)
     assert (windows["sequences"], windows["context"]) == (7, 10)
+    pairs = measured("Sh")  # one token and its target: shorter than any prefix that counts
+    assert (pairs["sequences"], pairs["context"]) == (1, 1)
+    assert pairs["layers"][0]["R"]["mean"] > 0
 
 
 def test_an_exported_folder_needs_no_record_for_a_text(

@@ -80,9 +80,13 @@ def _layer(measured: Measurement, t: Trace, T: int) -> dict[str, Any]:
 
 
 def _scatter(loss_BT: Tensor, coherence_BTH: Tensor, first: int) -> dict[str, Any]:
-    """Evenly spaced tokens of all sequences: their loss, and each head's local coherence."""
+    """Evenly spaced tokens of all sequences: their loss, and each head's local coherence.
+
+    None where every sequence is shorter than that.
+    """
     loss, coherence = loss_BT[:, first:].flatten(), coherence_BTH[:, first:].flatten(0, 1)
-    chosen = torch.from_numpy(np.unique(np.linspace(0, len(loss) - 1, _POINTS).astype(np.int64)))
+    places = np.linspace(0, len(loss) - 1, min(_POINTS, len(loss)))
+    chosen = torch.from_numpy(np.unique(places.astype(np.int64)))
     return {"loss": _round(loss[chosen]), "coherence": _round(coherence[chosen].T)}
 
 

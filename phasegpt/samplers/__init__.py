@@ -1,5 +1,6 @@
 """Sampling text: an ordered chain of processors, one decoding loop, and what acts on its memory."""
 
+from phasegpt.samplers.building import build_sampler
 from phasegpt.samplers.calibrate import HeadScores, calibrate_heads
 from phasegpt.samplers.chain import build_chain
 from phasegpt.samplers.classic import EntropyShockSampler, PhaseSlipSampler
@@ -7,7 +8,6 @@ from phasegpt.samplers.fit import TemperatureFit, fit_logits, fit_temperature
 from phasegpt.samplers.huggingface import Sampler
 from phasegpt.samplers.intervene import EntropyGate, Intervention, RGate
 from phasegpt.samplers.loop import KEEP, OnTokens, decode
-from phasegpt.samplers.options import build_sampler
 from phasegpt.samplers.penalties import DRY, RepetitionPenalty
 from phasegpt.samplers.phase_slip import PhaseSlip
 from phasegpt.samplers.processor import Processor

@@ -23,6 +23,7 @@ from phasegpt.samplers.chain import build_chain
 from phasegpt.samplers.intervene import EntropyGate, Intervention
 from phasegpt.samplers.loop import Streamer, decode
 from phasegpt.samplers.models import decoder
+from phasegpt.samplers.options import EntropyShockOptions, PhaseSlipOptions
 from phasegpt.samplers.phase_slip import AUTO_HEADS, PhaseSlip
 from phasegpt.samplers.processor import Processor
 from phasegpt.samplers.shock import KVShock, LoopDetector, LowEntropy
@@ -125,8 +126,8 @@ class PhaseSlipSampler(_TextSampler):
         model: Any,
         tokenizer: Any,
         noise_scale: float = 0.03,
-        logit_fusion_alpha: float = 0.45,
-        perturbation_window: int = 12,
+        logit_fusion_alpha: float = PhaseSlipOptions.anchor,
+        perturbation_window: int = PhaseSlipOptions.window,
         *,
         blend_beta: float = 0.15,
         angle: float | None = None,
@@ -192,15 +193,15 @@ class EntropyShockSampler(_TextSampler):
         self,
         model: Any,
         tokenizer: Any,
-        stagnation_threshold: float = 0.6,
-        patience: int = 3,
-        noise_scale: float = 0.1,
+        stagnation_threshold: float = EntropyShockOptions.stagnation_threshold,
+        patience: int = EntropyShockOptions.patience,
+        noise_scale: float = EntropyShockOptions.noise_scale,
         *,
-        detector: str = "entropy",
-        window: int = 32,
-        cooldown: int = 16,
-        target: Literal["keys", "values", "both"] = "both",
-        heat: float = 2.0,
+        detector: str = EntropyShockOptions.detector,
+        window: int = EntropyShockOptions.window,
+        cooldown: int = EntropyShockOptions.cooldown,
+        target: Literal["keys", "values", "both"] = EntropyShockOptions.target,
+        heat: float = EntropyShockOptions.heat,
     ) -> None:
         super().__init__(model, tokenizer)
         if detector not in ("entropy", "loop"):

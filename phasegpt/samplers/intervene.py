@@ -15,6 +15,7 @@ from torch import Tensor
 from phasegpt.attention._cache import Cache, LayerCache
 from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
+from phasegpt.samplers.options import PhaseSlipOptions
 from phasegpt.samplers.temperature import entropy, sharpened
 
 if TYPE_CHECKING:
@@ -85,7 +86,9 @@ class EntropyGate:
     So at H = 0 it is 1/(1 + e^center), not closed, and at H = center it is 1/2. ConfigError.
     """
 
-    def __init__(self, center: float = 2.5, temperature: float = 1.0) -> None:
+    def __init__(
+        self, center: float = PhaseSlipOptions.gate_entropy, temperature: float = 1.0
+    ) -> None:
         self.center = _values.between("center", center, -math.inf, otherwise=" (nats)")
         self.temperature = _values.real("temperature of the gate", temperature)
         if not self.temperature > 0:

@@ -1,13 +1,11 @@
-"""The `sampler` group of conf/: options of every sampler, and the intervention they make."""
+"""The `sampler` group of conf/: options of every sampler. The classes take their defaults here."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import Section, option, shown, unknown
+from phasegpt.core.sections import Section, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +14,6 @@ class AncestralOptions(Section):
 
     section: ClassVar[str] = "sampler"
     name: Literal["ancestral"] = option("ancestral", "the sampler")
-
-    def build(self) -> None:
-        """No intervention."""
-        return
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,18 +54,6 @@ class PhaseSlipOptions(Section):
         self.refuse_idle(self.gate == "entropy", "gate", "gate_entropy")
         self.refuse_idle(self.gate == "R", "gate", "gate_R")
 
-    def build(self) -> Any:
-        """The intervention; ConfigError."""
-        from phasegpt.samplers.intervene import EntropyGate, RGate
-        from phasegpt.samplers.phase_slip import PhaseSlip
-
-        gates: dict[str, Any] = {"entropy": EntropyGate(self.gate_entropy), "R": RGate(self.gate_R)}
-        return PhaseSlip(
-            self.heads, angle=self.angle, target_kl=self.target_kl, window=self.window,
-            anchor=self.anchor, gate=gates.get(self.gate), rotation=self.rotation,
-            protect_prompt=self.protect_prompt, target=self.target, candidates=self.candidates,
-        )  # fmt: skip
-
 
 @dataclass(frozen=True, kw_only=True)
 class EntropyShockOptions(Section):
@@ -98,37 +80,10 @@ class EntropyShockOptions(Section):
         self.refuse_idle(self.detector == "entropy", "detector", "stagnation_threshold")
         self.refuse_idle(self.noise_scale != 0, "noise_scale", "window", "target")
 
-    def build(self) -> Any:
-        """The intervention; ConfigError."""
-        from phasegpt.samplers.shock import KVShock, LoopDetector, LowEntropy
-
-        detector: Any = (
-            LowEntropy(self.stagnation_threshold, self.patience)
-            if self.detector == "entropy"
-            else LoopDetector(self.match, self.patience)
-        )
-        return KVShock(
-            self.noise_scale, detector=detector, window=self.window, cooldown=self.cooldown,
-            target=self.target, heat=self.heat,
-        )  # fmt: skip
-
 
 #: By the name of their YAML in conf/sampler.
-SAMPLERS: dict[str, Any] = {
+SAMPLERS: dict[str, type[Section]] = {
     "ancestral": AncestralOptions,
     "phase_slip": PhaseSlipOptions,
     "entropy_shock": EntropyShockOptions,
 }
-
-
-def build_sampler(values: Mapping[str, Any]) -> Any:
-    """The intervention of a `sampler` group, or None for ancestral; ConfigError."""
-    name = values.get("name")
-    if not isinstance(name, str) or name not in SAMPLERS:
-        raise ConfigError(
-            unknown(
-                f"sampler={name if isinstance(name, str) else shown(name)}",
-                [f"sampler={n}" for n in SAMPLERS],
-            )
-        )
-    return SAMPLERS[name].parse(values).build()

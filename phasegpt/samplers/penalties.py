@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
+from phasegpt.samplers.processor import of_tokens
 
 _ENOUGH = 1e4  # nats; a token with a larger penalty is never drawn anyway
 
@@ -27,12 +27,13 @@ class RepetitionPenalty:
     def __init__(self, penalty: float) -> None:
         self.penalty = _values.between("repetition_penalty", penalty, 0, closed=False)
 
+    @of_tokens
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """ids[B,T], logits[B,V] -> logits[B,V]."""
-        ids_BT = _needed(ids, "RepetitionPenalty")
-        z_BT = logits.gather(-1, ids_BT)
+        assert ids is not None
+        z_BT = logits.gather(-1, ids)
         z_BT = torch.where(z_BT < 0, z_BT * self.penalty, z_BT / self.penalty)
-        return logits.scatter(-1, ids_BT, z_BT)
+        return logits.scatter(-1, ids, z_BT)
 
 
 class DRY:
@@ -59,9 +60,11 @@ class DRY:
             sorted(set(_values.token_ids("dry_breakers", breakers))), dtype=np.int64
         )
 
+    @of_tokens
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """ids[B,T], logits[B,V] -> logits[B,V]."""
-        ids_BT = _needed(ids, "DRY").cpu().numpy()
+        assert ids is not None
+        ids_BT = ids.cpu().numpy()
         if not self.multiplier:
             return logits
         penalties_BV = torch.zeros(logits.shape, dtype=logits.dtype)
@@ -89,9 +92,3 @@ class DRY:
         """Nats, at most _ENOUGH."""
         exponent = (length - self.allowed_length) * math.log(self.base)
         return min(_ENOUGH, self.multiplier * math.exp(min(exponent, 100.0)))
-
-
-def _needed(ids: Tensor | None, name: str) -> Tensor:
-    if ids is None:
-        raise ConfigError(f"{name} looks at the tokens so far: it needs ids, and got None")
-    return ids

@@ -32,6 +32,7 @@ from phasegpt.samplers.calibrate import Head, calibrate_heads
 from phasegpt.samplers.candidates import CandidateHead
 from phasegpt.samplers.intervene import WRAP, EntropyGate, Gate, Memory, divergence
 from phasegpt.samplers.models import Decoder
+from phasegpt.samplers.options import PhaseSlipOptions
 from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features, turned
 from phasegpt.samplers.target_kl import angle_for, own_text, phase_heads
 from phasegpt.samplers.temperature import entropy
@@ -71,17 +72,17 @@ class PhaseSlip:
 
     def __init__(
         self,
-        heads: Sequence[Head] | Literal["auto"] = "auto",
+        heads: Sequence[Head] | Literal["auto"] = PhaseSlipOptions.heads,
         *,
-        angle: float | None = None,
-        target_kl: float = 0.02,
-        window: int = 12,
-        anchor: float = 0.45,
+        angle: float | None = PhaseSlipOptions.angle,
+        target_kl: float = PhaseSlipOptions.target_kl,
+        window: int = PhaseSlipOptions.window,
+        anchor: float = PhaseSlipOptions.anchor,
         gate: Gate | Literal["entropy"] | None = "entropy",
-        rotation: str = "geodesic",
-        protect_prompt: bool = False,
-        target: Literal["values", "phases"] = "values",
-        candidates: int | None = None,
+        rotation: str = PhaseSlipOptions.rotation,
+        protect_prompt: bool = PhaseSlipOptions.protect_prompt,
+        target: Literal["values", "phases"] = PhaseSlipOptions.target,
+        candidates: int | None = PhaseSlipOptions.candidates,
         force: bool = False,
     ) -> None:
         if not isinstance(rotation, str) or rotation not in ROTATIONS:

@@ -22,6 +22,7 @@ from phasegpt.core.sections import unknown
 from phasegpt.samplers import _values
 from phasegpt.samplers.intervene import WRAP, Memory
 from phasegpt.samplers.models import Decoder
+from phasegpt.samplers.options import EntropyShockOptions
 from phasegpt.samplers.temperature import entropy
 
 
@@ -41,7 +42,11 @@ class LowEntropy:
     A confident passage looks the same. Raises ConfigError.
     """
 
-    def __init__(self, threshold: float = 0.6, patience: int = 3) -> None:
+    def __init__(
+        self,
+        threshold: float = EntropyShockOptions.stagnation_threshold,
+        patience: int = EntropyShockOptions.patience,
+    ) -> None:
         self.threshold = _values.between(
             "stagnation_threshold", threshold, 0, closed=False, otherwise=" (nats)"
         )
@@ -59,7 +64,7 @@ class LoopDetector:
     longer than that in whole. Raises ConfigError.
     """
 
-    def __init__(self, match: int = 16, patience: int = 4) -> None:
+    def __init__(self, match: int = EntropyShockOptions.match, patience: int = 4) -> None:
         self.match = _values.whole("match", match, 1)
         self.patience = _values.whole("patience", patience, 1)
 
@@ -110,13 +115,13 @@ class KVShock:
 
     def __init__(
         self,
-        scale: float = 0.1,
+        scale: float = EntropyShockOptions.noise_scale,
         *,
         detector: Detector | None = None,
-        window: int = 32,
-        cooldown: int = 16,
-        target: Literal["keys", "values", "both"] = "both",
-        heat: float = 2.0,
+        window: int = EntropyShockOptions.window,
+        cooldown: int = EntropyShockOptions.cooldown,
+        target: Literal["keys", "values", "both"] = EntropyShockOptions.target,
+        heat: float = EntropyShockOptions.heat,
     ) -> None:
         targets = ("keys", "values", "both")
         if not isinstance(target, str) or target not in targets:

@@ -18,7 +18,7 @@ from torch import Tensor
 from phasegpt.core.arguments import tensor
 from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
-from phasegpt.samplers.processor import Processor
+from phasegpt.samplers.processor import Processor, of_logits, of_tokens
 
 
 class Temperature:
@@ -39,6 +39,7 @@ class Temperature:
         else:
             self.beta = inverse(_values.real("temperature", temperature))
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V], float32 at least."""
         if self.beta == 1:
@@ -63,6 +64,7 @@ class DynamicTemperature:
             )
         self.exponent = _values.between("exponent", exponent, 0, closed=False)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V], float32 at least."""
         left_B1 = (logits > -math.inf).sum(dim=-1, keepdim=True).clamp(min=2)
@@ -101,10 +103,10 @@ class NegativeBursts:
         self.start = _values.whole("start", start, 0)
         self.burst, self.between = Temperature(number), _values.processor("between", between)
 
+    @of_tokens
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]; ids[B,T] only tell how many tokens there are."""
-        if ids is None:
-            raise ConfigError("NegativeBursts counts tokens: it needs ids, and got None")
+        assert ids is not None
         if (ids.shape[1] - self.start) % self.every >= self.every - self.length:
             return self.burst(ids, logits)
         return logits if self.between is None else self.between(ids, logits)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from phasegpt.samplers import _values
+from phasegpt.samplers.processor import of_logits
 from phasegpt.samplers.temperature import entropy
 
 
@@ -23,6 +24,7 @@ class TopK:
     def __init__(self, k: int) -> None:
         self.k = _values.whole("top_k", k, 1, _values.OFF)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]."""
         smallest = logits.topk(min(self.k, logits.shape[-1]), dim=-1).values[..., -1:]
@@ -38,6 +40,7 @@ class TopP:
     def __init__(self, p: float) -> None:
         self.p = _values.between("top_p", p, 0, 1, closed=False, otherwise=_values.OFF)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]; p = 1 keeps everything."""
         if self.p == 1:
@@ -57,6 +60,7 @@ class MinP:
     def __init__(self, min_p: float) -> None:
         self.min_p = _values.between("min_p", min_p, 0, 1, otherwise=_values.OFF)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]; 0 keeps everything, 1 the likeliest alone."""
         probs = logits.softmax(dim=-1)
@@ -73,6 +77,7 @@ class Typical:
     def __init__(self, p: float) -> None:
         self.p = _values.between("typical_p", p, 0, 1, closed=False, otherwise=_values.OFF)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]; p = 1 keeps everything."""
         if self.p == 1:
@@ -95,6 +100,7 @@ class TopH:
     def __init__(self, h: float) -> None:
         self.h = _values.between("top_h", h, 0, 1, closed=False, otherwise=_values.OFF)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]."""
         likeliest, order = logits.topk(min(100, logits.shape[-1]), dim=-1)
@@ -117,6 +123,7 @@ class Epsilon:
             "epsilon_cutoff", epsilon, 0, 1, closed=False, otherwise=_values.OFF
         )
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]."""
         return _at_least(logits, torch.tensor(self.epsilon))
@@ -133,6 +140,7 @@ class Eta:
             "eta_cutoff", epsilon, 0, 1, closed=False, otherwise=_values.OFF
         )
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]."""
         expected_B1 = self.epsilon**0.5 * (-entropy(logits)[..., None]).exp()
@@ -145,6 +153,7 @@ class PLess:
     It has no parameter. Source: Tan et al., arXiv 2509.23234 (p-less sampling).
     """
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]; a uniform distribution stays whole, up to rounding."""
         twice_B1 = logits.softmax(dim=-1).square().sum(dim=-1, keepdim=True)
@@ -168,6 +177,7 @@ class TopNSigma:
     def __init__(self, n: float) -> None:
         self.n = _values.between("top_n_sigma", n, 0, closed=False, otherwise=_values.OFF)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]."""
         left = logits > -math.inf

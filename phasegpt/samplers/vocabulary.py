@@ -16,6 +16,7 @@ from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
+from phasegpt.samplers.processor import of_logits, of_tokens
 
 _WORDS = re.compile(r"(?:[^\W\d_]|')+")  # letters of any script and the apostrophe
 _OPEN = re.compile(_WORDS.pattern + r"\Z")
@@ -57,6 +58,7 @@ class Vocabulary:
     def __init__(self, size: int) -> None:
         self.size = _values.whole("vocabulary size", size, 1)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]."""
         if logits.shape[-1] <= self.size:
@@ -95,6 +97,7 @@ class AllowedTokens:
             raise ConfigError(f"no token matches {pattern!r} as a whole; widen the pattern")
         return cls(found)
 
+    @of_logits
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """Logits[B,V] -> logits[B,V]; ids beyond V are ignored."""
         keep = self.allowed[self.allowed < logits.shape[-1]].to(logits.device)
@@ -119,10 +122,10 @@ class AllowedWords:
         self.texts = _texts(texts)
         self._removed = functools.lru_cache(_MASKS)(self._removed_after)
 
+    @of_tokens
     def __call__(self, ids: Tensor | None, logits: Tensor) -> Tensor:
         """ids[B,T], logits[B,V] -> logits[B,V]; ids without a text are removed."""
-        if ids is None:
-            raise ConfigError("AllowedWords reads the tokens so far: it needs ids, and got None")
+        assert ids is not None
         removed_BV = torch.ones(logits.shape, dtype=torch.bool)
         for row, removed_V in zip(ids.tolist(), removed_BV, strict=True):
             mask = self._removed(self._open_word(row))

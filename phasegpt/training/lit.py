@@ -30,6 +30,7 @@ from phasegpt.phase.steering import (
 )
 from phasegpt.training.checkpointing import step_done
 from phasegpt.training.config import RunConfig
+from phasegpt.training.finite import Failed, FiniteWatch
 from phasegpt.training.optim import build_optimizer, schedule
 from phasegpt.training.optimizers import ScheduleFree
 
@@ -52,6 +53,7 @@ class LitGPT(pl.LightningModule):
         )
         self._order: list[Tensor] = []  # R of each micro-batch, for an adaptive weight
         self.grad_norm: Tensor | None = None
+        self._finite = FiniteWatch(self.run.trainer.log_every_n_steps)
         self._bytes_V: Tensor | None = None  # of every token, once a validation has begun
         self.validation: dict[str, float] = {}
 
@@ -69,7 +71,7 @@ class LitGPT(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Loss of one micro-batch: cross-entropy plus the coherence penalty, and what to log."""
         # Forward, with noise that the step, the sample and the layer determine.
-        self._last_idx_BT = batch["idx"]
+        self._last_batch = batch
         r = self.run.regularizer
         out = self.model(
             batch["idx"],
@@ -117,7 +119,8 @@ class LitGPT(pl.LightningModule):
         return {"phase": out.phase}
 
     def on_validation_epoch_start(self) -> None:
-        """Start the sums of a validation."""
+        """Start the sums of a validation, of weights that a finite gradient has made."""
+        self._stop_if(self._finite.read())
         self._val_nats = torch.zeros((), dtype=torch.float64, device=self.device)
         self._val_tokens = torch.zeros((), dtype=torch.int64, device=self.device)
         self._val_bytes = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -130,7 +133,7 @@ class LitGPT(pl.LightningModule):
         # Every process scores the whole split; what follows from it must be the same on all.
         total, tokens, count = self.trainer.strategy.broadcast(sums)
         if not math.isfinite(total):
-            raise Collapsed(self._diagnosis())
+            raise Collapsed(self._diagnosis(self.global_step, self._last_batch["idx"]))
         bits = total / math.log(2) / count
         self.validation = {
             "val/loss": total / tokens,
@@ -159,7 +162,8 @@ class LitGPT(pl.LightningModule):
             self._order = []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep an adaptive lambda; other schedules have no state."""
+        """Keep an adaptive lambda; other schedules have no state. Nothing after a collapse."""
+        self._stop_if(self._finite.read())
         if self.run.regularizer.schedule == "adaptive":
             checkpoint["regularizer"] = self.penalty_weight.state_dict()
 
@@ -181,8 +185,28 @@ class LitGPT(pl.LightningModule):
         self.grad_norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
         if by_value:
             nn.utils.clip_grad_value_(parameters, limit)
-        if not torch.isfinite(self.grad_norm):
-            raise Collapsed(self._diagnosis())
+        self._stop_if(
+            self._finite.see(self.grad_norm, self.global_step, self._last_batch, optimizer)
+        )
+
+    def on_train_end(self) -> None:
+        """Look at the last steps, where no validation did."""
+        self._stop_if(self._finite.read())
+
+    def _stop_if(self, failed: Failed | None) -> None:
+        """Collapsed, with a diagnosis of the step that failed."""
+        if failed is None:
+            return
+        if failed.step < self.global_step:  # its gradients are gone, its weights are there
+            with torch.inference_mode(False), torch.enable_grad():
+                total, _ = nats(
+                    self.model.forward(failed.batch["idx"]).logits, failed.batch["targets"]
+                )
+                parameters = list(self.model.parameters())
+                found = torch.autograd.grad(total, parameters, allow_unused=True)
+            for parameter, gradient in zip(parameters, found, strict=True):
+                parameter.grad = gradient
+        raise Collapsed(self._diagnosis(failed.step, failed.batch["idx"]))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Take a schedule-free optimizer's gradients where it wants them."""
@@ -219,8 +243,8 @@ class LitGPT(pl.LightningModule):
         return torch.stack(terms).sum()
 
     @torch.no_grad()
-    def _diagnosis(self) -> str:
-        """Where the numbers stopped being finite: step, layer and R."""
+    def _diagnosis(self, step: int, idx_BT: Tensor) -> str:
+        """Where the numbers stopped being finite at this batch: step, layer and R."""
         broken: list[int] = []
         hooks = [
             block.register_forward_hook(
@@ -231,13 +255,14 @@ class LitGPT(pl.LightningModule):
             for layer, block in enumerate(self.model.blocks)
         ]
         with torch.random.fork_rng(devices=[]):
-            out = self.model(self._last_idx_BT, return_phase=True)
+            # forward, not __call__: a compiled model would leave the hooks out.
+            out = self.model.forward(idx_BT, return_phase=True)
         for hook in hooks:
             hook.remove()
         where = f"layer {broken[0]} in the forward pass" if broken else self._broken_gradient()
         order = ", ".join(f"layer {k}: {p.R.mean():.3f}" for k, p in out.phase.items())
         return (
-            f"step {self.global_step}: the loss or its gradient is not finite, first in {where}; "
+            f"step {step}: the loss or its gradient is not finite, first in {where}; "
             f"R is {order or 'not defined (no phase layer)'}. Lower optimizer.lr or "
             f"attention.coupling"
         )

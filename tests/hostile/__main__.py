@@ -18,12 +18,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=int, default=0, help="the number of the first case")
     parser.add_argument("--only", type=int, help="the number of one case")
     args = parser.parse_args()
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
         shop = Workshop(Path(folder))
-        numbers = range(args.cases) if args.only is None else [args.only]
+        numbers = range(args.start, args.start + args.cases) if args.only is None else [args.only]
         for number, case in cases(args.seed, numbers, shop):
             found = verdict(case)
             if found is not None:

@@ -1,5 +1,6 @@
 """`sampler=` of the command line: one YAML per sampler, its options checked and explained."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,14 @@ from helpers import command, script
 from phasegpt.core.composition import CONF_DIR, compose, plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.generate import GenerateConfig, generate
-from phasegpt.samplers import KVShock, PhaseSlip, build_sampler
+from phasegpt.samplers import (
+    EntropyGate,
+    EntropyShockSampler,
+    KVShock,
+    LowEntropy,
+    PhaseSlip,
+    build_sampler,
+)
 from phasegpt.samplers.options import SAMPLERS
 
 KINDS = {"ancestral": type(None), "phase_slip": PhaseSlip, "entropy_shock": KVShock}
@@ -30,6 +38,27 @@ def test_every_sampler_has_a_yaml_with_the_defaults_of_its_class() -> None:
         written = yaml.safe_load(path.read_text())
         assert written == SAMPLERS[name]().to_dict()
         assert type(build_sampler(written)) is KINDS[name]
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "respelt"),
+    [
+        (PhaseSlip, "phase_slip", {}),
+        (KVShock, "entropy_shock", {"scale": "noise_scale", "detector": None}),
+        (EntropyShockSampler, "entropy_shock", {}),
+        (LowEntropy, "entropy_shock", {"threshold": "stagnation_threshold"}),
+        (EntropyGate, "phase_slip", {"center": "gate_entropy"}),
+    ],
+)
+def test_a_class_has_the_defaults_of_its_options(
+    made: type, name: str, respelt: dict[str, str | None]
+) -> None:
+    options = SAMPLERS[name]().to_dict()
+    parameters = inspect.signature(made).parameters.values()
+    found = {respelt.get(p.name, p.name): p.default for p in parameters}
+    shared = options.keys() & found.keys()
+    assert shared
+    assert {key: found[key] for key in shared} == {key: options[key] for key in shared}
 
 
 def test_the_help_page_names_every_option() -> None:
