@@ -8,6 +8,7 @@
     record = phasegpt.fit(cfg, "runs/mine")       # train; what run.json holds
     model = phasegpt.load("runs/mine", which="best")     # in eval mode
     model = phasegpt.GPT.from_hf("gpt2")          # published weights, in eval mode
+    lit, data = phasegpt.lightning(cfg)           # for a Lightning Trainer of your own
     rows = phasegpt.ops.kuramoto_rows(theta0_BTHN, omega_HN, coupling_H, steps=10, dt=0.1)
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from phasegpt.core.composition import compose
     from phasegpt.model.gpt import GPT
     from phasegpt.model.loading import load
+    from phasegpt.training.assemble import lightning
     from phasegpt.training.config import build
     from phasegpt.training.run import fit
 
@@ -34,7 +36,7 @@ if "torch" not in sys.modules and not any(
     os.environ["OMP_WAIT_POLICY"] = "passive"
 
 __version__ = "0.1.0"
-__all__ = ["GPT", "__version__", "build", "compose", "fit", "load", "ops"]
+__all__ = ["GPT", "__version__", "build", "compose", "fit", "lightning", "load", "ops"]
 
 _HOMES = {
     "GPT": "phasegpt.model.gpt",
@@ -42,6 +44,7 @@ _HOMES = {
     "compose": "phasegpt.core.composition",
     "fit": "phasegpt.training.run",
     "load": "phasegpt.model.loading",
+    "lightning": "phasegpt.training.assemble",
 }
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from phasegpt.core.composition import check_groups, help_page, misspelt
+from phasegpt.core.composition import check_groups, expanded, help_page, misspelt
 from phasegpt.core.errors import CheckpointError, ConfigError, DataError, Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ def launch(
         signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     sys.argv[1:] = literal(sys.argv[1:], *keys)
     guarded(lambda: check_groups(sys.argv[1:]))
+    sys.argv[1:] = expanded(sys.argv[1:])
     code: Any = 0
     try:
         main()

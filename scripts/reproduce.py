@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from phasegpt.cli import guarded
+from phasegpt.core import targets
 from phasegpt.core.files import read_json
 from phasegpt.training.config import RunConfig
 from phasegpt.training.metric_names import with_names_of_today
@@ -23,6 +24,7 @@ from phasegpt.training.run_folder import read_metrics, read_record
 
 def reproduce(record: dict[str, Any], folder: Path) -> float:
     """Train in `folder`, or go on there; the largest relative difference from the curves."""
+    targets.refuse_named("the record", record["config"])
     run = RunConfig.parse(record["config"])
     data = replace(run.data, cache_dir=None)  # a record does not choose where we write
     fit(replace(run, data=data, resume=bool(read_record(folder))), folder)

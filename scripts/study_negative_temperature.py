@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from phasegpt.analysis.temperature_study import Reader, once, write_table
 from phasegpt.cli import guarded, training_corpus
+from phasegpt.core import targets
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_output, write_atomic
 from phasegpt.core.randomness import keyed_generator, keyed_seed
@@ -139,6 +140,7 @@ def one_seed(args: argparse.Namespace, seed: int, checkpoint: str) -> None:
             with tqdm(total=steps, desc=text.name, mininterval=2, unit="step") as bar:
                 write_corpus(text, loaded, temperature, args.characters, seed, bar)
         folder = args.work / text.stem
+        targets.refuse_named("the checkpoint", loaded.config)
         fit(second_run(RunConfig.parse(loaded.config), text, args.steps, seed), folder)
         second = load(folder)
 

@@ -68,6 +68,11 @@ def options(section: type[Section]) -> list[str]:
     return [f.name for f in fields(section) if "meaning" in f.metadata and not _inner(section, f)]
 
 
+def key_of(section: type[Section], name: str) -> str:
+    """The key of an option in its group."""
+    return section.full_name(name).rpartition(".")[2]
+
+
 def _inner(section: type[Section], field: Any) -> bool:
     hint = hints_of(section)[field.name]
     return isinstance(hint, type) and issubclass(hint, Section)
@@ -105,10 +110,10 @@ def commented(text: str, sections: list[type[Section]]) -> str:
             here = [hints_of(s)[parent] for s in sections if parent in hints_of(s)]
         else:
             parent = key
-        owner = next((s for s in here if key in options(s)), None)
-        if owner is not None:
+        owned = ((s, name) for s in here for name in options(s) if key_of(s, name) == key)
+        if (owner := next(owned, None)) is not None:
             code = re.sub(r"\s+# .*$", "", line)
-            line = f"{code:<26} # {comment(owner, key)}"
+            line = f"{code:<26} # {comment(*owner)}"
         lines.append(line)
     rest = text.splitlines()[len(lines) :]
     return "\n".join([*lines, *rest]) + "\n"

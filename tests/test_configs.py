@@ -38,13 +38,15 @@ def test_the_groups_are_the_promised_ones() -> None:
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_composes_and_validates(option: str) -> None:
     group, name = option.split("=")
-    run = composed(option)
+    own = ["optimizer._target_=torch.optim.RAdam"] if option == "optimizer=own" else []
+    run = composed(option, *own)
     written = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
     written.pop("defaults", None)
     found = at(run.to_dict(), group)
     if group == "optimizer":  # at rest these are left out, as records had it before them
         found = {"name": run.optimizer.name, "decay_steps": None, **found}
-    assert {k: found[k] for k in written} == written
+    given = {"_target_": "torch.optim.RAdam"} if own else {}
+    assert {k: found[k] for k in written} == written | given
     assert RunConfig.parse(run.to_dict()) == run
 
 
@@ -179,6 +181,9 @@ CHANGES = [
     *("regularizer=band regularizer.through=coupling", "attention.omega_spread=1"),
     *("regularizer=band regularizer.schedule=adaptive", "logger=wandb attention.steps=3"),
     "callbacks.collapse_guard.action=rollback",
+    *("trainer.fast_dev_run=true", "trainer.limit_val_batches=2", "trainer.overfit_batches=2"),
+    *("callbacks.extra=[{_target_:a.B}]", "optimizer._target_=torch.optim.RAdam"),
+    "optimizer.schedule={_target_:a.B}",
 ]
 SAME = [
     *(
@@ -190,7 +195,8 @@ SAME = [
     ),
     *("logger=tensorboard", "data.num_workers=2", "data.cache_dir=/tmp/x", "name=other"),
     *("callbacks.progress_bar=false", "callbacks.checkpoint.every_n_train_steps=7"),
-    *("callbacks.sample_text.max_new_tokens=1",),
+    *("callbacks.sample_text.max_new_tokens=1", "trainer.profiler=simple"),
+    *("logger=[csv,tensorboard]", "logger.extra=[{_target_:a.B}]"),
 ]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import phasegpt
 
-NAMES = ("GPT", "build", "compose", "fit", "load", "ops")
+NAMES = ("GPT", "build", "compose", "fit", "lightning", "load", "ops")
 
 #: Every first name in a process that has imported nothing of the package, every second in a copy
 #: of that process; then all names after every submodule.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError, ConfigError, DataError
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.model.run_checkpoints import best, sums_beside
@@ -42,6 +43,8 @@ _BINS = 50  # of a histogram of R over [0, 1]
 def collect(runs: Path, study: Path) -> list[Path]:
     """Copy the record of every finished run ARM-seedN under `runs` into study/runs.
 
+    Smoke runs (trainer.fast_dev_run, limit_val_batches, overfit_batches) are left out, and said.
+
     A record is run.json with the curves of perplexity, loss and R per layer from metrics.csv, the
     histograms of R from the folder phase, and under best the perplexity of `best_test_score`.
     Raises ConfigError where the study has runs of another size, as scales are not mixed, or a
@@ -50,6 +53,9 @@ def collect(runs: Path, study: Path) -> list[Path]:
     # The finished runs; one size and one configuration by name, with what the study has already.
     records = {path.parent: read_record(path.parent) for path in sorted(runs.glob("*/run.json"))}
     records = {path: r for path, r in records.items() if r.get("status") in FINISHED}
+    if smoke := [path.name for path, r in records.items() if r.get("smoke")]:
+        tell(f"left out, as smoke runs: {', '.join(smoke)}")
+        records = {path: r for path, r in records.items() if not r.get("smoke")}
     there = read_records(study)
     sizes = {_size(r) for r in (*records.values(), *there.values())}
     if len(sizes) > 1:

@@ -86,6 +86,8 @@ def _place(registration: Registration, record: Record) -> tuple[list[Cell], str 
         return [], f"ran under an amendment that the page does not have: {strange[0][:16]}..."
     if record.get("status") not in FINISHED:
         return [], f"is not finished: its status is {record.get('status')}"
+    if record.get("smoke"):
+        return [], "is a smoke run: it did not train and validate in full"
     if (record.get("git") or {}).get("dirty") is not False:
         return [], "did not run from a checkout without uncommitted changes"
     if record["seed"] not in registration.block["seeds"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
@@ -45,6 +46,7 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
     if not isinstance(config_name, str):
         raise ConfigError(f"config_name={shown(config_name)} must be text, such as 'config'")
     check_groups(overrides)
+    overrides = expanded(overrides)
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             return hydra_compose(config_name, overrides=list(overrides))
@@ -86,6 +88,35 @@ def check_groups(overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"{printable(word)} is no option of {group}; choose from: {', '.join(options)}"
             )
+
+
+def expanded(overrides: Sequence[str]) -> list[str]:
+    """A command line with the words that Hydra needs for what its groups cannot say by themselves.
+
+    logger=[csv,tensorboard] is several at once, where Hydra would merge their files and keep the
+    last name. optimizer._target_=my.module.MyOpt begins from the group optimizer=own, unless
+    another is chosen: the keys of the default one are not its keys.
+    """
+    chosen = any(word.startswith("optimizer=") for word in overrides)
+    words = []
+    for word in overrides:
+        if not chosen and re.match(r"\+{0,2}optimizer\._target_=", word):
+            words.append("optimizer=own")
+            chosen = True
+        read = _parsed(word) if word.startswith("logger=") else None
+        names = None if read is None or read.is_sweep_override() else read.value()
+        if isinstance(names, list) and names:
+            words += [f"logger={names[0]}", f"logger.name=[{','.join(names)}]"]
+        else:
+            words.append(word)
+    return words
+
+
+def instantiate(node: Mapping[str, Any], *first: Any, **more: Any) -> Any:
+    """Hydra's instantiate of a plain `node`, with plain values all the way down."""
+    from hydra.utils import instantiate as made
+
+    return made(dict(node), *first, _convert_="all", **more)
 
 
 def _parsed(word: str) -> Any:

@@ -211,8 +211,8 @@ def _choices(hint: Any) -> list[str]:
 def _word(hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return ", ".join(_choices(hint))
-    if typing.get_origin(hint) is tuple:
-        return "a list"
+    if (origin := typing.get_origin(hint)) in (tuple, dict):
+        return "a list" if origin is tuple else "a mapping"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     return names.get(hint, "null" if hint is type(None) else "any value")
 

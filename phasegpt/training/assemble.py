@@ -12,14 +12,20 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.profilers import (
+    AdvancedProfiler,
+    Profiler,
+    PyTorchProfiler,
+    SimpleProfiler,
+)
 
 from phasegpt.core.errors import ConfigError, UserError
-from phasegpt.data.corpus import Corpus
+from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import checkpoint
 from phasegpt.training import callbacks as cb
 from phasegpt.training.checkpointing import Saver, VerifiedIO
 from phasegpt.training.collapse_guard import CollapseGuard
-from phasegpt.training.config import RunConfig
+from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.loggers import MetricsCSV, extra_loggers
@@ -96,18 +102,9 @@ def assemble(
     # Model and data.
     t = run.trainer
     cuda = t.accelerator != "cpu" and torch.cuda.is_available()
-    lit = LitGPT(run.to_dict(), corpus.tokenizer.state(), corpus.tokenizer.vocab_size)
+    lit, data = lightning(run, corpus)
     model = lit.model
-    data = DataModule(
-        corpus,
-        run.data,
-        block_size=model.config.block_size,
-        seed=run.seed,
-        total_batches=t.max_steps * t.accumulate_grad_batches,
-    )
-    if run.compile is True or (
-        run.compile == "auto" and cuda and t.max_steps >= _COMPILE_FROM_STEPS
-    ):
+    if run.compile is True or (run.compile == "auto" and cuda and t.steps >= _COMPILE_FROM_STEPS):
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
@@ -132,7 +129,7 @@ def assemble(
         guard = CollapseGuard(run.callbacks.collapse_guard, metrics, saver)
         ours.append(guard)
     if first and run.callbacks.progress_bar:
-        ours.append(cb.Progress(metrics, t.max_steps))
+        ours.append(cb.Progress(metrics, t.steps))
     callbacks = [*ours, *callbacks]
 
     # The Trainer, with everything of Lightning's own off that a run does itself.
@@ -142,12 +139,13 @@ def assemble(
         devices=[gpu % torch.cuda.device_count()] if cuda and rank is None else t.devices,
         strategy="auto" if rank is None else "ddp",
         precision=_precision(run, cuda),
-        max_steps=t.max_steps,
+        max_steps=t.steps,
         max_epochs=-1,
         accumulate_grad_batches=t.accumulate_grad_batches,
         gradient_clip_val=t.gradient_clip_val,
         val_check_interval=t.val_check_interval * t.accumulate_grad_batches,
         check_val_every_n_epoch=None,
+        limit_val_batches=t.val_batches,
         num_sanity_val_steps=0,
         deterministic=t.deterministic,
         logger=[csv, *extra_loggers(run, folder), *loggers] if first else False,
@@ -155,11 +153,45 @@ def assemble(
         plugins=[VerifiedIO(saver.write), *([] if rank is None else [rank])],
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_model_summary=False,
+        profiler=_profiler(run, folder.path) if first else None,
         use_distributed_sampler=False,
     )
     tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
     tokens_per_step *= t.devices
     return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops_per_token)
+
+
+def lightning(config: Any, corpus: Corpus | None = None) -> tuple[LitGPT, DataModule]:
+    """LitGPT and DataModule of a configuration, for a Trainer of your own.
+
+    `lit, data = phasegpt.lightning(cfg)`, then `Trainer(...).fit(lit, data)`, validate or test: the
+    Trainer's own settings count, and an epoch is the configuration's trainer.max_steps. Weights are
+    fresh: config.init_from is for phasegpt.fit. Raises ConfigError, DataError.
+    """
+    run = run_config(config)
+    corpus = prepare(run.data) if corpus is None else corpus
+    lit = LitGPT(run.to_dict(), corpus.tokenizer.state(), corpus.tokenizer.vocab_size)
+    return lit, data_module(run, corpus)
+
+
+def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
+    """The DataModule of a run. DataError where the text is too short for it."""
+    t = run.trainer
+    return DataModule(
+        corpus,
+        run.data,
+        block_size=run.model.block_size,
+        seed=run.seed,
+        total_batches=t.steps * t.accumulate_grad_batches,
+        overfit_batches=t.overfit_batches,
+    )
+
+
+def _profiler(run: RunConfig, folder: Path) -> Profiler | None:
+    """Lightning's profiler, which writes into the run folder; None: none."""
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    kind = kinds.get(run.trainer.profiler or "")
+    return None if kind is None else kind(dirpath=folder, filename="profile")
 
 
 def _precision(run: RunConfig, cuda: bool) -> Any:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
+from phasegpt.core import targets
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import Section, option
 
@@ -124,3 +125,14 @@ class CallbacksConfig(Section):
     phase_monitor: PhaseMonitorConfig = PhaseMonitorConfig()
     sample_text: SampleTextConfig = SampleTextConfig()
     progress_bar: bool = option(True, "false: no progress bar")
+    extra: tuple[dict[str, Any], ...] = option(
+        (),
+        "Lightning callbacks of your own",
+        form="a list like [{_target_: my.module.MyCallback, key: 1}]",
+    )
+
+    def __post_init__(self) -> None:
+        """Also check callbacks of one's own; they are not imported."""
+        super().__post_init__()
+        for i, node in enumerate(self.extra):
+            targets.checked(f"callbacks.extra[{i}]", node)

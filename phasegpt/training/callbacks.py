@@ -84,6 +84,8 @@ class Metrics(Callback):
             metrics |= self._speed(self._tokens / seconds, pl_module.device, trainer.world_size)
         self.restart_clock()
         self.send(trainer, metrics)
+        watched = {name: value for name, value in metrics.items() if name.startswith("train/")}
+        pl_module.log_dict(watched, logger=False)  # for callbacks that monitor
 
     def _speed(self, tokens_per_s: float, device: torch.device, devices: int) -> dict[str, float]:
         speed = {"perf/tokens_per_s": tokens_per_s}

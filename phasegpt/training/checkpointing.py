@@ -223,7 +223,13 @@ class Saver(Checkpoint):
         self._obey(trainer, signum)
 
     def write(self, payload: dict[str, Any], path: Path) -> None:
-        """Copy a checkpoint and have it written, linked and recorded beside the training."""
+        """Copy a checkpoint and have it written, linked and recorded beside the training.
+
+        One of a callback of the user's own, such as Lightning's ModelCheckpoint, is only written.
+        """
+        if path != self.path(payload["global_step"]):
+            checkpoint.save(payload, path)
+            return
         payload, best = copied(payload), dict(self.best)
         self.writer.start(lambda: self._write(payload, path, best, self._improved))
 

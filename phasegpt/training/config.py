@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from phasegpt.core import targets
 from phasegpt.core.composition import plain
+from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
 from phasegpt.core.sections import REQUIRED, Section, flat, option
 from phasegpt.data.config import DataConfig
@@ -26,6 +28,7 @@ NOT_HASHED = (
     "debug",
     "name",
     "logger",
+    "trainer.profiler",
     "data.num_workers",
     "data.cache_dir",
     "callbacks.checkpoint",
@@ -35,11 +38,15 @@ NOT_HASHED = (
 )
 
 #: Keys that came later, with what every run did before: hashed only where they say otherwise.
-CAME_LATER = {
+CAME_LATER: dict[str, Any] = {
     "init_from": None,
     "model.norm": "layernorm",
     "model.mlp": "gelu",
     "trainer.devices": 1,
+    "trainer.fast_dev_run": 0,
+    "trainer.limit_val_batches": None,
+    "trainer.overfit_batches": None,
+    "callbacks.extra": [],
 }
 
 
@@ -114,6 +121,50 @@ class TrainerConfig(Section):
     )
     deterministic: bool = option(False, "true: bit-identical on a GPU too, and slower")
     devices: int = option(1, "processes on this machine, data.batch_size each", ge=1, le=1024)
+    profiler: Literal["simple", "advanced", "pytorch"] | None = option(
+        None, "Lightning's profiler, into fit-profile.txt of the run folder; null: none"
+    )
+    fast_dev_run: int | bool = option(
+        0, "smoke run: optimizer steps, and batches of each validation; true: 1; 0: off",
+        form="true, false, or a whole number >= 0",
+    )  # fmt: skip
+    limit_val_batches: int | None = option(
+        None, "smoke run: batches of each validation; null: the whole split", ge=1
+    )
+    overfit_batches: int | None = option(
+        None, "smoke run: train on the first so many batches, validate on as many; null: off", ge=1
+    )
+
+    def __post_init__(self) -> None:
+        """Also take fast_dev_run's true as 1 step."""
+        super().__post_init__()
+        if self.fast_dev_run < 0:
+            raise ConfigError(
+                f"trainer.fast_dev_run={self.fast_dev_run} must be true, false, or a whole number "
+                f">= 0"
+            )
+        object.__setattr__(self, "fast_dev_run", int(self.fast_dev_run))
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that are made."""
+        return min(self.max_steps, self.fast_dev_run or self.max_steps)
+
+    @property
+    def val_batches(self) -> int | None:
+        """Batches of each validation; None: all."""
+        return self.fast_dev_run or self.overfit_batches or self.limit_val_batches
+
+    @property
+    def smoke(self) -> bool:
+        """Whether this only tries that a run works: its results count in no table."""
+        return self.val_batches is not None
+
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        limits = ("overfit_batches", "limit_val_batches")
+        self.refuse_idle(not self.fast_dev_run, "fast_dev_run", *limits)
+        self.refuse_idle(self.overfit_batches is None, "overfit_batches", "limit_val_batches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +172,35 @@ class LoggerConfig(Section):
     """The `logger` group; metrics.csv is always written, this adds another place."""
 
     section: ClassVar[str] = "logger"
-    name: Literal["csv", "wandb", "tensorboard"] = option(
-        "csv", "where metrics go besides; csv: nowhere"
-    )
+    name: (
+        Literal["csv", "wandb", "tensorboard"] | tuple[Literal["csv", "wandb", "tensorboard"], ...]
+    ) = option(
+        "csv", "where metrics go besides; csv: nowhere; logger=[wandb,tensorboard]: to both"
+    )  # fmt: skip
     project: str = option("phasegpt", "wandb: project of the run")
     entity: str | None = option(None, "wandb: user or team; null: the account's own")
     group: str | None = option(None, "wandb: group of the run; null: none, in a sweep its folder")
     offline: bool = option(False, "wandb: true keeps the run here and needs no account")
+    extra: tuple[dict[str, Any], ...] = option(
+        (), "Lightning loggers of your own", form="a list like [{_target_: my.module.MyLogger}]"
+    )
+
+    def __post_init__(self) -> None:
+        """Also check loggers of one's own; they are not imported."""
+        super().__post_init__()
+        for i, node in enumerate(self.extra):
+            targets.checked(f"logger.extra[{i}]", node)
+
+    @property
+    def besides(self) -> tuple[str, ...]:
+        """The loggers beside metrics.csv, each once."""
+        names = (self.name,) if isinstance(self.name, str) else self.name
+        return tuple(name for name in dict.fromkeys(names) if name != "csv")
 
     def check_idle(self) -> None:
         """See Section.check_idle."""
-        self.refuse_idle(self.name == "wandb", "name", "project", "entity", "group", "offline")
+        wandb = "wandb" in self.besides
+        self.refuse_idle(wandb, "name", "project", "entity", "group", "offline")
 
 
 @dataclass(frozen=True, kw_only=True)

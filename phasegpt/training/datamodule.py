@@ -17,13 +17,17 @@ from phasegpt.data.windows import EvalWindows, TrainBatches
 
 
 class _Steps(Sampler, Sized):
-    """Batch numbers from `start` on; Lightning counts the length, which is the whole run's."""
+    """Batch numbers from `start` on; Lightning counts the length, which is the whole run's.
 
-    def __init__(self, start: int, total: int) -> None:
-        self.start, self.total = start, total
+    With `only` the first so many again and again.
+    """
+
+    def __init__(self, start: int, total: int, only: int | None = None) -> None:
+        self.start, self.total, self.only = start, total, only
 
     def __iter__(self) -> Iterator[int]:
-        return iter(range(self.start, self.total))
+        numbers = range(self.start, self.total)
+        return iter(numbers) if self.only is None else (k % self.only for k in numbers)
 
     def __len__(self) -> int:
         return self.total
@@ -63,12 +67,15 @@ class DataModule(pl.LightningDataModule):
         block_size: int,
         seed: int,
         total_batches: int,
+        overfit_batches: int | None = None,
     ) -> None:
+        """With `overfit_batches` the first so many are all that is trained on."""
         super().__init__()
+        self.overfit_batches = overfit_batches
         self.corpus, self.config = corpus, config
         self.block_size, self.seed, self.total_batches = block_size, seed, total_batches
         self.consumed = 0
-        self.val_windows = EvalWindows(corpus.split("val"), context=block_size, stride=block_size)
+        self.val_windows = self._windows("val")
         self._train_batches()  # a corpus that is too short fails here, not after a set-up
 
     def _train_batches(self) -> TrainBatches:
@@ -80,6 +87,10 @@ class DataModule(pl.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
+
+    def _windows(self, split: str) -> EvalWindows:
+        size = self.block_size
+        return EvalWindows(self.corpus.split(split), context=size, stride=size)
 
     def _loader_options(self) -> dict[str, Any]:
         device = self.trainer.strategy.root_device.type if self.trainer else "cpu"
@@ -94,7 +105,7 @@ class DataModule(pl.LightningDataModule):
         return _ResumableLoader(
             self._train_batches(),
             batch_size=None,
-            sampler=_Steps(self.consumed, self.total_batches),
+            sampler=_Steps(self.consumed, self.total_batches, self.overfit_batches),
             num_workers=workers,
             persistent_workers=workers > 0,
             worker_init_fn=_leave_signals_to_the_parent,
@@ -103,9 +114,14 @@ class DataModule(pl.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         """The whole validation split, in windows of block_size that do not overlap."""
-        return DataLoader(
-            self.val_windows, batch_size=self.config.batch_size, **self._loader_options()
-        )
+        return self._scored(self.val_windows)
+
+    def test_dataloader(self) -> DataLoader:
+        """The test split likewise. Raises ConfigError where the corpus has none."""
+        return self._scored(self._windows("test"))
+
+    def _scored(self, windows: EvalWindows) -> DataLoader:
+        return DataLoader(windows, batch_size=self.config.batch_size, **self._loader_options())
 
     def state_dict(self) -> dict[str, Any]:
         """For the checkpoint: how many micro-batches the finished optimizer steps have used."""

@@ -9,6 +9,7 @@ Shapes: B batch, T time, H heads, N oscillators, V vocabulary.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from phasegpt.attention import Phase
+from phasegpt.core import targets
 from phasegpt.core.errors import Collapsed, ConfigError
 from phasegpt.data.tokenizers import from_state
 from phasegpt.data.windows import IGNORED
@@ -28,10 +30,11 @@ from phasegpt.phase.steering import (
     coherence,
     coherence_regularizer,
 )
+from phasegpt.training.callbacks import Metrics
 from phasegpt.training.checkpointing import step_done
 from phasegpt.training.config import RunConfig
 from phasegpt.training.finite import Failed, FiniteWatch
-from phasegpt.training.optim import build_optimizer, schedule
+from phasegpt.training.optim import build_optimizer, build_schedule
 from phasegpt.training.optimizers import ScheduleFree
 
 
@@ -56,6 +59,23 @@ class LitGPT(pl.LightningModule):
         self._finite = FiniteWatch(self.run.trainer.log_every_n_steps)
         self._bytes_V: Tensor | None = None  # of every token, once a validation has begun
         self.validation: dict[str, float] = {}
+        self._read = False  # whether its configuration is a checkpoint's
+
+    @property
+    def lr(self) -> float:
+        """The learning rate after the warm-up; Lightning's lr_find sets it."""
+        return self.run.optimizer.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.run = replace(self.run, optimizer=replace(self.run.optimizer, lr=float(value)))
+        self.hparams["config"] = self.run.to_dict()
+
+    @property
+    def _reports(self) -> bool:
+        """Whether it logs by itself: in a trainer without the callback that does it in a run."""
+        trainer: Any = self._trainer
+        return trainer is not None and not any(isinstance(c, Metrics) for c in trainer.callbacks)
 
     def forward(self, idx_BT: Tensor) -> Tensor:
         """Logits [B,T,V]."""
@@ -85,6 +105,8 @@ class LitGPT(pl.LightningModule):
         weight = self.penalty_weight.at(self.global_step)
         penalty = self._penalty(out.phase, weight)
         loss = nll if penalty is None else nll + penalty
+        if self._reports:
+            self.log("train/loss", nll.detach(), prog_bar=True)
 
         # What callbacks log, without a graph.
         R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
@@ -129,26 +151,47 @@ class LitGPT(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """`val/loss` (nats per token), `val/ppl` and `val/bpb` of what was scored."""
+        self.validation = self._scores("val")
+
+    # `trainer.test` scores the test split in the same way.
+    test_step = validation_step
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_test_epoch_end(self) -> None:
+        """`test/loss`, `test/ppl` and `test/bpb`."""
+        self._scores("test")
+
+    def _scores(self, split: str) -> dict[str, float]:
+        """Loss, perplexity and bits per byte of the sums, logged for callbacks that monitor them.
+
+        A trainer's validate() and test() return what it logs, in float32.
+        """
         sums = self._val_nats.item(), self._val_tokens.item(), self._val_bytes.item()
         # Every process scores the whole split; what follows from it must be the same on all.
         total, tokens, count = self.trainer.strategy.broadcast(sums)
         if not math.isfinite(total):
             raise Collapsed(self._diagnosis(self.global_step, self._last_batch["idx"]))
         bits = total / math.log(2) / count
-        self.validation = {
-            "val/loss": total / tokens,
-            "val/ppl": perplexity(total, tokens),
-            "val/bpb": bits,
+        scores = {
+            f"{split}/loss": total / tokens,
+            f"{split}/ppl": perplexity(total, tokens),
+            f"{split}/bpb": bits,
         }
-        self.log_dict(self.validation, logger=False)  # float32, for callbacks that monitor
+        self.log_dict(scores, logger=self._reports)
+        return scores
 
     def configure_optimizers(self) -> Any:
-        """The optimizer of the configuration, and the schedule per optimizer step."""
-        optimizer = build_optimizer(self.model, self.run.optimizer)
+        """The optimizer of the configuration, and the schedule per optimizer step.
+
+        ConfigError where a checkpoint, and not the user, names code for them.
+        """
+        own = self.run.optimizer
+        if self._read:
+            targets.refuse_named("the checkpoint that this LitGPT was made from", own.to_dict())
+        optimizer = build_optimizer(self.model, own)
         # A trainer of the user's own may have another number of steps, or count epochs (-1).
         steps = self.trainer.max_steps if self._trainer is not None else -1
-        factor = schedule(self.run.optimizer, steps if steps > 0 else self.run.trainer.max_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = build_schedule(optimizer, own, steps if steps > 0 else self.run.trainer.steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
@@ -168,7 +211,8 @@ class LitGPT(pl.LightningModule):
             checkpoint["regularizer"] = self.penalty_weight.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with it."""
+        """Go on with it; a module that is made from a checkpoint (no trainer has it) knows that."""
+        self._read |= self._trainer is None
         if self.run.regularizer.schedule == "adaptive":
             self.penalty_weight.load_state_dict(checkpoint["regularizer"])
 

@@ -47,13 +47,13 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Lightning asks for a name."""
-        return "metrics.csv"
+        """The folder of the run in which Lightning's ModelCheckpoint puts its own by default."""
+        return "lightning"
 
     @property
-    def version(self) -> int:
-        """Lightning asks for a version."""
-        return 0
+    def version(self) -> str:
+        """No folder in that."""
+        return ""
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """Nothing: config.yaml holds them."""
@@ -267,20 +267,19 @@ class TensorBoard(TensorBoardLogger):
 
 def check_packages(logger: LoggerConfig) -> None:
     """ConfigError where the package of a logger is not installed."""
-    if logger.name != "csv" and importlib.util.find_spec(logger.name) is None:
-        raise ConfigError(
-            f"logger={logger.name} needs the package {logger.name}: pip install {logger.name}, or "
-            f"use logger=csv"
-        )
+    for name in logger.besides:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"logger={name} needs the package {name}: pip install {name}, or use logger=csv"
+            )
 
 
 def extra_loggers(run: RunConfig, folder: RunFolder) -> list[Wandb | TensorBoard]:
-    """The logger beside metrics.csv; its run goes on when ours does."""
-    if run.logger.name == "wandb":
-        return [Wandb(run, folder)]
-    if run.logger.name == "tensorboard":
-        return [TensorBoard(folder)]
-    return []
+    """The loggers beside metrics.csv; their run goes on when ours does."""
+    return [
+        Wandb(run, folder) if name == "wandb" else TensorBoard(folder)
+        for name in run.logger.besides
+    ]
 
 
 def showing(loggers: list[Any]) -> list[Wandb | TensorBoard]:

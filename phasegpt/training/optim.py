@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
 from phasegpt.attention import Attention
-from phasegpt.training.optimizer_config import OptimizerConfig, ScheduledConfig
+from phasegpt.core import targets
+from phasegpt.core.errors import ConfigError
+from phasegpt.training.optimizer_config import OptimizerConfig, OwnConfig, ScheduledConfig
 from phasegpt.training.optimizers import Lion, MuonAdamW, ScheduleFree
 
 
@@ -76,7 +80,73 @@ def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
             )  # fmt: skip
         case "schedule_free":
             return ScheduleFree(groups, **adam)
+        case "own":
+            return _own_optimizer(groups, config)
     raise AssertionError(config.name)
+
+
+def _own_optimizer(groups: list[dict], config: OwnConfig) -> torch.optim.Optimizer:
+    optimizer = targets.made("optimizer", config.node, torch.optim.Optimizer, groups, lr=config.lr)
+    for key in ("lr", "weight_decay"):
+        if getattr(config, key) and key not in optimizer.defaults:
+            raise ConfigError(
+                f"optimizer.{key}={getattr(config, key)}, but {config.target} has no {key} of its "
+                f"parameter groups, only: {', '.join(optimizer.defaults)}"
+                + ("; set optimizer.weight_decay=0" if key == "weight_decay" else "")
+            )
+    return optimizer
+
+
+def build_schedule(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, max_steps: int
+) -> LRScheduler:
+    """The learning rates of `config` over an optimizer, stepped after each of its steps."""
+    own = getattr(config, "schedule", "")
+    if isinstance(own, str):
+        return LambdaLR(optimizer, schedule(config, max_steps))
+    found = targets.made("optimizer.schedule", own, LRScheduler, optimizer)
+    if isinstance(found, ReduceLROnPlateau):
+        raise ConfigError(
+            f"optimizer.schedule: {own['_target_']} follows a metric; a schedule here is stepped "
+            f"once per optimizer step, and sees nothing else"
+        )
+    return found
+
+
+def check_own(config: OptimizerConfig) -> None:
+    """Try an optimizer and a schedule of the user's own on two parameters; ConfigError.
+
+    What cannot be imported or called, or cannot be restored from a checkpoint, is known before a
+    run begins. The optimizers and schedules of PhaseGPT need no trial.
+    """
+    if config.name != "own" and isinstance(getattr(config, "schedule", ""), str):
+        return
+    pair = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
+    if isinstance(config, OwnConfig):
+        decays = (config.weight_decay, 0.0)
+        groups = [
+            {"params": [p], "lr": config.lr, "weight_decay": decay}
+            for p, decay in zip(pair, decays, strict=True)
+        ]
+        optimizer = _own_optimizer(groups, config)
+    else:
+        optimizer = torch.optim.SGD(pair, lr=config.lr)
+    scheduler = build_schedule(optimizer, config, 1)
+    for name, state in {
+        "optimizer": optimizer.state_dict(),
+        "optimizer.schedule": scheduler.state_dict(),
+    }.items():
+        buffer = io.BytesIO()
+        try:
+            torch.save(state, buffer)
+            buffer.seek(0)
+            torch.load(buffer, weights_only=True)
+        except Exception as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(
+                f"{name}: its state_dict() cannot be restored from a checkpoint, which holds "
+                f"tensors and plain values alone ({reason:.300}); leave other things out of it"
+            ) from error
 
 
 def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
@@ -92,6 +162,7 @@ def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:
     warmup = start = config.warmup_steps
     kind, floor = "constant", 1.0
     if isinstance(config, ScheduledConfig):
+        assert isinstance(config.schedule, str)
         kind, floor = config.schedule, config.min_lr / config.lr
         if kind == "wsd":
             start = max(warmup, max_steps - (config.decay_steps or math.ceil(max_steps / 5)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, cast
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal, Self, cast
 
+from phasegpt.core import targets
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option, shown, unknown
 
@@ -62,6 +63,11 @@ class OptimizerConfig(Section):
         if cls is not OptimizerConfig:
             return super().parse(values)
         name = values.get("name", "adamw")
+        if name != "own" and "_target_" in values:
+            raise ConfigError(
+                f"optimizer._target_={shown(values['_target_'])} beside optimizer={shown(name)}, "
+                f"whose keys are not its keys; use optimizer=own optimizer._target_=..."
+            )
         if not isinstance(name, str) or name not in OPTIMIZERS:
             said = name if isinstance(name, str) else shown(name)
             raise ConfigError(unknown(f"optimizer={said}", [f"optimizer={n}" for n in OPTIMIZERS]))
@@ -83,16 +89,18 @@ class ScheduledConfig(OptimizerConfig):
     """An optimizer whose learning rate follows a schedule after the warm-up."""
 
     min_lr: float = option(0.0, "where cosine, linear and wsd end", ge=0)
-    schedule: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = option(
-        "cosine", "of the learning rate afterwards"
+    schedule: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] | dict[str, Any] = (
+        option("cosine", "of the learning rate afterwards; with _target_ your own, warm-up and all")
     )
     decay_steps: int | None = option(
         None, "wsd: last optimizer steps, of linear fall; null: a fifth of the run", ge=1
     )
 
     def __post_init__(self) -> None:
-        """Also check the learning rates' order."""
+        """Also check the learning rates' order and a schedule of one's own."""
         super().__post_init__()
+        if not isinstance(self.schedule, str):
+            targets.checked("optimizer.schedule", self.schedule)
         if self.min_lr > self.lr:
             raise ConfigError(
                 f"optimizer.min_lr={self.min_lr} is above optimizer.lr={self.lr}; lower it"
@@ -100,6 +108,11 @@ class ScheduledConfig(OptimizerConfig):
 
     def check_idle(self) -> None:
         """See Section.check_idle."""
+        if not isinstance(self.schedule, str):
+            why = f"beside a schedule of your own ({self.schedule['_target_']})"
+            self.refuse_idle(self.warmup_steps == 0, why, "warmup_steps")
+            self.refuse_idle(False, why, "min_lr", "decay_steps")
+            return
         self.refuse_idle(self.schedule in _FALLING, "schedule", "min_lr")
         self.refuse_idle(self.schedule == "wsd", "schedule", "decay_steps")
 
@@ -184,10 +197,63 @@ class ScheduleFreeConfig(OptimizerConfig):
             raise ConfigError(f"optimizer.betas={list(self.betas)} must have a first beta above 0")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OwnConfig(ScheduledConfig):
+    """An optimizer of your own: the torch.optim.Optimizer that `_target_` names.
+
+    It is called with the parameter groups, which have their lr and weight_decay, and with lr and
+    all further keys of the group, such as +optimizer.betas=[0.9,0.95].
+    """
+
+    name: Literal["own"] = option("own", "the optimizer")
+    target: str | None = option(None, "dotted name of its class, such as torch.optim.RAdam")
+    weight_decay: float = _weight_decay(0.0)
+    arguments: dict[str, Any] = field(
+        default_factory=dict, metadata={"meaning": "its own arguments, by any other name"}
+    )
+
+    def __post_init__(self) -> None:
+        """Also check what is named; it is not imported."""
+        super().__post_init__()
+        if self.target is None:
+            raise ConfigError(
+                "optimizer._target_ is missing; give the dotted name of a torch.optim.Optimizer, "
+                "such as optimizer._target_=torch.optim.RAdam"
+            )
+        targets.checked("optimizer", self.node)
+
+    @property
+    def node(self) -> dict[str, Any]:
+        """What is named and its own keys, for phasegpt.core.targets."""
+        return {"_target_": self.target, **self.arguments}
+
+    @classmethod
+    def full_name(cls, name: str) -> str:
+        """See Section.full_name."""
+        return super().full_name({"target": "_target_", "arguments": "*"}.get(name, name))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """From the group's keys; those that are not ours are the optimizer's own."""
+        ours = {f.name for f in fields(cls)} - {"target", "arguments"}
+        own = {k: v for k, v in values.items() if k not in ours and k != "_target_"}
+        known = {k: v for k, v in values.items() if k in ours}
+        return super().parse({**known, "target": values.get("_target_"), "arguments": own})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The group's keys, as one writes them."""
+        own = super().to_dict()
+        rate = own.pop(_LAST)
+        target, arguments = own.pop("target"), own.pop("arguments")
+        rest = {k: v for k, v in own.items() if k != "name"}
+        return {"name": "own", "_target_": target, **rest, **arguments, _LAST: rate}
+
+
 #: By the name of their YAML in conf/optimizer.
 OPTIMIZERS: dict[str, type[OptimizerConfig]] = {
     cast(str, section.__dataclass_fields__["name"].default): section
     for section in (
         AdamWConfig, SGDConfig, MuonConfig, LionConfig, AdafactorConfig, ScheduleFreeConfig,
+        OwnConfig,
     )
 }  # fmt: skip

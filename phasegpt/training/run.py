@@ -21,9 +21,11 @@ from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import pretrained
 from phasegpt.training import multiprocess
-from phasegpt.training.assemble import Assembled, assemble
+from phasegpt.training.assemble import Assembled, assemble, data_module
 from phasegpt.training.config import RunConfig, run_config
+from phasegpt.training.extras import class_name, own_extras
 from phasegpt.training.loggers import check_packages, finish, showing
+from phasegpt.training.optim import check_own
 from phasegpt.training.preregistration import stamp
 from phasegpt.training.resume import difference, resume_point
 from phasegpt.training.run_folder import (
@@ -59,10 +61,8 @@ def fit(
     run, run_dir = run_config(config), arguments.path("run_dir", run_dir)
     arguments.whole("gpu", gpu, 0)
     _check_device(run)
-    extras = {
-        "callbacks": _extras(run, "callbacks", callbacks, Callback),
-        "loggers": _extras(run, "loggers", loggers, Logger),
-    }
+    check_own(run.optimizer)
+    extras = own_extras(run, callbacks, loggers)
     check_packages(run.logger)
     with StopSignals() as stop:
         # Hold the folder; what is there must be this configuration's, and not finished.
@@ -105,6 +105,7 @@ def _fit(
             raise CheckpointError(
                 f"the data changed since {folder.path} began; put the old text back, or start anew"
             )
+        data_module(run, corpus)
         if run.callbacks.sample_text.max_new_tokens:
             prompt_ids(run, corpus)
         resume_from = resume_point(run, folder)
@@ -113,7 +114,8 @@ def _fit(
         # Write down what is about to run, then train; how it ended goes into run.json too.
         begun = True
         _begin(run, folder)
-        classes = {k: [_class(x) for x in v] for k, v in extras.items() if v or k in folder.record}
+        shown = {k: v for k, v in extras.items() if v or k in folder.record}
+        classes = {k: [class_name(x) for x in v] for k, v in shown.items()}
         folder.update(status="running", data=_describe(corpus), error=None, **classes)
         parts = _train(run, folder, corpus, gpu, resume_from, start, stop, extras)
     except BaseException as error:
@@ -143,7 +145,8 @@ def _begin(run: RunConfig, folder: RunFolder) -> None:
         config = folder.record["config"] if begun else run.to_dict()
         write_atomic(file, to_yaml(config).encode())
     if not begun:
-        folder.update(started=_now(), preregistration=stamp(), **provenance(run))
+        smoke = {"smoke": True} if run.trainer.smoke else {}
+        folder.update(started=_now(), preregistration=stamp(), **provenance(run), **smoke)
 
 
 def _ending(error: BaseException) -> dict[str, str]:
@@ -191,7 +194,7 @@ def _train(
     # The result: how far it came, why it ended, the best validation, how fast it was.
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
     early = "callback" if run.callbacks.early_stopping.patience is None else "early_stopping"
-    stopped = "max_steps" if last >= t.max_steps else early
+    stopped = early if last < t.steps else "fast_dev_run" if t.fast_dev_run else "max_steps"
     if parts.guard is not None:
         folder.update(guard=parts.guard.events)
         stopped = "collapse_guard" if parts.guard.stopped else stopped
@@ -265,30 +268,6 @@ def _check_device(run: RunConfig) -> None:
         raise ConfigError(
             "trainer.precision=bf16-mixed is for GPUs; use 32-true, or auto to have it chosen"
         )
-
-
-def _extras(run: RunConfig, name: str, given: Iterable[Any], kind: type) -> list[Any]:
-    """The user's own callbacks or loggers as a list. Raises ConfigError."""
-    if not isinstance(given, Iterable) or isinstance(given, kind):
-        raise ConfigError(f"{name} is a {_class(given)}; give a list of them, {name}=[...]")
-    found = list(given)
-    for one in found:
-        if not isinstance(one, kind):
-            raise ConfigError(
-                f"{name} holds a {_class(one)}; each must be a {_class(kind)}, from the package "
-                f"pytorch_lightning"
-            )
-    if found and run.trainer.devices > 1:
-        raise ConfigError(
-            f"{name}=[{', '.join(map(_class, found))}] with trainer.devices={run.trainer.devices}: "
-            f"the other processes could not have them; leave them out, or set trainer.devices=1"
-        )
-    return found
-
-
-def _class(thing: Any) -> str:
-    kind = thing if isinstance(thing, type) else type(thing)
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _final(path: Path) -> dict[str, float]:

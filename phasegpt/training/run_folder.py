@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         """Make the folder and lock it; CheckpointError if another process holds it."""
+        self._made = not path.exists()
         try:
             path.mkdir(parents=True, exist_ok=True)
             lock = open(path / ".lock", "w")  # noqa: SIM115 - held until close()
@@ -68,9 +70,12 @@ class RunFolder:
         write_atomic(self.path / "run.json", (text + "\n").encode())
 
     def close(self) -> None:
-        """Release the lock; a folder in which nothing was recorded is left empty."""
+        """Release the lock; of a folder in which nothing was recorded nothing is left."""
         if not self.record:
             (self.path / ".lock").unlink(missing_ok=True)
+            if self._made:
+                with suppress(OSError):  # something else is in it
+                    self.path.rmdir()
         _open_folders.discard(self)
         self._lock.close()
 

@@ -46,7 +46,7 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
     layers = f" in layers {list(config.attention_layers)}" if config.attention_layers else ""
     lines = [
         f"{run.name}: {config.n_layer} x {config.n_embd}, {config.attention}{layers}, "
-        f"{model.num_parameters(non_embedding=False):,} parameters; {t.max_steps} steps of "
+        f"{model.num_parameters(non_embedding=False):,} parameters; {t.steps} steps of "
         f"{parts.tokens_per_step:,} tokens",
         f"folder: {folder.path}",
         f"device: {_device(run, parts)}",
@@ -56,7 +56,7 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
     if config.attention_layers:
         lines.append(f"oscillators: {_kernels(parts)}")
     if not parts.cuda:
-        seconds = parts.flops_per_token * parts.tokens_per_step * t.max_steps / _speed()
+        seconds = parts.flops_per_token * parts.tokens_per_step * t.steps / _speed()
         lines.append(f"time: about {duration(seconds)}, if nothing else runs here")
         if seconds >= _WORTH_SAYING_S:
             lines.append(f"a small version of it: {_smaller()}")
@@ -104,7 +104,9 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     """The summary of a finished run: perplexities, R, the sample `text`, where things are."""
     record = folder.record
     unit = UNITS[run.data.tokenizer]
-    scored = len(corpus.split("val")) - 1
+    scored, batches = len(corpus.split("val")) - 1, run.trainer.val_batches
+    if batches is not None:
+        scored = min(scored, batches * run.data.batch_size * run.model.block_size)
     lines = [
         "",
         f"{run.name}: {record['step']} steps, {record['tokens']:,} tokens in "

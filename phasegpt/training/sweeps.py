@@ -84,7 +84,8 @@ def _reserve_gpus(config: Any) -> None:
 
     launcher, target = config.hydra.launcher, config.hydra.launcher._target_
     local, ray = target.endswith("submitit_launcher.LocalLauncher"), target.endswith("RayLauncher")
-    if config.trainer.accelerator == "cpu" or not (local or ray):
+    slurm = target.endswith("submitit_launcher.SlurmLauncher")
+    if config.trainer.accelerator == "cpu" or not (local or ray or slurm):
         return
     import torch
 
@@ -92,6 +93,8 @@ def _reserve_gpus(config: Any) -> None:
     with read_write(config), open_dict(config):
         if local and launcher.gpus_per_node is None:
             launcher.gpus_per_node = here
+        if slurm and launcher.gpus_per_node is None:  # there may be none where it is submitted
+            launcher.gpus_per_node = config.trainer.devices
         if ray and launcher.ray.remote.get("num_gpus") is None:
             asked = config.trainer.accelerator == "cuda" or here > 0
             launcher.ray.remote.num_gpus = config.trainer.devices if asked else 0
@@ -196,7 +199,7 @@ def train_job(run: RunConfig, folder: Path, sweep: Path, number: int) -> dict[st
     from phasegpt.training.run_folder import RunFolder, provenance, read_record
 
     run = _one_process(run)
-    if run.logger.name == "wandb" and run.logger.group is None:
+    if "wandb" in run.logger.besides and run.logger.group is None:
         run = replace(run, logger=replace(run.logger, group=group(sweep)))
     for file in sorted(sweep.glob("*/run.json")):
         with suppress(CheckpointError):  # what is damaged there is not this job's to mend

@@ -8,6 +8,7 @@ from helpers import ROOT, SIX_STEPS, play, script
 
 import phasegpt
 from phasegpt.analysis.study import collect
+from phasegpt.core.errors import ConfigError
 from phasegpt.training.run import fit
 
 SCRIPT = runpy.run_path(str(ROOT / "scripts" / "reproduce.py"))
@@ -30,3 +31,10 @@ def test_a_record_that_cannot_be_trained_again_is_named(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit) as stop:
         script(monkeypatch, "reproduce.py", tmp_path / "a-seed1.json")
     assert stop.value.code == 2 and f"a-seed1.json {said}" in capsys.readouterr().err
+
+
+def test_a_record_that_names_code_is_not_trained_again(tmp_path):
+    config = {"optimizer": {"_target_": "trap.Opt"}, "callbacks": {"extra": [{"_target_": "a.B"}]}}
+    with pytest.raises(ConfigError, match=r"names code of its own \(trap\.Opt, a\.B\)"):
+        SCRIPT["reproduce"]({"config": config, "curves": {}}, tmp_path / "again")
+    assert not (tmp_path / "again").exists()

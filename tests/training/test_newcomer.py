@@ -112,6 +112,9 @@ def test_launchers_reserve_the_gpus_that_jobs_train_on(monkeypatch, here, accele
     cpu = accelerator == "cpu"
     assert reserved(local, {"gpus_per_node": None}).gpus_per_node == (None if cpu else here)
     assert reserved(local, {"gpus_per_node": 2}).gpus_per_node == 2
+    slurm = local.replace("Local", "Slurm")  # there may be no GPU where jobs are submitted
+    assert reserved(slurm, {"gpus_per_node": None}).gpus_per_node == (None if cpu else 1)
+    assert reserved(slurm, {"gpus_per_node": 2}).gpus_per_node == 2
     ray = reserved(
         "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
         {"ray": {"remote": {"num_gpus": None}}},

@@ -18,10 +18,20 @@ from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics, read_record
 
 STEMS = sorted(path.stem for path in (CONF_DIR / "optimizer").glob("*.yaml"))
+#: What optimizer=own names here, with an argument of its own.
+OWN = {"_target_": "torch.optim.RAdam", "betas": [0.9, 0.9]}
 
 
 def section(name, **values):
-    return OPTIMIZERS[name](**{"lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 0, **values})
+    own = OWN if name == "own" else {}
+    return OPTIMIZERS[name].parse(
+        {"lr": 1e-2, "weight_decay": 0.1, "warmup_steps": 0} | own | values
+    )
+
+
+def words_of(stem):
+    own = ["optimizer._target_=torch.optim.RAdam", "+optimizer.betas=[0.9,0.9]"]
+    return own if stem == "own" else [f"optimizer={stem}"]
 
 
 # --- every optimizer -------------------------------------------------------------------------
@@ -33,7 +43,7 @@ def test_every_optimizer_has_a_file_and_every_file_an_optimizer():
 
 @pytest.mark.parametrize("stem", STEMS)
 def test_it_is_recorded_by_name_and_resumed_bit_for_bit(tmp_path, text, stem):
-    words = [*NOISY, *text, f"optimizer={stem}", "optimizer.oscillator_lr_factor=2"]
+    words = [*NOISY, *text, *words_of(stem), "optimizer.oscillator_lr_factor=2"]
     fit(compose(words), tmp_path / "whole")
     with crash_at(7):
         fit(compose(words), tmp_path / "cut")
@@ -54,7 +64,8 @@ def test_the_loss_falls_and_every_parameter_moves(make_model, stem):
     model = make_model("kuramoto", layers=(1,)).train()
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     given = yaml.safe_load((CONF_DIR / "optimizer" / f"{stem}.yaml").read_text())
-    optimizer = build_optimizer(model, OPTIMIZERS[stem].parse(given))
+    own = OWN if stem == "own" else {}
+    optimizer = build_optimizer(model, OPTIMIZERS[stem].parse(given | own))
     losses = descend(model, optimizer, 12)
     assert losses[-1] < losses[0]
     assert [n for n, p in model.named_parameters() if torch.equal(p, before[n])] == []
@@ -128,9 +139,7 @@ def test_a_group_without_a_name_is_that_of_adamw():
 
 
 def test_every_optimizer_has_a_hash_of_its_own():
-    hashes = {
-        run_config(compose([f"optimizer={stem}", "optimizer.lr=0.001"])).hash for stem in STEMS
-    }
+    hashes = {run_config(compose([*words_of(stem), "optimizer.lr=0.001"])).hash for stem in STEMS}
     assert len(hashes) == len(STEMS)
 
 

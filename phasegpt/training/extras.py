@@ -1,0 +1,63 @@
+"""Callbacks and loggers of the user's own: as arguments of fit, or by `_target_`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
+
+from phasegpt.core import targets
+from phasegpt.core.errors import ConfigError
+from phasegpt.training.config import RunConfig
+
+
+def own_extras(
+    run: RunConfig, callbacks: Iterable[Callback], loggers: Iterable[Logger]
+) -> dict[str, list[Any]]:
+    """`callbacks` and `loggers` by these names: those of the configuration, then the given ones.
+
+    What callbacks.extra and logger.extra name is imported and called here. Raises ConfigError for
+    what cannot be, for what is no callback or logger, and for any in several processes.
+    """
+    given = {"callbacks": (callbacks, Callback), "loggers": (loggers, Logger)}
+    named = {"callbacks": run.callbacks.extra, "loggers": run.logger.extra}
+    for name, (those, kind) in given.items():
+        if not isinstance(those, Iterable) or isinstance(those, kind):
+            raise ConfigError(f"{name} is a {class_name(those)}; give a list of them, {name}=[...]")
+    key = {"callbacks": "callbacks.extra", "loggers": "logger.extra"}
+    return {
+        name: _checked(
+            run,
+            name,
+            [
+                *(targets.made(f"{key[name]}[{i}]", x, kind) for i, x in enumerate(named[name])),
+                *those,
+            ],
+            kind,
+        )
+        for name, (those, kind) in given.items()
+    }
+
+
+def _checked(run: RunConfig, name: str, found: list[Any], kind: type) -> list[Any]:
+    for one in found:
+        if not isinstance(one, kind):
+            raise ConfigError(
+                f"{name} holds a {class_name(one)}; each must be a {class_name(kind)}, from the "
+                f"package pytorch_lightning"
+            )
+    if found and run.trainer.devices > 1:
+        raise ConfigError(
+            f"{name}=[{', '.join(map(class_name, found))}] with trainer.devices="
+            f"{run.trainer.devices}: the other processes could not have them; leave them out, or "
+            f"set trainer.devices=1"
+        )
+    return found
+
+
+def class_name(thing: Any) -> str:
+    """The dotted name of a class, or of a thing's class."""
+    kind = thing if isinstance(thing, type) else type(thing)
+    return f"{kind.__module__}.{kind.__qualname__}"
