@@ -246,7 +246,7 @@ def read_bytes(path: str | Path) -> bytes:
     return b"".join(read_chunks(path, -1))
 
 
-def read_chunks(path: str | Path, size: int = 1 << 22) -> Iterator[bytes]:
+def read_chunks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
     """The content of a regular file, `size` bytes at a time; DataError as read_bytes."""
     try:
         mode = os.stat(path).st_mode

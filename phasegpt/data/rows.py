@@ -107,7 +107,7 @@ def _json_values(path: Path, text: Iterator[str]) -> Iterator[Any]:
         if not count and not array and rest[at : at + 1] == "[":
             array, at = True, at + 1
             continue
-        if (array and rest[at : at + 1] == "]") or (ended and count and at == len(rest)):
+        if rest[at : at + 1] == "]" if array else ended and count and at == len(rest):
             return
         value, stop, problem = None, len(rest), "it ends too early"
         try:
