@@ -169,7 +169,8 @@ def training_corpus(loaded: Loaded, data_path: str | None, cache_dir: str | None
         data = replace(data, path=data_path)
     # What a checkpoint names is read, if it is there, and never written to.
     stored = data.cache_dir if cache_dir is None else None
-    corpus = prepare(replace(data, cache_dir=cache_dir), other_cache=stored)
+    data = replace(data, cache_dir=cache_dir)
+    corpus = prepare(data, other_cache=stored, tokenizer=loaded.tokenizer)
     if corpus.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
         raise ConfigError(
             "the text does not have the tokens that the model was trained with (its characters "

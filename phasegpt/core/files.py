@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import errno
 import io
+import itertools
 import json
 import os
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -208,31 +210,52 @@ def csv_text(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], form: st
 
 def read_text(path: str | Path) -> str:
     """The text of a file in UTF-8; DataError says why there is none."""
-    content = read_bytes(path)
-    for beginning, (what, remedy) in _FORMATS.items():
-        if content.startswith(beginning):
-            raise DataError(f"{path} is {what}, not UTF-8 text; {remedy.format(path)}")
-    if (zero := content.find(b"\0")) >= 0:
-        raise DataError(
-            f"{path} is not text: there is a NUL byte at offset {zero}; save it as UTF-8 text"
-        )
-    try:
-        return content.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not UTF-8: byte 0x{content[error.start]:02x} at offset {error.start}; "
-            f"convert it, for instance: iconv -f latin1 -t utf-8"
-        ) from error
+    return "".join(text_pieces(path, [read_bytes(path)]))
+
+
+def text_pieces(path: str | Path, chunks: Iterable[bytes]) -> Iterator[str]:
+    """The text of UTF-8 `chunks` as they come, without a byte-order mark.
+
+    Raises DataError, with `path`, for what is no such text.
+    """
+    decoder, offset = codecs.getincrementaldecoder("utf-8")(), 0
+    for chunk in itertools.chain(chunks, [b""]):
+        for beginning, (what, remedy) in _FORMATS.items() if offset == 0 else ():
+            if chunk.startswith(beginning):
+                raise DataError(f"{path} is {what}, not UTF-8 text; {remedy.format(path)}")
+        if (zero := chunk.find(b"\0")) >= 0:
+            raise DataError(
+                f"{path} is not text: there is a NUL byte at offset {offset + zero}; save it as "
+                f"UTF-8 text"
+            )
+        begun = len(decoder.getstate()[0])  # of a character that the chunk before did not end
+        try:
+            text = decoder.decode(chunk, final=not chunk)
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path} is not UTF-8: byte 0x{error.object[error.start]:02x} at offset "
+                f"{offset - begun + error.start}; convert it, for instance: iconv -f latin1 -t "
+                f"utf-8"
+            ) from error
+        yield text.removeprefix("\ufeff") if offset == 0 else text
+        offset += len(chunk)
 
 
 def read_bytes(path: str | Path) -> bytes:
     """The content of a regular file; DataError where there is none that can be read."""
+    return b"".join(read_chunks(path, -1))
+
+
+def read_chunks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
+    """The content of a regular file, `size` bytes at a time; DataError as read_bytes."""
     try:
         mode = os.stat(path).st_mode
         if not stat.S_ISREG(mode):
             kind = "a folder" if stat.S_ISDIR(mode) else "no file but a pipe, socket or device"
             raise DataError(f"{path} is {kind}; name a regular file, or save it as one first")
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            while chunk := file.read(size):
+                yield chunk
     except (OSError, ValueError) as error:
         cause = getattr(error, "strerror", None) or error
         raise DataError(f"cannot read {path}: {cause}; correct the path or its rights") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option
 
 
@@ -16,14 +17,24 @@ class DataConfig(Section):
     corpus: Literal["shakespeare", "wikitext2", "text", "hub", "synthetic"] = option(
         REQUIRED, "the text"
     )
-    tokenizer: Literal["char", "byte", "gpt2"] = option("char", "what a token is")
+    tokenizer: Literal["char", "byte", "gpt2", "bpe", "hf"] = option(
+        "char", "what a token is; bpe: trained on the text; hf: of a file"
+    )
+    tokenizer_path: str | None = option(
+        None, "hf only: a tokenizer.json of Hugging Face's tokenizers, or its folder"
+    )
+    vocab_size: int | None = option(
+        None, "bpe only: tokens, the 256 bytes among them", ge=256, le=2**24
+    )
     variant: Literal["tokens", "raw"] | None = option(
         None, "wikitext2 only: words with <unk>, or raw; null: tokens"
     )
-    path: str | None = option(None, "text only: a UTF-8 file or a glob")
+    path: str | None = option(
+        None, "text only: a file, folder or glob: .txt, .jsonl, .json, .parquet, .gz"
+    )
     name: str | None = option(None, "hub only: OWNER/DATASET, or a folder")
     subset: str | None = option(None, "hub only: the configuration of the dataset")
-    text_column: str = option("text", "hub only: the column that holds the text")
+    text_column: str = option("text", "hub, JSON and Parquet: the column that holds the text")
     val_fraction: float = option(
         0.1, "text and hub: the last share of the text, for validation", gt=0, lt=1
     )
@@ -36,8 +47,18 @@ class DataConfig(Section):
         None, "folder of token caches; null: $XDG_CACHE_HOME/phasegpt or ~/.cache/phasegpt"
     )
 
+    def __post_init__(self) -> None:
+        """Also check that the tokenizer has what it needs."""
+        super().__post_init__()
+        for name, key in {"hf": "tokenizer_path", "bpe": "vocab_size"}.items():
+            if self.tokenizer == name and getattr(self, key) is None:
+                example = "tokenizer.json" if name == "hf" else "4096"
+                raise ConfigError(f"data.tokenizer={name} needs data.{key}, as in {key}={example}")
+
     def check_idle(self) -> None:
         """See Section.check_idle; phasegpt.data.corpora.resolve refuses the other keys."""
-        self.refuse_idle(self.corpus == "hub", "corpus", "text_column")
+        self.refuse_idle(self.corpus in ("text", "hub"), "corpus", "text_column")
         self.refuse_idle(self.corpus in ("text", "hub"), "corpus", "val_fraction")
         self.refuse_idle(self.corpus == "synthetic", "corpus", "characters")
+        self.refuse_idle(self.tokenizer == "hf", "tokenizer", "tokenizer_path")
+        self.refuse_idle(self.tokenizer == "bpe", "tokenizer", "vocab_size")

@@ -5,19 +5,18 @@ Known files are compared with their sha256 wherever they come from.
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.core.files import expand, read_text
-from phasegpt.data import hub, synthetic
+from phasegpt.data import hub, json_tokenizers, synthetic
 from phasegpt.data.config import DataConfig
 from phasegpt.data.downloads import download, local_file, verify, where_to_put
+from phasegpt.data.encoding import Span
+from phasegpt.data.own_text import OwnText
 from phasegpt.data.tokenizers import GPT2_VOCAB_SIZE
 
 # path under the data folder: sha256
@@ -49,20 +48,22 @@ _WIKITEXT = {
         },
     ),
 }
-_PIECE = 1 << 24  # characters tokenised at a time; the known corpora fit into one piece
 
 
 @dataclass(frozen=True)
 class RawCorpus:
     """A corpus whose text can be read when its tokens are not cached yet.
 
-    `content` fixes every character of every split and costs little to know. `read()` gives each
-    split as text, or as a file of UTF-8 text; `log_prob` scores a text where the source is known.
+    `content` fixes every character of every split and costs little to know. `read(scratch)` gives
+    each split as text, or as a part of a file, which may be in the folder `scratch`; `check` then
+    raises DataError for a source that changed meanwhile. `log_prob` scores a text where the source
+    is known.
     """
 
     name: str
     content: str
-    read: Callable[[], dict[str, str | Path]]
+    read: Callable[[Path], dict[str, str | Span]]
+    check: Callable[[], None] = lambda: None
     log_prob: Callable[[str], float] | None = None
 
 
@@ -88,64 +89,54 @@ def resolve(config: DataConfig, cache: Path, other: Path | None = None) -> RawCo
         size = config.characters
         content = _hash("synthetic", synthetic.fingerprint(), str(size))
         return RawCorpus(
-            "synthetic", content, lambda: dict(synthetic.splits(size)), synthetic.log_prob
+            "synthetic",
+            content,
+            lambda _: dict(synthetic.splits(size)),
+            log_prob=synthetic.log_prob,
         )
     if config.corpus == "shakespeare":
-        return RawCorpus("shakespeare", _hash(*_SHAKESPEARE.values(), "0.9"), _shakespeare)
+        return RawCorpus(
+            "shakespeare", _hash(*_SHAKESPEARE.values(), "0.9"), lambda _: _shakespeare()
+        )
     if config.corpus == "wikitext2":
         variant = config.variant or "tokens"
         content = _hash(*_WIKITEXT[variant][2].values())
-        return RawCorpus(f"wikitext2-{variant}", content, lambda: _wikitext(variant))
+        return RawCorpus(f"wikitext2-{variant}", content, lambda _: _wikitext(variant))
     if config.corpus == "text":
-        return _user_text(config)
+        own = OwnText(config)
+        return RawCorpus("text", own.content, lambda scratch: {**own.splits(scratch)}, own.check)
     return _hub(config, cache, other)
 
 
 def known_vocab_size(config: DataConfig) -> int | None:
     """Vocabulary size where it is known without reading data, else None."""
+    if config.tokenizer == "hf":
+        return json_tokenizers.from_file(config.tokenizer_path or "").vocab_size
     if config.tokenizer != "char":
-        return {"byte": 256, "gpt2": GPT2_VOCAB_SIZE}[config.tokenizer]
+        return {"byte": 256, "gpt2": GPT2_VOCAB_SIZE, "bpe": config.vocab_size}[config.tokenizer]
     if config.corpus == "wikitext2":
         # The raw variant's alphabet has not been counted: its train split was never at hand.
         return 283 if config.variant in (None, "tokens") else None
     return {"shakespeare": 65, "synthetic": synthetic.VOCAB_SIZE}.get(config.corpus)
 
 
-def pieces(source: str | Path) -> Iterator[str]:
-    """The text in pieces that end with a line, so that it need not fit into memory."""
-    if isinstance(source, str):
-        start = 0
-        while start < len(source):
-            end = source.find("\n", start + _PIECE) + 1 or len(source)
-            yield source[start:end]
-            start = end
-        return
-    with source.open(encoding="utf-8", newline="") as file:
-        while text := file.read(_PIECE):
-            yield text + file.readline()
-
-
 def _hash(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def _cut(text: str, val_fraction: float) -> dict[str, str | Path]:
-    """The last `val_fraction` of the characters are the validation split."""
-    train = int(len(text) * (1 - val_fraction))
-    return {"train": text[:train], "val": text[train:]}
-
-
-def _shakespeare() -> dict[str, str | Path]:
+def _shakespeare() -> dict[str, str | Span]:
     ((name, digest),) = _SHAKESPEARE.items()
     content = local_file(name, digest) or download(_SHAKESPEARE_URL, digest)
     if content is None:
         raise DataError(
             f"Shakespeare is not here and the network does not answer; {where_to_put(_SHAKESPEARE)}"
         )
-    return _cut(content.decode(), 0.1)
+    text = content.decode()
+    train = int(len(text) * 0.9)
+    return {"train": text[:train], "val": text[train:]}
 
 
-def _wikitext(variant: str) -> dict[str, str | Path]:
+def _wikitext(variant: str) -> dict[str, str | Span]:
     subset, folder, digests = _WIKITEXT[variant]
     files = {f"{folder}/{name}.txt": digest for name, digest in digests.items()}
     contents = {name: local_file(name, digest) for name, digest in files.items()}
@@ -156,7 +147,7 @@ def _wikitext(variant: str) -> dict[str, str | Path]:
             f"WikiText-2 ({variant}) is not complete and Hugging Face does not answer; "
             f"{where_to_put(missing)}"
         )
-    texts: dict[str, str | Path] = {}
+    texts: dict[str, str | Span] = {}
     for (name, content), (split, hub_split) in zip(
         contents.items(), hub.SPLITS.items(), strict=True
     ):
@@ -169,47 +160,11 @@ def _wikitext(variant: str) -> dict[str, str | Path]:
     return texts
 
 
-def _user_text(config: DataConfig) -> RawCorpus:
-    """`data.path`: the files in the order of their names, a line end added where one lacks it."""
-    if not config.path:
-        raise ConfigError("data.path is missing; data=text needs data.path=FILE_OR_GLOB")
-    paths = _files(config.path)
-    texts = [read_text(path) for path in paths]
-    joined = "".join(t if t.endswith("\n") else t + "\n" for t in texts[:-1]) + texts[-1]
-    if not joined:
-        raise DataError(f"data.path={config.path} is empty; name a file with text")
-    return RawCorpus(
-        "text",
-        _hash("text", str(config.val_fraction), hashlib.sha256(joined.encode()).hexdigest()),
-        lambda: _cut(joined, config.val_fraction),
-    )
-
-
-def _files(path: str) -> list[str]:
-    """The files that data.path names: one of exactly that name, else those that match it."""
-    pattern = str(expand(path))
-    if os.path.lexists(pattern):
-        if os.path.isdir(pattern):
-            raise DataError(f"data.path={path} is a folder; name its files: {path}/*.txt")
-        return [pattern]
-    try:
-        found = glob.glob(pattern, recursive=True)
-    except ValueError:  # a NUL
-        found = []
-    paths = sorted(name for name in found if os.path.isfile(name))
-    if not paths:
-        raise DataError(
-            f"data.path={path!r:.300}: no such file (from {os.getcwd()}); correct the path, and "
-            f"quote a pattern so that the shell leaves it alone"
-        )
-    return paths
-
-
 def _hub(config: DataConfig, cache: Path, other: Path | None) -> RawCorpus:
     """Any Hugging Face text dataset; see phasegpt.data.hub."""
     folder, digests = hub.fetched(config, cache, other)
     return RawCorpus(
         folder.name.rpartition("-")[0],
         _hash("hub", *(f"{split} {digest}" for split, digest in sorted(digests.items()))),
-        lambda: {split: hub.kept_text(folder, split, digests[split]) for split in digests},
+        lambda _: {s: Span.of(hub.kept_text(folder, s, digest)) for s, digest in digests.items()},
     )

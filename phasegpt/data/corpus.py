@@ -12,7 +12,8 @@ import numpy as np
 
 from phasegpt.core import diskcache
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.data import corpora, downloads, tokenizers
+from phasegpt.core.files import read_json
+from phasegpt.data import corpora, downloads, encoding, json_tokenizers, tokenizers
 from phasegpt.data.config import DataConfig
 
 _FORMAT = 1  # of the token cache; raise it when tokens or meta.json change meaning
@@ -49,46 +50,93 @@ class Corpus:
         return self.splits[name]
 
 
-def prepare(config: DataConfig, *, other_cache: str | None = None) -> Corpus:
+def prepare(
+    config: DataConfig,
+    *,
+    other_cache: str | None = None,
+    tokenizer: tokenizers.Tokenizer | None = None,
+) -> Corpus:
     """The corpus of `config`, tokenised on first use and opened from the cache afterwards.
 
-    `other_cache` is looked into first and never written to. Raises ConfigError and DataError as
+    `other_cache` is looked into first and never written to. `tokenizer` is a checkpoint's: in place
+    of the file of hf, and of the training of bpe. Raises ConfigError and DataError as
     phasegpt.data.corpora does, DataError for a damaged cache.
     """
     cache = diskcache.cache_dir(config.cache_dir)
     other = diskcache.cache_dir(other_cache) if other_cache else None
     raw = corpora.resolve(config, cache, other)
-    # A tokenizer is a function of its name and the text, so the key can be had without either.
-    key = hashlib.sha256(f"{_FORMAT} {config.tokenizer} {raw.content}".encode()).hexdigest()[:16]
+    # Another tokenizer is a function of its name and the text: the key can be had without it.
+    named: str = config.tokenizer
+    made = None
+    if config.tokenizer in ("bpe", "hf"):
+        made = tokenizer or _made(config, raw, cache, other)
+        named += f" {made.fingerprint}"
+    key = hashlib.sha256(f"{_FORMAT} {named} {raw.content}".encode()).hexdigest()[:16]
     folder = cache / "tokens" / f"{raw.name}-{config.tokenizer}-{key}"
     if other is not None and (kept := other / "tokens" / folder.name).is_dir():
         return _open(kept)
-    downloads.build_once(folder, lambda scratch: _tokenise(raw, config, scratch))
+    downloads.build_once(folder, lambda scratch: _tokenise(raw, config, scratch, made))
     return _open(folder)
 
 
-def _tokenise(raw: corpora.RawCorpus, config: DataConfig, folder: Path) -> None:
-    texts, name = raw.read(), config.tokenizer
-    alphabet: set[str] = set()
-    if name == "char":
-        for text in texts.values():
-            for piece in corpora.pieces(text):
-                alphabet.update(piece)
-    tokenizer = tokenizers.build(name, alphabet="".join(sorted(alphabet)) or None)
+def _made(
+    config: DataConfig, raw: corpora.RawCorpus, cache: Path, other: Path | None
+) -> tokenizers.Tokenizer:
+    """The tokenizer of a file, or of the train split, trained on first use."""
+    if config.tokenizer == "hf":
+        return json_tokenizers.from_file(config.tokenizer_path or "")
+    size = config.vocab_size or 0
+    key = hashlib.sha256(f"{_FORMAT} bpe {size} {raw.content}".encode()).hexdigest()[:16]
+    folder = cache / "tokenizers" / f"{raw.name}-bpe-{key}"
+    if other is not None and (kept := other / "tokenizers" / folder.name).is_dir():
+        folder = kept
+
+    def train(scratch: Path) -> None:
+        texts = _files(raw, scratch)
+        trained = json_tokenizers.train(encoding.texts(texts["train"]), size)
+        _drop(texts, scratch)
+        raw.check()
+        (scratch / "tokenizer.json").write_text(json.dumps(trained.state()), encoding="utf-8")
+
+    downloads.build_once(folder, train)
+    return tokenizers.from_state(read_json(folder / "tokenizer.json", "name"))
+
+
+def _files(raw: corpora.RawCorpus, scratch: Path) -> dict[str, encoding.Span]:
+    """The splits as parts of files; what is no file yet is written to `scratch`."""
+    texts = {}
+    for split, text in raw.read(scratch).items():
+        if isinstance(text, str):
+            path = scratch / f"{split}.txt"
+            path.write_bytes(text.encode())
+            text = encoding.Span.of(path)
+        texts[split] = text
+    return texts
+
+
+def _drop(texts: dict[str, encoding.Span], scratch: Path) -> None:
+    """Remove the texts in `scratch`: a cache keeps tokens alone."""
+    for path in {text.path for text in texts.values()}:
+        if path.parent == scratch:
+            path.unlink()
+
+
+def _tokenise(
+    raw: corpora.RawCorpus,
+    config: DataConfig,
+    folder: Path,
+    tokenizer: tokenizers.Tokenizer | None,
+) -> None:
+    texts = _files(raw, folder)
+    if tokenizer is None:
+        alphabet: set[str] = set()
+        if config.tokenizer == "char":
+            alphabet = alphabet.union(*map(encoding.characters, texts.values()))
+        found = "".join(sorted(alphabet)) or None
+        tokenizer = tokenizers.build(config.tokenizer, alphabet=found)
     splits = {}
     for split, text in texts.items():
-        count = dict.fromkeys(("tokens", "characters", "bytes", "words", "lines"), 0)
-        digest = hashlib.sha256()
-        with (folder / f"{split}.bin").open("wb") as file:
-            for piece in corpora.pieces(text):
-                tokens = tokenizer.encode(piece)
-                file.write(tokens.tobytes())
-                digest.update(tokens.tobytes())
-                count["tokens"] += len(tokens)
-                count["characters"] += len(piece)
-                count["bytes"] += len(piece.encode())
-                count["words"] += len(piece.split())
-                count["lines"] += piece.count("\n")
+        count, digest = encoding.encode(text, tokenizer, folder / f"{split}.bin")
         if not count["tokens"]:
             raise DataError(
                 f"the {split} split of {raw.name} is empty; the text is too short"
@@ -99,8 +147,10 @@ def _tokenise(raw: corpora.RawCorpus, config: DataConfig, folder: Path) -> None:
                 f"the val split of {raw.name} has 1 token, and scoring needs 2, the first as "
                 f"context; use more text{_larger(config, split)}"
             )
-        floor = -raw.log_prob(text) if raw.log_prob and isinstance(text, str) else None
-        splits[split] = {**count, "sha256": digest.hexdigest(), "floor_nats": floor}
+        floor = -raw.log_prob(text.read()) if raw.log_prob else None
+        splits[split] = {**count, "sha256": digest, "floor_nats": floor}
+    raw.check()
+    _drop(texts, folder)
     meta = {
         "corpus": raw.name,
         "content": raw.content,

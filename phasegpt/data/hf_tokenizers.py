@@ -10,21 +10,20 @@ from itertools import pairwise
 from typing import Any
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.data.tokenizers import CharTokenizer, Tokenizer, character_of_byte
+from phasegpt.data._tokenizer import Tokenizer, character_of_byte
+from phasegpt.data.json_tokenizers import JsonTokenizer, library
+from phasegpt.data.tokenizers import CharTokenizer
 
 _END = "<|endoftext|>"
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The text of tokenizer.json. ConfigError where there is no such form."""
-    try:
-        from tokenizers import Regex, decoders, models, pre_tokenizers
-        from tokenizers import Tokenizer as Fast
-    except ImportError as error:
-        raise ConfigError(
-            f"Hugging Face's form of a tokenizer needs a package that is not here ({error}): "
-            f"pip install 'phasegpt[hf]'"
-        ) from error
+    if isinstance(tokenizer, JsonTokenizer):
+        return tokenizer.json
+    library("Hugging Face's form of a tokenizer")
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer as Fast
 
     if isinstance(tokenizer, CharTokenizer):
         ids = {character: i for i, character in enumerate(tokenizer.alphabet)}

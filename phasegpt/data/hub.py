@@ -15,6 +15,7 @@ from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import expand, read_json
 from phasegpt.data.config import DataConfig
 from phasegpt.data.downloads import build_once, online
+from phasegpt.data.rows import documents
 
 #: Our names of the splits, and the Hub's.
 SPLITS = {"train": "train", "val": "validation", "test": "test"}
@@ -110,9 +111,10 @@ def _spool(config: DataConfig, name: str, folder: Path) -> None:
     share = config.val_fraction if "validation" not in dataset else 0.0
     files: dict[str, Any] = {}
     digests: dict[str, Any] = {}
-    documents = 0
+    number = 0
     for split, rows in ((s, dataset[h]) for s, h in SPLITS.items() if h in dataset):
-        for i, document in enumerate(_documents(rows, config, split)):
+        found = _received(rows, name)
+        for i, document in enumerate(documents(found, config.text_column, str(config.name), split)):
             held_out = split == "train" and int((i + 1) * share) > int(i * share)
             target = "val" if held_out else split
             if target not in files:
@@ -121,7 +123,7 @@ def _spool(config: DataConfig, name: str, folder: Path) -> None:
             content = f"{document}\n".encode(errors="replace")
             files[target].write(content)
             digests[target].update(content)
-            documents += split == "train"
+            number += split == "train"
     for file in files.values():
         file.close()
     if "train" not in files:
@@ -130,9 +132,9 @@ def _spool(config: DataConfig, name: str, folder: Path) -> None:
         cause = "its validation split is empty"
         remedy = "name another dataset"
         if share:
-            cause = f"it has no validation split, and {share} of its {documents} documents is none"
-            remedy = f"set data.val_fraction to {1 / documents:.2g} or more"
-            if documents < 2:
+            cause = f"it has no validation split, and {share} of its {number} documents is none"
+            remedy = f"set data.val_fraction to {1 / number:.2g} or more"
+            if number < 2:
                 remedy = "name a dataset of two documents or more"
         raise DataError(f"{name} has no text to validate on: {cause}; {remedy}")
     hexes = {split: digest.hexdigest() for split, digest in digests.items()}
@@ -141,37 +143,12 @@ def _spool(config: DataConfig, name: str, folder: Path) -> None:
         (folder / "revision").write_text(revision)
 
 
-def _documents(rows: Iterable[dict[str, Any]], config: DataConfig, split: str) -> Iterator[str]:
-    rows, empty, number = iter(rows), 0, -1
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            break
-        except Exception as error:  # of whatever library the download uses
-            raise DataError(f"the download of {config.name} broke off: {error!s:.500}") from error
-        number += 1
-        if config.text_column not in row:
-            raise DataError(
-                f"data.text_column={config.text_column} is not a text column of {config.name}; "
-                f"its columns are {', '.join(row)}"
-            )
-        text = row[config.text_column]
-        if text is None:
-            empty += 1
-        elif isinstance(text, str):
-            yield text
-        else:
-            raise DataError(
-                f"data.text_column={config.text_column} is not a text column of {config.name}: "
-                f"row {number} of {split} holds {type(text).__name__} {text!r:.60}; "
-                f"its columns are {', '.join(row)}"
-            )
-    if empty:
-        sys.stderr.write(
-            f"{config.name}: {empty} of {number + 1} rows of {split} have no text "
-            f"({config.text_column} is null) and are left out\n"
-        )
+def _received(rows: Iterable[Any], name: str | None) -> Iterator[Any]:
+    """The rows as they come; a download that breaks off is a DataError."""
+    try:
+        yield from rows
+    except Exception as error:  # of whatever library the download uses
+        raise DataError(f"the download of {name} broke off: {error!s:.500}") from error
 
 
 def load_dataset(

@@ -1,4 +1,4 @@
-"""Tokenizers: characters, bytes and GPT-2's byte pairs, behind one small interface.
+"""Tokenizers: characters, bytes and GPT-2's byte pairs, and how one is made from its state.
 
 A tokenizer is remade from its `state()`, which is plain JSON and travels with every checkpoint.
 `encode(text)` gives uint16 (uint32 for vocabularies above 65,536), `decode(ids)` gives text.
@@ -12,15 +12,15 @@ import hashlib
 import json
 import os
 import tempfile
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from phasegpt.core.errors import DataError
+from phasegpt.data._tokenizer import Tokenizer, before_space, plain_bytes
 from phasegpt.data.downloads import local_file, online, where_to_put
+from phasegpt.data.json_tokenizers import JsonTokenizer
 
 GPT2_VOCAB_SIZE = 50257
 _GPT2_FILE = "gpt2-bpe/encoder.json"
@@ -28,46 +28,6 @@ _GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
 # The split of the GPT-2 release, in the form that tiktoken runs fastest.
 _GPT2_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
-
-
-class Tokenizer(ABC):
-    """Text to ids and back."""
-
-    name: ClassVar[str]
-    vocab_size: int
-
-    @property
-    def dtype(self) -> np.dtype:
-        """The smallest of uint16 and uint32 that holds every id."""
-        return np.dtype(np.uint16 if self.vocab_size <= 1 << 16 else np.uint32)
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits of the sha256 of `state()`."""
-        return hashlib.sha256(json.dumps(self.state(), sort_keys=True).encode()).hexdigest()[:16]
-
-    def state(self) -> dict[str, Any]:
-        """What `from_state` needs, as plain JSON."""
-        return {"name": self.name}
-
-    @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`. Raises DataError for a character that has none."""
-
-    @abstractmethod
-    def token_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of one token, not always a whole character."""
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of `ids`; bytes that are not UTF-8 become U+FFFD. Raises DataError for a bad id."""
-        return b"".join(self._bytes(i) for i in ids).decode("utf-8", errors="replace")
-
-    def _bytes(self, token: int) -> bytes:
-        if not 0 <= int(token) < self.vocab_size:
-            raise DataError(
-                f"token {int(token)} is outside the {self.name} vocabulary 0..{self.vocab_size - 1}"
-            )
-        return self.token_bytes(int(token))
 
 
 class CharTokenizer(Tokenizer):
@@ -99,7 +59,7 @@ class CharTokenizer(Tokenizer):
             raise DataError(
                 f"the character {text[unknown[0]]!r} (place {unknown[0]}) is not among the "
                 f"{self.vocab_size} characters of the training corpus; use others, or train with "
-                f"data.tokenizer=byte or gpt2"
+                f"data.tokenizer=byte, gpt2 or bpe"
             )
         return ids.astype(self.dtype)
 
@@ -147,7 +107,15 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, as tiktoken's encode_ordinary gives them."""
-        return np.array(self._encoding.encode_ordinary(text), dtype=self.dtype)
+        try:
+            ids = self._encoding.encode_to_numpy(text, disallowed_special=())
+        except UnicodeEncodeError:  # half a surrogate pair, which tiktoken replaces here alone
+            ids = self._encoding.encode_ordinary(text)
+        return np.array(ids, dtype=self.dtype)
+
+    def cut(self, text: str) -> int | None:
+        """Behind a word: of GPT-2's split no part begins in a word and ends in a space."""
+        return before_space(text)
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token."""
@@ -191,9 +159,11 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
         return ByteTokenizer()
     if name == "gpt2":
         return GPT2Tokenizer()
+    if name in ("bpe", "hf") and isinstance(state.get("json"), str):
+        return JsonTokenizer(name, state["json"])
     raise DataError(
-        f"tokenizer state {state!r:.200} is unknown; name must be char (with an alphabet), byte or "
-        f"gpt2"
+        f"tokenizer state {state!r:.200} is unknown; name must be char (with an alphabet), byte, "
+        f"gpt2, bpe or hf (with their json)"
     )
 
 
@@ -216,7 +186,7 @@ def _gpt2_encoding() -> Any:
             return tiktoken.get_encoding("gpt2")
         except (OSError, ValueError) as error:
             raise DataError(f"cannot download {_GPT2_URL}: {error}") from error
-    ranks = {_plain_bytes(word): rank for word, rank in json.loads(content).items()}
+    ranks = {plain_bytes(word): rank for word, rank in json.loads(content).items()}
     special = {"<|endoftext|>": ranks.pop(b"<|endoftext|>")}
     return tiktoken.Encoding(
         "gpt2", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens=special
@@ -233,22 +203,3 @@ def _tiktoken_cache() -> bytes | None:
     except OSError:  # another user's, in a temporary folder that all share
         return None
     return content if hashlib.sha256(content).hexdigest() == _GPT2_SHA256 else None
-
-
-@functools.cache
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2 writes each byte as a printable character: itself, or the next one from U+0100 on."""
-    printable = {b for b in range(256) if chr(b).isprintable() and chr(b) != " "}
-    others = (b for b in range(256) if b not in printable)
-    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
-
-
-@functools.cache
-def character_of_byte(byte: int) -> str:
-    """The printable character that GPT-2's vocabulary writes for `byte`."""
-    return next(c for c, b in _byte_of_character().items() if b == byte)
-
-
-def _plain_bytes(word: str) -> bytes:
-    table = _byte_of_character()
-    return bytes(table[character] for character in word)

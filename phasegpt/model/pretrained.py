@@ -70,7 +70,9 @@ def _check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
         theirs = source.tokenizer.name
     if not fits:
         remedy = f"set data.tokenizer={theirs}"
-        if tokenizer.name == theirs:
+        if theirs in ("bpe", "hf"):
+            remedy = "set data.tokenizer=hf and data.tokenizer_path=EXPORT, an export of it"
+        elif tokenizer.name == theirs:
             remedy = (
                 "give a text of the same characters, or a model with the tokenizer byte or gpt2"
             )

@@ -23,7 +23,10 @@ from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
 from phasegpt.model.gpt import GPT
 
 #: What one token is, by the tokenizer's name.
-UNITS = {"char": "character", "byte": "byte", "gpt2": "BPE token"}
+UNITS = {
+    **{"char": "character", "byte": "byte"},
+    **{"gpt2": "BPE token", "bpe": "BPE token", "hf": "token"},
+}
 
 
 def nats(logits_BTV: Tensor, targets_BT: Tensor) -> tuple[Tensor, Tensor]:

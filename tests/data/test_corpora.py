@@ -29,6 +29,36 @@ def counts(corpus, key):
 # Known corpora
 
 
+@pytest.mark.parametrize(
+    ("corpus", "tokenizer", "fingerprint"),
+    [
+        ("synthetic", "char", "9102aaed7127a7cd"),
+        pytest.param("synthetic", "gpt2", "24e50d414f981901", marks=needs_data),
+        pytest.param("shakespeare", "char", "b096680d1655c111", marks=needs_data),
+        pytest.param("shakespeare", "gpt2", "8a29b5e3f16dd1a2", marks=needs_data),
+    ],
+)
+def test_known_corpora_have_the_tokens_they_always_had(data_config, corpus, tokenizer, fingerprint):
+    assert prepare(data_config(corpus, tokenizer=tokenizer)).fingerprint == fingerprint
+
+
+@needs_data
+def test_wikitext_has_the_tokens_it_always_had(data_config):
+    assert prepare(data_config("wikitext2", tokenizer="byte")).fingerprint == "d0942aa424395cac"
+
+
+@pytest.mark.parametrize(
+    ("name", "fingerprint"), [("a.txt", "9091f5ce3e7989e4"), ("*.txt", "edeb365baa9d0ba1")]
+)
+def test_own_text_has_the_tokens_it_always_had(data_config, tmp_path, name, fingerprint):
+    text = "caf\u00e9 \u65e5\u672c\r\nword two\n\n  x" * 300
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    (tmp_path / "b.txt").write_bytes(b"")
+    (tmp_path / "c.txt").write_text("third file, no end" * 50)
+    c = data_config("text", path=str(tmp_path / name), tokenizer="byte")
+    assert prepare(c).fingerprint == fingerprint
+
+
 @needs_data
 def test_shakespeare_has_the_published_counts(data_config):
     corpus = prepare(data_config("shakespeare"))
@@ -205,21 +235,11 @@ def test_a_split_that_cannot_be_scored_names_the_remedy(data_config, tmp_path):
     prepare(data_config("text", path=str(tmp_path / "a.txt"), val_fraction=0.2))
 
 
-def test_a_folder_or_no_path_is_an_error(data_config, tmp_path):
-    with pytest.raises(DataError, match="is a folder"):
+def test_a_folder_without_text_or_no_path_is_an_error(data_config, tmp_path):
+    with pytest.raises(DataError, match=r"is a folder without text.*\.jsonl"):
         prepare(data_config("text", path=str(tmp_path)))
     with pytest.raises(ConfigError, match=r"data.path is missing"):
         prepare(data_config("text"))
-
-
-def test_text_in_pieces_is_the_whole_text(tmp_path, monkeypatch):
-    monkeypatch.setattr(corpora, "_PIECE", 7)
-    text = "a line\nand another one that is long\n\n\nend\u00e9"
-    (tmp_path / "t").write_bytes(text.encode())
-    for source in (text, tmp_path / "t"):
-        pieces = list(corpora.pieces(source))
-        assert "".join(pieces) == text and len(pieces) > 1
-        assert all(piece.endswith("\n") for piece in pieces[:-1])
 
 
 # Hugging Face datasets
