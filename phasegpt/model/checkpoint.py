@@ -12,15 +12,17 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
 import torch
 
+from phasegpt.attention import origin
 from phasegpt.core import arguments
-from phasegpt.core.errors import CheckpointError, UserError
+from phasegpt.core.errors import CheckpointError, NotImported, UserError
 from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
@@ -168,6 +170,8 @@ def _reading(path: Path) -> Iterator[None]:
     """Turn what content of a wrong form raises into one CheckpointError that names the file."""
     try:
         yield
+    except NotImported as error:
+        raise NotImported(f"{path}: {error}") from error
     except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
             OverflowError) as error:  # fmt: skip
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -254,7 +258,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
         weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
         model = _assemble(gpt, weights, tokenizer)
     record = run_folder(path) / "run.json"
-    known = _fingerprint(record) if record.is_file() else None
+    known = _recorded(record, gpt.attention) if record.is_file() else None
     return Loaded(model, tokenizer, config, path, sha256, known)
 
 
@@ -265,14 +269,27 @@ def _tokenizer(path: Path, state: Any) -> Tokenizer:
         return from_state(state)
 
 
-def _fingerprint(record: Path) -> str | None:
-    """The fingerprint of the text, as a run.json has it."""
+def _recorded(record: Path, attention: str) -> str | None:
+    """The fingerprint of the text, as a run.json has it; warns if the mechanism's code changed."""
     with _reading(record):
-        data = read_json(record).get("data") or {}
-        known = data.get("fingerprint")
+        content = read_json(record)
+        known = (content.get("data") or {}).get("fingerprint")
         if not isinstance(known, str | None):
             raise TypeError(f"data.fingerprint={known!r:.80} must be text")
+        if changed := code_changed(content, attention):
+            warnings.warn(f"{record.parent}: {changed}; its numbers may differ", stacklevel=4)
     return known
+
+
+def code_changed(record: Mapping[str, Any], attention: str) -> str | None:
+    """How the code of a mechanism of another package differs from what a run.json says, or None."""
+    then, now = record.get("attention_code"), origin(attention)
+    if not isinstance(then, dict) or now is None or then.get("sha256") == now["sha256"]:
+        return None
+    return (
+        f"the code of attention={attention} is not that of the training ({now['module']}: sha256 "
+        f"{now['sha256']!s:.16}, then {then.get('sha256')!s:.16})"
+    )
 
 
 def run_folder(path: Path) -> Path:
@@ -366,7 +383,7 @@ def _load_exported(folder: Path) -> Loaded:
             if not isinstance(run, dict | None):
                 raise TypeError(f"config is a {type(run).__name__}, not an object")
             run = None if run is None else _of_today(run)
-        known = _fingerprint(folder / "run.json")
+        known = _recorded(folder / "run.json", config.attention)
     return Loaded(model, tokenizer, run, folder, sums["model.safetensors"], known)
 
 

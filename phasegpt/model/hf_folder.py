@@ -13,6 +13,7 @@ from typing import Any
 
 import phasegpt
 from phasegpt.attention import coupled_axis
+from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, OutputError
 from phasegpt.data.hf_tokenizers import tokenizer_config, tokenizer_json
 from phasegpt.model.checkpoint import OF_TRANSFORMERS, STATE_BESIDE, Loaded, as_json, contents
@@ -48,7 +49,7 @@ def hf_contents(loaded: Loaded, *, licence: str) -> dict[str, bytes]:
         STATE_BESIDE: files["tokenizer.json"],
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": as_json(tokenizer_config(tokenizer, model.config.block_size)),
-        "modeling_phasegpt.py": _CODE.encode(),
+        "modeling_phasegpt.py": (_CODE + _import(loaded)).encode(),
         "README.md": card(loaded, record, licence).encode(),
     }
 
@@ -91,11 +92,18 @@ def card(loaded: Loaded, record: dict[str, Any], licence: str) -> str:
     ]
     if loaded.model.leaky:
         lines += [
-            "LEAKY: this model sees the future (attention=as_coded). Its numbers compare with no "
-            "causal model, and it generates without a cache.",
+            f"LEAKY: this model sees the future (attention={config.attention}). Its numbers "
+            "compare with no causal model, and it generates without a cache.",
             "",
         ]
-    return "\n".join([*lines, _USE.format(licence=licence, version=phasegpt.__version__)])
+    own = "".join(f"    {line}\n" for line in _import(loaded).splitlines())
+    return "\n".join([*lines, _USE.format(licence=licence, version=phasegpt.__version__, own=own)])
+
+
+def _import(loaded: Loaded) -> str:
+    """The line that imports a mechanism which is a module; an installed one is found by itself."""
+    name = loaded.model.config.attention
+    return f"import {name}  # the attention\n" if modules.dotted(name) else ""
 
 
 _USE = """## Use
@@ -103,7 +111,7 @@ _USE = """## Use
     pip install "phasegpt[hf]"
 
     import phasegpt.model.huggingface
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+{own}    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER)
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
