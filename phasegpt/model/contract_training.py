@@ -149,7 +149,7 @@ def activation_checkpointing(s: Subject) -> None:
         results.append([loss.detach(), *(p.grad for p in model.parameters())])
     first, second = results
     close(first, second, "model.activation_checkpointing changes the loss or a gradient; "
-          "forward must depend on its arguments and torch's generator alone", atol=1e-7)  # fmt: skip
+          "forward must be one function of its arguments and dropout", atol=1e-7)  # fmt: skip
 
 
 # --- training noise --------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Oscillators of a token are pulled towards those of earlier tokens that agree with them.
 
     theta = W x + b;  A = causal softmax of (focus/N) sum_n cos(theta_tn - theta_un)
-    theta_t <- theta_t + K sum_u A_tu sin(theta_u - theta_t);  y_t = W_out [cos theta_t, sin theta_t]
+    theta_t <- theta_t + K sum_u A_tu sin(theta_u - theta_t);  y = W_out [cos theta, sin theta]
 
 Shapes: B batch, T time, D model width, H heads, N oscillators.
 """
