@@ -13,9 +13,18 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phasegpt.core.composition import check_groups, expanded, help_page, misspelt
+from phasegpt.core import modules
+from phasegpt.core.composition import (
+    check_config_dir,
+    check_groups,
+    expanded,
+    help_page,
+    misspelt,
+    offer_mechanisms,
+)
 from phasegpt.core.errors import CheckpointError, ConfigError, DataError, Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -81,7 +90,7 @@ def launch(
         # So that what is half done is cleaned up; a training puts its own in place.
         signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     sys.argv[1:] = literal(sys.argv[1:], *keys)
-    guarded(lambda: check_groups(sys.argv[1:]))
+    config_dir = guarded(lambda: _prepared(sys.argv[1:]))
     sys.argv[1:] = expanded(sys.argv[1:])
     code: Any = 0
     try:
@@ -89,7 +98,8 @@ def launch(
     except SystemExit as error:
         code = error.code
         if code == 1:
-            sys.stderr.writelines(f"{line}\n" for line in misspelt(sys.argv[1:], config_name))
+            near = misspelt(sys.argv[1:], config_name, config_dir)
+            sys.stderr.writelines(f"{line}\n" for line in near)
     except KeyboardInterrupt:
         sys.stderr.write("\nstopped\n")
         code = 128 + signal.SIGINT
@@ -97,6 +107,17 @@ def launch(
     code = code or undone
     if code:
         sys.exit(code)
+
+
+def _prepared(words: Sequence[str]) -> Path | None:
+    """Check a command line before Hydra reads it, and offer what it names; its --config-dir."""
+    from hydra._internal.utils import get_args_parser
+
+    check_groups(words)
+    offer_mechanisms(words)
+    folder = get_args_parser().parse_known_args(words)[0].config_dir
+    # One that is not there is Hydra's to refuse.
+    return check_config_dir(Path(folder)) if folder and os.path.isdir(folder) else None
 
 
 def literal(arguments: Sequence[str], *keys: str) -> list[str]:
@@ -120,13 +141,19 @@ def literal(arguments: Sequence[str], *keys: str) -> list[str]:
     return [quoted(argument) for argument in arguments]
 
 
-def chosen_checkpoint(value: str | None) -> str:
-    """`value`, or ConfigError where the user named no checkpoint."""
+def chosen_checkpoint(value: str | None, imports: str | Sequence[str] = ()) -> str:
+    """`value`, or ConfigError where the user named no checkpoint.
+
+    `imports`: modules that the user has named to be imported, one of them that of its attention.
+    ConfigError where one cannot be.
+    """
     if not value:
         raise ConfigError(
             "checkpoint is not set; give checkpoint=RUN, a run folder, a .ckpt file or an "
             "exported folder"
         )
+    for name in (imports,) if isinstance(imports, str) else imports:
+        modules.imported(name, "imports")
     return value
 
 

@@ -20,6 +20,11 @@ class EvaluateConfig(Section):
 
     checkpoint: str | None = option(None, "a run folder, a .ckpt file or an exported folder")
     which: Literal["best", "last"] = option("best", "of a run folder")
+    imports: str | tuple[str, ...] = option(
+        (),
+        "modules of your own to import first: what the checkpoint's attention is in",
+        form="my_package.my_module, or a list",
+    )
     split: str = option("test", "train, val or test, where the corpus has it")
     context: int | None = option(None, "tokens in a window; null: the model's block_size", ge=1)
     stride: int | None = option(None, "tokens that a window advances; null: context", ge=1)
@@ -63,7 +68,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     """
     from phasegpt.cli import chosen_checkpoint, device, is_training_text, training_corpus
 
-    target = chosen_checkpoint(settings.checkpoint)
+    target = chosen_checkpoint(settings.checkpoint, settings.imports)
     from phasegpt.model import scoring
     from phasegpt.model.loading import load_run
 
@@ -152,7 +157,7 @@ def _output(settings: EvaluateConfig) -> Path:
 
     if settings.output is not None:
         return expand(settings.output)
-    target = Path(chosen_checkpoint(settings.checkpoint))
+    target = Path(chosen_checkpoint(settings.checkpoint, settings.imports))
     exported = shards.there(target)
     folder = Path() if exported else Path(os.path.relpath(run_folder(find(target, settings.which))))
     return folder / f"evaluation-{settings.split}.json"

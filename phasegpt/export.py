@@ -18,6 +18,11 @@ class ExportConfig(Section):
 
     checkpoint: str | None = option(None, "a run folder, a .ckpt file or an exported folder")
     which: Literal["best", "last"] = option("best", "of a run folder")
+    imports: str | tuple[str, ...] = option(
+        (),
+        "modules of your own to import first: what the checkpoint's attention is in",
+        form="my_package.my_module, or a list",
+    )
     out: str | None = option(None, "the new folder", form="a folder that is empty or not there")
     format: Literal["hf", "phasegpt"] = option(
         "hf", "hf: transformers and phasegpt.load read it; phasegpt: the latter alone"
@@ -57,7 +62,7 @@ def export(settings: ExportConfig) -> list[str]:
     from phasegpt.cli import chosen_checkpoint
     from phasegpt.core.files import expand
 
-    target = chosen_checkpoint(settings.checkpoint)
+    target = chosen_checkpoint(settings.checkpoint, settings.imports)
     if not settings.out:
         raise ConfigError("out is not set; give out=FOLDER, a folder that is empty or not there")
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", settings.license):

@@ -26,6 +26,11 @@ class GenerateConfig(Section):
 
     checkpoint: str | None = option(None, "a run folder, a .ckpt file or an exported folder")
     which: Literal["best", "last"] = option("best", "of a run folder")
+    imports: str | tuple[str, ...] = option(
+        (),
+        "modules of your own to import first: what the checkpoint's attention is in",
+        form="my_package.my_module, or a list",
+    )
     prompt: str = option("\n", "the text to continue, taken to the letter")
     max_new_tokens: int = option(200, "tokens", ge=1, le=100_000_000)
     temperature: Any = option(
@@ -126,7 +131,7 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
     """
     from phasegpt.cli import chosen_checkpoint, device
 
-    target = chosen_checkpoint(settings.checkpoint)
+    target = chosen_checkpoint(settings.checkpoint, settings.imports)
     if not settings.prompt:
         raise ConfigError(
             "prompt is empty, and a model needs something to continue; leave prompt= out to "
@@ -145,8 +150,8 @@ def generate(settings: GenerateConfig, *, write: Callable[[str], None] | None = 
     model, tokenizer = loaded.model.to(chosen), loaded.tokenizer
     if model.leaky and settings.use_cache:
         raise ConfigError(
-            "this model sees the future (attention=as_coded), so it cannot decode with the "
-            "cache; set use_cache=false"
+            f"this model sees the future (attention={model.config.attention}), so it cannot decode "
+            "with the cache; set use_cache=false"
         )
     prompt_T = torch.from_numpy(tokenizer.encode(settings.prompt).astype("int64"))
     chain = chain_of(settings, loaded, prompt=len(prompt_T))

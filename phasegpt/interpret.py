@@ -32,6 +32,11 @@ class InterpretConfig(Section):
         None, "a run folder, a .ckpt file, an exported folder, or a folder of runs"
     )
     which: Literal["best", "last"] = option("best", "of a run folder")
+    imports: str | tuple[str, ...] = option(
+        (),
+        "modules of your own to import first: what the checkpoint's attention is in",
+        form="my_package.my_module, or a list",
+    )
     text: str | None = option(None, "a text of your own, to the letter; null: a split")
     split: str | None = option(
         None, "train, validation or test; null: validation, unless there is a text"
@@ -101,7 +106,7 @@ def interpret(settings: InterpretConfig) -> dict[str, Any]:
     """
     from phasegpt.cli import chosen_checkpoint
 
-    target = Path(chosen_checkpoint(settings.checkpoint))
+    target = Path(chosen_checkpoint(settings.checkpoint, settings.imports))
     runs = runs_of(target)
     if settings.vocabulary:
         if runs:

@@ -140,15 +140,9 @@ def roughen() -> Callable[..., Any]:
     """roughen(module): move every parameter off its initial value, so that no bias is 0, no gain
     1 and no two heads agree; what equals another thing then does so for any weights."""
 
-    def move(module: Any, scale: float = 0.2) -> Any:
-        generator = torch.Generator().manual_seed(7)
-        with torch.no_grad():
-            for parameter in module.parameters():
-                noise = torch.randn(parameter.shape, generator=generator)
-                parameter.add_(noise.to(parameter.dtype), alpha=scale)
-        return module
+    from phasegpt.model import contract
 
-    return move
+    return contract.roughen
 
 
 @pytest.fixture

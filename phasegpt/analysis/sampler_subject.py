@@ -56,8 +56,8 @@ class Subject:
         """A checkpoint of ours with the corpus of its training."""
         if loaded.model.leaky:
             raise ConfigError(
-                "this model sees the future (attention=as_coded): it cannot decode with a "
-                "cache, and its likelihood of its own samples means nothing"
+                f"this model sees the future (attention={loaded.model.config.attention}): it "
+                "cannot decode with a cache, and its likelihood of its own samples means nothing"
             )
         tokenizer = loaded.tokenizer
         return cls(

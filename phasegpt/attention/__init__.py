@@ -1,8 +1,9 @@
-"""The contract of an attention layer, and `build`, which finds one by its module's name.
+"""The contract of an attention layer, and `build`, which finds one by its name.
 
 A new attention is one file here with one subclass of Attention, and one file conf/attention/NAME
-.yaml with the defaults of its Config: no registry. tests/attention runs the contract over every
-YAML: shapes, strict causality, cache == full forward, gradients, off control, compile, bf16.
+.yaml with the defaults of its Config: no registry. Or it is a module of another package: see
+`layer_class`. phasegpt.model.contract holds every rule as a check: tests/attention runs them over
+every YAML, `python -m phasegpt.check NAME` over any mechanism.
 
 Shapes: B batch, T time, D model width, H heads, N oscillators.
 """
@@ -11,17 +12,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from phasegpt.attention._cache import LayerCache
-from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import Section, unknown
+from phasegpt.core import modules
+from phasegpt.core.errors import ConfigError, NotImported
+from phasegpt.core.sections import Section, printable, unknown
 from phasegpt.phase import first_prefix, order_parameter
 from phasegpt.phase.steering import NoiseKey, Perturbation
 
@@ -104,9 +108,19 @@ class AttentionOutput(NamedTuple):
     phase: Phase | None = None
 
 
+class Off(NamedTuple):
+    """The off control of a mechanism: the options that turn it off, and what the layer then is.
+
+    "softmax": softmax attention with the same projections. "alone": no token sees another.
+    """
+
+    options: Mapping[str, Any]
+    equals: Literal["softmax", "alone"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig(Section):
-    """Base of a mechanism's options."""
+    """Base of a mechanism's options: a frozen dataclass of fields `option(...)`, or none."""
 
     section: ClassVar[str] = "attention"
 
@@ -118,6 +132,10 @@ class Attention(nn.Module, ABC):
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
     #: Learning-rate factors of oscillator parameters by name; these are also never decayed.
     lr_factors: ClassVar[Mapping[str, float]] = {}
+    #: Whether `forward` has phases to return; without, what acts on phases is refused by name.
+    has_phases: bool = False
+    #: Its off control; a mechanism without one cannot be told from what it is compared with.
+    off: ClassVar[Off | None] = None
     #: A layer that sees the future says so; its runs are marked leaky and stay off leaderboards.
     leaky: bool = False
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
@@ -178,27 +196,90 @@ class Attention(nn.Module, ABC):
         return None
 
 
+#: Entry points of other packages: NAME = "my_package.my_module" makes attention=NAME work.
+GROUP = "phasegpt.attention"
+
+
 def names() -> list[str]:
-    """Modules of this package that hold a mechanism."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
+    """Mechanisms by name: the modules of this package, and the entry points of others."""
+    return sorted({*_own(), *modules.entry_points(GROUP)})
+
+
+def _own() -> list[str]:
+    return [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
 
 
 def layer_class(name: str) -> type[Attention]:
-    """The Attention subclass defined in phasegpt/attention/NAME.py; ConfigError if none."""
-    if name not in names():
-        raise ConfigError(unknown(f"attention={name}", [f"attention={n}" for n in names()]))
-    module = importlib.import_module(f"{__name__}.{name}")
-    (found,) = (
-        v
-        for v in vars(module).values()
-        if isinstance(v, type) and issubclass(v, Attention) and v.__module__ == module.__name__
-    )
-    return found
+    """The one Attention subclass of a mechanism.
+
+    `name` is one of names(), or a module of another package, my_package.my_module, which this
+    process has imported: nothing else is imported here, since a name may come from a file.
+    ConfigError for an unknown name and a module without such a class; NotImported.
+    """
+    cls = modules.subclass_in(_module(name), Attention, f"attention={name}")
+    if not (isinstance(cls.Config, type) and issubclass(cls.Config, AttentionConfig)):
+        raise ConfigError(
+            f"attention={name}: {cls.__name__}.Config must be a subclass of "
+            f"phasegpt.attention.AttentionConfig, a frozen dataclass; it is {cls.Config!r:.100}"
+        )
+    return cls
+
+
+def _module(name: str) -> ModuleType:
+    """The module that holds a mechanism, see layer_class."""
+    own, points = name in _own(), modules.entry_points(GROUP).get(name, [])
+    if own + len(points) > 1:
+        packages = ["phasegpt"] * own + [str(p.dist and p.dist.name) for p in points]
+        raise ConfigError(
+            f"attention={name} is the name of several mechanisms, of {', '.join(packages)}; "
+            f"uninstall one, or name the module: attention={points[0].value}"
+        )
+    if own:
+        return importlib.import_module(f"{__name__}.{name}")
+    if points:  # that was installed, so it may run
+        return modules.imported(points[0].value, f"attention={name}, entry point {GROUP}")
+    if not modules.dotted(name):
+        known = [f"attention={n}" for n in names()]
+        remedy = "; a package of its own must be installed, a module is my_package.my_module"
+        raise ConfigError(unknown(f"attention={name}", known) + remedy)
+    if name.startswith(f"{__name__}."):
+        raise ConfigError(f"attention={name}: write attention={name.rpartition('.')[2]}")
+    if name not in sys.modules:
+        raise NotImported(
+            f"attention={printable(name)} is a module, and what a file names is not imported; if "
+            f"you trust it, `import {printable(name)}` first (a command that reads takes "
+            f"imports={printable(name)}), or install the package with an entry point {GROUP}"
+        )
+    return sys.modules[name]
+
+
+def origin(name: str) -> dict[str, Any] | None:
+    """Which code a mechanism of another package is, see modules.origin; None for those here."""
+    return None if name in _own() else {"name": name, **modules.origin(_module(name))}
 
 
 def coupled_axis(options: Mapping[str, Any]) -> str:
     """Attention.coupled_axis of an `attention` group; that of a hybrid is its partner's."""
     return layer_class(options.get("partner", options["name"])).coupled_axis
+
+
+#: What layers are made of, offered here too: their modules import this one.
+_PARTS = {
+    "causal_attention": "_functional",
+    "join_heads": "_functional",
+    "rotary_angles": "_functional",
+    "rotate": "_functional",
+    "split_heads": "_functional",
+    "NoisyConfig": "_oscillators",
+    "OscillatorConfig": "_oscillators",
+    "Oscillators": "_oscillators",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return getattr(importlib.import_module(f"{__name__}.{_PARTS[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def build(

@@ -27,6 +27,7 @@ from phasegpt.attention import (
     AttentionConfig,
     AttentionOutput,
     LayerShape,
+    Off,
     Phase,
     ReturnPhase,
 )
@@ -47,6 +48,8 @@ class AsCoded(Attention):
 
     Config = AsCodedConfig
     options: AsCodedConfig
+    has_phases = True
+    off = Off({"coupling": 0.0}, "alone")
     leaky = True
     coupled_axis = "prefix"  # what is reported of it, as of phase_sync; it couples all tokens
     lr_factors: ClassVar[Mapping[str, float]] = Oscillators.lr_factors

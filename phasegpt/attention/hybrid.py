@@ -19,6 +19,7 @@ from phasegpt.attention import (
     AttentionConfig,
     AttentionOutput,
     LayerShape,
+    Off,
     ReturnPhase,
     Trajectory,
     build,
@@ -73,6 +74,8 @@ class Hybrid(Attention):
 
     Config = HybridConfig
     options: HybridConfig
+    has_phases = True
+    off = Off({"blend": 0.0}, "softmax")
     lr_factors: ClassVar[Mapping[str, float]] = {"blend": 1.0}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:

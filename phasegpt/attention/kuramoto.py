@@ -22,7 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from phasegpt import ops
-from phasegpt.attention import AttentionOutput, LayerShape, Phase, ReturnPhase, Trajectory
+from phasegpt.attention import (
+    AttentionOutput,
+    LayerShape,
+    Off,
+    Phase,
+    ReturnPhase,
+    Trajectory,
+)
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._oscillators import NoisyConfig, Oscillators
 from phasegpt.attention.softmax import Softmax
@@ -61,6 +68,8 @@ class Kuramoto(Softmax):
 
     Config = KuramotoConfig
     options: KuramotoConfig
+    has_phases = True
+    off = Off({"readout": "bias", "beta": 0.0}, "softmax")
     lr_factors: ClassVar[Mapping[str, float]] = {
         **Oscillators.lr_factors,
         "beta": 10.0,

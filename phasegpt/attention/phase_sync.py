@@ -25,6 +25,7 @@ from phasegpt.attention import (
     AttentionConfig,
     AttentionOutput,
     LayerShape,
+    Off,
     Phase,
     ReturnPhase,
     Trajectory,
@@ -53,6 +54,8 @@ class PhaseSync(Attention):
 
     Config = PhaseSyncConfig
     options: PhaseSyncConfig
+    has_phases = True
+    off = Off({"coupling": 0.0}, "alone")
     coupled_axis = "prefix"
     lr_factors: ClassVar[Mapping[str, float]] = {
         **Oscillators.lr_factors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from phasegpt.core import arguments, modules
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
 from phasegpt.core.sections import Section, nearest, printable, shown, unknown
@@ -28,10 +30,16 @@ _RESPELT = {
 }
 
 
-def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> Any:
+def compose(
+    overrides: Sequence[str] = (),
+    *,
+    config_name: str = "config",
+    config_dir: str | Path | None = None,
+) -> Any:
     """Compose conf/ as the command line does and return Hydra's DictConfig.
 
-    `compose(["+experiment=quickstart", "attention.coupling=0.5"])`. Raises ConfigError.
+    `compose(["+experiment=quickstart", "attention.coupling=0.5"])`. config_dir: a folder like
+    conf/ with options of your own, as --config-dir is. Raises ConfigError.
     """
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
@@ -47,12 +55,17 @@ def compose(overrides: Sequence[str] = (), *, config_name: str = "config") -> An
         raise ConfigError(f"config_name={shown(config_name)} must be text, such as 'config'")
     check_groups(overrides)
     overrides = expanded(overrides)
+    searched = []
+    if config_dir is not None:
+        searched = [_search(check_config_dir(arguments.path("config_dir", config_dir)))]
+    offer_mechanisms(overrides)
     try:
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return hydra_compose(config_name, overrides=list(overrides))
+            return hydra_compose(config_name, overrides=[*searched, *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         said = [f"{line:.300}" for line in str(error).splitlines()[:16]]
-        raise ConfigError("\n".join([*misspelt(overrides, config_name), *said])) from error
+        near = misspelt(overrides, config_name, config_dir)
+        raise ConfigError("\n".join([*near, *said])) from error
     except Exception as error:  # whatever Hydra's grammar and defaults make of a word
         raise ConfigError(
             f"Hydra cannot read {shown(list(overrides))} ({type(error).__name__}: {error!s:.300}); "
@@ -119,6 +132,71 @@ def instantiate(node: Mapping[str, Any], *first: Any, **more: Any) -> Any:
     return made(dict(node), *first, _convert_="all", **more)
 
 
+def check_config_dir(folder: Path) -> Path:
+    """`folder`; ConfigError where it is none, or a file in it would be passed over for ours."""
+    if not os.path.isdir(folder):
+        raise ConfigError(f"config_dir={folder!s:.300} is no folder; give one that is like conf/")
+    for path in sorted(folder.rglob("*.yaml")):
+        if (CONF_DIR / path.relative_to(folder)).is_file():
+            raise ConfigError(
+                f"{path} has the name of an option of PhaseGPT's own, which would be taken "
+                f"instead; give it another name"
+            )
+    return folder
+
+
+def _search(folder: Path) -> str:
+    """The override that has Hydra look into a folder too."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    place = QuotedString(f"file://{folder.resolve()}".replace("${", "\\${"), Quote.single)
+    return f"hydra.searchpath=[{place.with_quotes()}]"
+
+
+#: attention=my_package.my_module, also as one value of a sweep.
+_MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
+
+
+def offer_mechanisms(words: Sequence[str]) -> None:
+    """Make options of the group `attention` of mechanisms that are in other packages.
+
+    An installed one is known by its entry point; its package may have conf/attention/NAME.yaml. A
+    module is known by the word attention=my_package.my_module. Without a YAML the option is a name
+    alone, and its Config has the defaults. Nothing is imported.
+    """
+    from hydra.core.config_store import ConfigStore
+
+    points = modules.entry_points("phasegpt.attention")
+    found = {name: _shipped(name, points[name][0].value) for name in points}
+    for word in words:
+        group, _, value = word.partition("=")
+        if group.lstrip("+") == "attention":
+            found |= {name: {} for name in _MODULE.findall(value) if name not in found}
+    for name, own in found.items():
+        ConfigStore.instance().store(name, {"name": name, "layers": "all", **own}, "attention")
+
+
+def _shipped(name: str, module: str) -> dict[str, Any]:
+    """What conf/attention/NAME.yaml in the top folder of a module's package says, if it is there.
+
+    ConfigError where it is no table of keys.
+    """
+    import yaml
+
+    spec = importlib.util.find_spec(module.partition(".")[0])
+    for folder in (spec and spec.submodule_search_locations) or ():
+        path = Path(folder, "conf", "attention", f"{name}.yaml")
+        if path.is_file():
+            try:
+                values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            except (ValueError, yaml.YAMLError) as error:
+                raise ConfigError(f"{path} is no YAML ({error!s:.300}); mend it") from error
+            if not isinstance(values, dict):
+                raise ConfigError(f"{path} must hold keys and values; mend it")
+            return values
+    return {}
+
+
 def _parsed(word: str) -> Any:
     """A word as Hydra reads it; None where Hydra will say by itself what is wrong."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -143,8 +221,13 @@ def _names_options(override: Any) -> bool:
     return all(isinstance(name, str) for name in (value if isinstance(value, list) else [value]))
 
 
-def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]:
+def misspelt(
+    overrides: Sequence[str],
+    config_name: str = "config",
+    config_dir: str | Path | None = None,
+) -> list[str]:
     """For every override whose key conf/ does not have, the nearest key that it has."""
+    folders = [CONF_DIR, *([Path(config_dir)] if config_dir is not None else [])]
 
     def keys(node: Any, prefix: str = "") -> list[str]:
         if not isinstance(node, Mapping):
@@ -156,9 +239,11 @@ def misspelt(overrides: Sequence[str], config_name: str = "config") -> list[str]
     chosen = [  # groups have other keys for every option
         f"{group}={option}"
         for group, option in pairs
-        if group in default and os.path.isfile(CONF_DIR / group / f"{option}.yaml")  # of any length
+        if group in default
+        and any(os.path.isfile(f / group / f"{option}.yaml") for f in folders)  # of any length
     ]
-    known = [*keys(plain(compose(chosen, config_name=config_name))), "experiment"]
+    composed = compose(chosen, config_name=config_name, config_dir=config_dir)
+    known = [*keys(plain(composed)), "experiment"]
     given = [word.partition("=")[0] for word in overrides if "=" in word]
     return [
         unknown(key, known)

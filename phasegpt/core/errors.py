@@ -22,6 +22,10 @@ class CheckpointError(UserError):
     """A checkpoint is missing, damaged, or would run code when loaded."""
 
 
+class NotImported(CheckpointError):
+    """A file names a module of another package, which is code, and this process has not got it."""
+
+
 class OutputError(UserError, OSError):
     """A file cannot be written: no room, no right, no such place. What stood there stands."""
 

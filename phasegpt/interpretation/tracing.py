@@ -88,8 +88,8 @@ def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLay
     """
     if model.leaky:
         raise ConfigError(
-            "this model sees the future (attention=as_coded); its synchronization is not "
-            "that of a causal layer and is not measured"
+            f"this model sees the future (attention={model.config.attention}); its synchronization "
+            "is not that of a causal layer and is not measured"
         )
     if not model.oscillators:
         raise ConfigError(

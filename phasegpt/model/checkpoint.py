@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal
 
 import torch
 
-from phasegpt.core.errors import CheckpointError, UserError
+from phasegpt.core.errors import CheckpointError, NotImported, UserError
 from phasegpt.core.files import read_bytes, write_atomic
 from phasegpt.model.run_checkpoints import best, last, sidecar, sums_beside, verified, whole
 
@@ -136,6 +136,8 @@ def reading(path: Path) -> Iterator[None]:
     """Turn what content of a wrong form raises into one CheckpointError that names the file."""
     try:
         yield
+    except NotImported as error:
+        raise NotImported(f"{path}: {error}") from error
     except (UserError, LookupError, TypeError, ValueError, AttributeError, RuntimeError,
             OverflowError) as error:  # fmt: skip
         cause = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

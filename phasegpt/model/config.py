@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option, shown
 from phasegpt.data.config import DataConfig
@@ -56,7 +57,7 @@ class AttentionSection(Section):
 
     section: ClassVar[str] = "attention"
     late: ClassVar[bool] = True  # a mechanism's Config stands beside its layer, which needs torch
-    name: str = option(REQUIRED, "the mechanism, a file of phasegpt/attention")
+    name: str = option(REQUIRED, "the mechanism, or a module that holds one: my_package.my_module")
     layers: Literal["all"] | tuple[int, ...] = option(
         "all",
         "layers that have it, counted from 0; the others are softmax",
@@ -85,15 +86,26 @@ class AttentionSection(Section):
 def _options(name: str, values: Mapping[str, Any]) -> Section:
     from phasegpt.attention import layer_class
 
-    return layer_class(name).Config.parse(values)
+    config = layer_class(name).Config
+    try:
+        return config.parse(values)
+    except ConfigError as error:
+        if modules.dotted(name) and " is unknown; " in str(
+            error
+        ):  # the group's options are another's
+            raise ConfigError(
+                f"{error} (attention={name} instead of a name has no others)"
+            ) from None
+        raise
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelSection):
     """Everything that fixes a GPT's shape and mechanism, flat.
 
-    `attention` is a module name under phasegpt/attention, used in `attention_layers` (0-based);
-    the other layers are softmax. `attention_options` is the mechanism's Config, or its keys.
+    `attention` is a mechanism's name (see phasegpt.attention.layer_class), used in
+    `attention_layers` (0-based); the other layers are softmax. `attention_options` is the
+    mechanism's Config, or its keys.
     """
 
     vocab_size: int = option(50257, "rows of the embedding", ge=2, le=2**24)

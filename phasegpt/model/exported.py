@@ -19,7 +19,7 @@ from phasegpt.core.files import check_output, read_json, write_atomic, writing
 from phasegpt.model import shards
 from phasegpt.model.checkpoint import reading, run_folder
 from phasegpt.model.config import GPTConfig
-from phasegpt.model.loaded import Loaded, assembled, fingerprint, of_today, tokenizer_of
+from phasegpt.model.loaded import Loaded, assembled, of_today, recorded, tokenizer_of
 from phasegpt.model.migration import migrated
 from phasegpt.model.run_checkpoints import sha256_of
 
@@ -120,7 +120,7 @@ def read_folder(folder: Path) -> Loaded:
             if not isinstance(run, dict | None):
                 raise TypeError(f"config is a {type(run).__name__}, not an object")
             run = None if run is None else of_today(run)
-        known = fingerprint(folder / "run.json")
+        known = recorded(folder / "run.json", config.attention)
     sha256 = sums.get(shards.WHOLE) or shards.sha256(folder)
     return Loaded(model, tokenizer, run, folder, sha256, known)
 

@@ -204,7 +204,8 @@ class GPT(nn.Module):
         """An empty decode cache; ConfigError for a model that sees the future."""
         if self.leaky:
             raise ConfigError(
-                "this model sees the future (attention=as_coded), so it cannot decode with a cache"
+                f"this model sees the future (attention={self.config.attention}), so it cannot "
+                f"decode with a cache"
             )
         return Cache(self.config.n_layer)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import phasegpt
 from phasegpt.attention import coupled_axis
+from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, OutputError
 from phasegpt.data.hf_tokenizers import tokenizer_config, tokenizer_json
 from phasegpt.model.exported import OF_TRANSFORMERS, STATE_BESIDE, as_json, contents
@@ -20,11 +21,11 @@ from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
 
-#: The file that trust_remote_code runs.
-CODE = '''"""For trust_remote_code; the model is in the package: pip install "phasegpt[hf]"."""
+_CODE = '''"""For trust_remote_code; the model is in the package: pip install "phasegpt[hf]"."""
 
 from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM  # noqa: F401
 '''
+#: The file that trust_remote_code runs; see code().
 CODE_FILE = "modeling_phasegpt.py"
 #: Where config.json says that the classes are.
 AUTO_MAP = {
@@ -53,7 +54,7 @@ def hf_contents(loaded: Loaded, *, licence: str) -> dict[str, bytes]:
         STATE_BESIDE: files["tokenizer.json"],
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": as_json(tokenizer_config(tokenizer, model.config.block_size)),
-        CODE_FILE: CODE.encode(),
+        CODE_FILE: code(model.config.attention),
         "README.md": card(loaded, record, licence).encode(),
     }
 
@@ -96,11 +97,22 @@ def card(loaded: Loaded, record: dict[str, Any], licence: str) -> str:
     ]
     if loaded.model.leaky:
         lines += [
-            "LEAKY: this model sees the future (attention=as_coded). Its numbers compare with no "
-            "causal model, and it generates without a cache.",
+            f"LEAKY: this model sees the future (attention={config.attention}). Its numbers "
+            "compare with no causal model, and it generates without a cache.",
             "",
         ]
-    return "\n".join([*lines, _USE.format(licence=licence, version=phasegpt.__version__)])
+    own = "".join(f"    {line}\n" for line in _import(config.attention).splitlines())
+    return "\n".join([*lines, _USE.format(licence=licence, version=phasegpt.__version__, own=own)])
+
+
+def code(attention: str) -> bytes:
+    """The file that trust_remote_code runs for a model of this attention."""
+    return (_CODE + _import(attention)).encode()
+
+
+def _import(attention: str) -> str:
+    """The line that imports a mechanism which is a module; an installed one is found by itself."""
+    return f"import {attention}  # the attention\n" if modules.dotted(attention) else ""
 
 
 _USE = """## Use
@@ -108,7 +120,7 @@ _USE = """## Use
     pip install "phasegpt[hf]"
 
     import phasegpt.model.huggingface
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+{own}    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(FOLDER)
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)

@@ -32,7 +32,7 @@ from phasegpt.core.errors import CheckpointError, ConfigError
 from phasegpt.model import exported, shards
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
-from phasegpt.model.hf_folder import AUTO_MAP, CODE, CODE_FILE
+from phasegpt.model.hf_folder import AUTO_MAP, CODE_FILE, code
 from phasegpt.model.padding import PaddedCache, padded_logits
 
 _KEYS = tuple(field.name for field in fields(GPTConfig))
@@ -132,7 +132,7 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
         if is_main_process and shards.there(folder) and not self._hf_peft_config_loaded:
             state = self.tokenizer_state
             beside = {} if state is None else {exported.STATE_BESIDE: state}
-            exported.complete(folder, {CODE_FILE: CODE.encode(), **beside})
+            exported.complete(folder, {CODE_FILE: code(self.config.attention), **beside})
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModelForCausalLM") -> None:

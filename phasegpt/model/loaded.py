@@ -5,11 +5,14 @@ What a file holds of an earlier form is migrated, and what is damaged is a Check
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from phasegpt.attention import origin
 from phasegpt.core.errors import CheckpointError
 from phasegpt.core.files import read_json
 from phasegpt.data.tokenizers import Tokenizer, from_state
@@ -38,14 +41,27 @@ def tokenizer_of(path: Path, state: Any) -> Tokenizer:
         return from_state(state)
 
 
-def fingerprint(record: Path) -> str | None:
-    """The fingerprint of the text, as a run.json has it."""
+def recorded(record: Path, attention: str) -> str | None:
+    """The fingerprint of the text, as a run.json has it; warns if the mechanism's code changed."""
     with reading(record):
-        data = read_json(record).get("data") or {}
-        known = data.get("fingerprint")
+        content = read_json(record)
+        known = (content.get("data") or {}).get("fingerprint")
         if not isinstance(known, str | None):
             raise TypeError(f"data.fingerprint={known!r:.80} must be text")
+        if changed := code_changed(content, attention):
+            warnings.warn(f"{record.parent}: {changed}; its numbers may differ", stacklevel=4)
     return known
+
+
+def code_changed(record: Mapping[str, Any], attention: str) -> str | None:
+    """How the code of a mechanism of another package differs from what a run.json says, or None."""
+    then, now = record.get("attention_code"), origin(attention)
+    if not isinstance(then, dict) or now is None or then.get("sha256") == now["sha256"]:
+        return None
+    return (
+        f"the code of attention={attention} is not that of the training ({now['module']}: sha256 "
+        f"{now['sha256']!s:.16}, then {then.get('sha256')!s:.16})"
+    )
 
 
 def of_today(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from phasegpt.model import exported, shards
 from phasegpt.model.checkpoint import Which, find, read_hashed, reading, run_folder
 from phasegpt.model.config import AttentionSection, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
-from phasegpt.model.loaded import Loaded, assembled, fingerprint, of_today, tokenizer_of
+from phasegpt.model.loaded import Loaded, assembled, of_today, recorded, tokenizer_of
 
 
 def load(target: str | Path, which: Which = "best") -> GPT:
@@ -52,7 +52,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
         weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
         model = assembled(gpt, weights, tokenizer)
     record = run_folder(path) / "run.json"
-    known = fingerprint(record) if record.is_file() else None
+    known = recorded(record, gpt.attention) if record.is_file() else None
     return Loaded(model, tokenizer, config, path, sha256, known)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from phasegpt.core import targets
+from phasegpt.core import modules, targets
 from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
@@ -243,7 +243,9 @@ class RunConfig(Section):
     def check_idle(self) -> None:
         """See Section.check_idle; also refuse what is for oscillators where there are none."""
         super().check_idle()
-        phases = self.attention.name != "softmax" and self.attention.layers != ()
+        from phasegpt.attention import layer_class
+
+        phases = layer_class(self.attention.name).has_phases and self.attention.layers != ()
         why, callbacks = "without oscillators in some layer", self.callbacks
         self.regularizer.refuse_idle(phases, why, "mode")
         self.optimizer.refuse_idle(phases, why, "oscillator_lr_factor")
@@ -271,13 +273,27 @@ class RunConfig(Section):
 
 
 def run_config(config: Any) -> RunConfig:
+    """Validate a configuration that the user's own command composed, see `checked`.
+
+    A module that it names as its attention is imported, and in no other place: a configuration
+    that stands in a file is read by RunConfig.parse or `checked`, which import nothing.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    values = plain(config)
+    attention = values.get("attention")
+    name = attention.get("name") if isinstance(attention, Mapping) else None
+    if isinstance(name, str) and modules.dotted(name):
+        modules.imported(name, "attention.name")
+    return checked(values)
+
+
+def checked(config: Any) -> RunConfig:
     """Validate a composed configuration (DictConfig, mapping or RunConfig) whole.
 
     The attention's options come back converted and complete, so that 1 and 1.0 are one run. An
     option that is set and can do nothing is a ConfigError, like a wrong one.
     """
-    if isinstance(config, RunConfig):
-        return config
     run = RunConfig.parse(plain(config))
     check_name(run.name, "name")
     run.check_idle()

@@ -22,7 +22,7 @@ import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from phasegpt.core.errors import UserError
-from phasegpt.training.config import RunConfig
+from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.run_folder import RunFolder
 
 
@@ -120,7 +120,7 @@ def _main() -> None:
     from phasegpt.training.assemble import assemble
 
     rank = Rank(*task["rank"])
-    run, folder = RunConfig.parse(task["config"]), _ReadOnly(Path(task["folder"]))
+    run, folder = run_config(task["config"]), _ReadOnly(Path(task["folder"]))
     resume_point = None if task["resume_point"] is None else Path(task["resume_point"])
     parts = assemble(run, folder, prepare(run.data), rank=rank)
     ready.write("ready\n")

@@ -21,7 +21,7 @@ from phasegpt.core.composition import CONF_DIR, compose
 from phasegpt.core.errors import ConfigError, DataError, RegistrationError
 from phasegpt.core.files import read_text
 from phasegpt.core.sections import shown
-from phasegpt.training.config import hashed_fields, run_config
+from phasegpt.training.config import checked, hashed_fields
 
 #: Beside conf/, in a checkout as in an installed wheel.
 DOCUMENT = CONF_DIR.parent / "PREREGISTRATION.md"
@@ -181,7 +181,7 @@ def problems(registration: Registration) -> list[str]:
     free: dict[str, dict[str, list[str]]] = {}
     for cell in registration.cells():
         try:
-            fields = config_fields(run_config(compose(command(registration, cell))).to_dict())
+            fields = config_fields(checked(compose(command(registration, cell))).to_dict())
         except ConfigError as error:
             found.append(f"{'/'.join(cell)} does not compose: {error}")
             continue

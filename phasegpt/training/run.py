@@ -20,6 +20,7 @@ from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, Interr
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import pretrained
+from phasegpt.model.loaded import code_changed
 from phasegpt.training import multiprocess
 from phasegpt.training.assemble import Assembled, assemble, data_module
 from phasegpt.training.config import RunConfig, run_config
@@ -83,6 +84,11 @@ def fit(
             if earlier.get("status") == "ok":
                 tell(f"{run_dir} is finished; nothing to do")
                 return earlier
+            if changed := code_changed(earlier, run.attention.name):
+                raise CheckpointError(
+                    f"{run_dir} cannot be resumed: {changed}; put the old code back, or begin a "
+                    f"run with its weights: init_from={run_dir}"
+                )
             return _fit(run, folder, gpu, stop, extras)
         finally:
             folder.close()

@@ -140,9 +140,13 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def provenance(run: RunConfig) -> dict[str, Any]:
-    """What produced the run: its configuration and its environment."""
+    """What produced the run: its configuration, its environment, and code of other packages."""
+    from phasegpt.attention import origin
+
+    code = origin(run.attention.name)
     return {
         **environment(),
+        **({} if code is None else {"attention_code": code}),
         "seed": run.seed,
         "config_hash": run.hash,
         "config": run.to_dict(),

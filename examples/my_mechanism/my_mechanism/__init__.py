@@ -1,0 +1,1 @@
+"""An attention mechanism for PhaseGPT; it is in my_mechanism.layer."""
