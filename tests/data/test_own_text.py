@@ -107,7 +107,7 @@ def test_rows_without_a_text_are_left_out_and_said(
         ("a.parquet", b"PAR1 is not all", r"cannot be read as Parquet"),
         ("a.txt.gz", b"\x1f\x8b\x08 and no more", r"cannot be unpacked"),
         ("a.txt.gz", b"plain", r"cannot be unpacked"),
-        ("a.txt.gz", gzip.compress(b"a\0b"), r"NUL byte at offset 1"),
+        ("a.txt.gz", gzip.compress(b"a\0b", mtime=0), r"NUL byte at offset 1"),
     ],
 )  # fmt: skip
 def test_a_bad_file_is_named(
