@@ -1,4 +1,4 @@
-"""Smoke runs try that a run works: they are short, marked, and counted in no table. The profiler."""
+"""Smoke runs try that a run works: short, marked, and counted in no table. The profiler."""
 
 import pytest
 from helpers import TWO_STEPS, composed
@@ -70,7 +70,10 @@ def test_overfitting_learns_its_batches(tmp_path, text):
     ("words", "says"),
     [
         ("fast_dev_run=true overfit_batches=2", "overfit_batches=2 does nothing while .*dev_run=1"),
-        ("fast_dev_run=3 limit_val_batches=2", "limit_val_batches=2 does nothing while .*dev_run=3"),
+        (
+            "fast_dev_run=3 limit_val_batches=2",
+            "val_batches=2 does nothing while .*dev_run=3",
+        ),
         ("overfit_batches=3 limit_val_batches=2", "limit_val_batches=2 does nothing while .*fit_b"),
         ("fast_dev_run=-1", "fast_dev_run=-1 must be true, false, or a whole number"),
         ("limit_val_batches=0", "limit_val_batches=0 is out of range"),
@@ -110,6 +113,6 @@ def test_a_profile_is_written_into_the_run_folder(tmp_path, text, kind, shows):
 def test_a_text_too_short_for_a_block_is_found_before_the_run_begins(tmp_path):
     (tmp_path / "short.txt").write_text("abcdefghijklmnopq" * 2)
     short = [f"data.path={tmp_path / 'short.txt'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    with pytest.raises(DataError, match="too few for one window of model.block_size=64"):
+    with pytest.raises(DataError, match=r"too few for one window of model\.block_size=64"):
         trained(tmp_path / "run", short, "model.block_size=64")
     assert not (tmp_path / "run").exists()
