@@ -31,6 +31,12 @@ def train_from_hydra(cfg: Any) -> float | None:
     run_dir = Path(settings.runtime.output_dir)
     given = any(o.startswith("hydra.run.dir=") for o in settings.overrides.hydra)
     try:
+        if "logger" in cfg and "logger" not in settings.runtime.choices:
+            raise ConfigError(
+                "logger is a list in a defaults list, of which Hydra would keep the last alone; "
+                "write logger: {name: [wandb, tensorboard]} there, or logger=[wandb,tensorboard] "
+                "on the command line"
+            )
         run = run_config(cfg)
         from phasegpt.training.resume import choose_folder
         from phasegpt.training.run import fit  # torch, once the values are sound

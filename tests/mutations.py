@@ -91,7 +91,7 @@ MISTAKES = {
         "decoding",
     ),
     "validation loss per token and one": Mistake(
-        '"val/loss": total / tokens', '"val/loss": total / (tokens + 1)', (TRAINED,), "validation"
+        'loss": total / tokens', 'loss": total / (tokens + 1)', (TRAINED,), "validation"
     ),
     "loss of a score per token and one": Mistake(
         "return self.nats / self.tokens",

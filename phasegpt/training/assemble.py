@@ -28,7 +28,7 @@ from phasegpt.training.collapse_guard import CollapseGuard
 from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
-from phasegpt.training.loggers import MetricsCSV, extra_loggers
+from phasegpt.training.loggers import AtSteps, MetricsCSV, extra_loggers
 from phasegpt.training.phase_monitor import PhaseMonitor
 from phasegpt.training.run_folder import RunFolder
 from phasegpt.training.signals import StopSignals
@@ -146,6 +146,7 @@ def assemble(
         val_check_interval=t.val_check_interval * t.accumulate_grad_batches,
         check_val_every_n_epoch=None,
         limit_val_batches=t.val_batches,
+        log_every_n_steps=t.log_every_n_steps,  # of callbacks that log by themselves
         num_sanity_val_steps=0,
         deterministic=t.deterministic,
         logger=[csv, *extra_loggers(run, folder), *loggers] if first else False,
@@ -156,6 +157,9 @@ def assemble(
         profiler=_profiler(run, folder.path) if first else None,
         use_distributed_sampler=False,
     )
+    for logger in trainer.loggers:
+        if isinstance(logger, AtSteps):
+            logger.trainer = trainer
     tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
     tokens_per_step *= t.devices
     return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops_per_token)

@@ -235,7 +235,7 @@ class Saver(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, best: bool = False) -> None:
         for logger in trainer.loggers:
-            logger.save()
+            getattr(logger, "write", logger.save)()  # of metrics.csv the open row
         self._improved = best
         trainer.save_checkpoint(self.path(trainer.global_step))
 

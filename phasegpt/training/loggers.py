@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from phasegpt.core.console import tell
@@ -29,7 +30,25 @@ from phasegpt.training.run_folder import RunFolder, read_metrics
 from phasegpt.training.wandb_dashboard import STEP, SUMMARY
 
 
-class MetricsCSV(Logger):
+class AtSteps:
+    """A logger whose rows are of optimizer steps, by whatever number a callback logs.
+
+    Lightning's count batches, from 0, also those of a validation.
+    """
+
+    #: Set by assemble.
+    trainer: pl.Trainer | None = None
+
+    def step_of(self, given: int | None) -> int | None:
+        """The optimizer step that is being made, or the last one between two; without a trainer
+        `given`."""
+        if self.trainer is None:
+            return given
+        batches = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return -(-batches // self.trainer.accumulate_grad_batches)
+
+
+class MetricsCSV(AtSteps, Logger):
     """metrics.csv: one row per optimizer step that logged anything, `step` first.
 
     Values of one step share a row; a new metric adds a column. Floats are written exactly.
@@ -60,13 +79,17 @@ class MetricsCSV(Logger):
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Add metrics to the row of `step`."""
+        step = self.step_of(step)
         assert step is not None
         if self._pending and self._pending[0] != step:
-            self.save()
+            self.write()
         _, row = self._pending or (step, {})
         self._pending = (step, row | {k: float(v) for k, v in metrics.items()})
 
     def save(self) -> None:
+        """Nothing: Lightning asks for it whenever a callback logs, and the row is not whole yet."""
+
+    def write(self) -> None:
         """Write the open row."""
         if self._pending is None:
             return
@@ -81,7 +104,7 @@ class MetricsCSV(Logger):
 
     def finalize(self, status: str) -> None:
         """Write the open row."""
-        self.save()
+        self.write()
 
     def cut(self, step: int) -> None:
         """Drop rows past `step`: they will be written again."""
@@ -123,7 +146,7 @@ def _optional(method: Callable[..., None]) -> Callable[..., None]:
     return attempt
 
 
-class Wandb(WandbLogger):
+class Wandb(AtSteps, WandbLogger):
     """One W&B run per run folder: `wandb_id` in run.json, so that a resumed run goes on in it.
 
     W&B's own step is the optimizer step. Rows that a resumed run repeats are dropped online, and
@@ -177,6 +200,7 @@ class Wandb(WandbLogger):
     @_optional
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Add metrics to the row of `step`."""
+        step = self.step_of(step)
         self.experiment.log({**metrics, STEP: step}, step=step)
 
     @_optional
@@ -207,7 +231,7 @@ class Wandb(WandbLogger):
         self.log_metrics({"samples": table}, step)
 
 
-class TensorBoard(TensorBoardLogger):
+class TensorBoard(AtSteps, TensorBoardLogger):
     """Event files in the run's folder `tensorboard`."""
 
     def __init__(self, folder: RunFolder) -> None:
@@ -217,7 +241,7 @@ class TensorBoard(TensorBoardLogger):
     @_optional
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """See TensorBoardLogger."""
-        super().log_metrics(metrics, step)
+        super().log_metrics(metrics, self.step_of(step))
 
     @_optional
     def save(self) -> None:

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 import processes
 import pytest
-from helpers import ROOT, SIX_STEPS, crash_at
+from helpers import ROOT, SIX_STEPS, command, crash_at
 
 import phasegpt
 from phasegpt.core.errors import ConfigError
 from phasegpt.training import phase_measures, wandb_dashboard
-from phasegpt.training.loggers import heat_map
+from phasegpt.training.config import run_config
+from phasegpt.training.loggers import TensorBoard, Wandb, extra_loggers, heat_map
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import read_metrics, read_record
+from phasegpt.training.run_folder import RunFolder, read_metrics, read_record
 
 TINY = [*SIX_STEPS, "regularizer=ceiling", "callbacks.sample_text.max_new_tokens=5"]
 OFFLINE = ["logger=wandb", "logger.offline=true"]
@@ -229,6 +230,36 @@ def test_tensorboard_holds_the_same_once_even_after_a_resume(tmp_path, text):
         assert event.histogram_value.num == sum(event.histogram_value.bucket) == 8 * 16 * 2 * 8
     (sample,) = events.Tensors("samples/text_summary")
     assert sample.step == 6
+
+
+def test_a_command_can_name_several_loggers(tmp_path, text, monkeypatch):
+    place = f"hydra.run.dir={tmp_path / 'run'}"
+    words = ["logger=[csv,tensorboard]", "trainer.max_steps=1", *TINY, place, *text]
+    command(monkeypatch, "train", *words, "callbacks.sample_text.max_new_tokens=0")
+    assert read_record(tmp_path / "run")["config"]["logger"]["name"] == ["csv", "tensorboard"]
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    both = phasegpt.compose([*TINY, *text, "logger=[wandb,tensorboard]", "logger.offline=true"])
+    folder = RunFolder(tmp_path / "both")
+    made = extra_loggers(run_config(both), folder)
+    folder.close()
+    assert [type(logger) for logger in made] == [Wandb, TensorBoard]
+
+
+def test_a_list_of_loggers_in_a_defaults_list_is_refused(tmp_path, monkeypatch, capsys):
+    """Hydra merges their files, and the last name wins."""
+    (tmp_path / "experiment").mkdir()
+    page = "# @package _global_\ndefaults:\n  - override /logger: [wandb, tensorboard]\n"
+    (tmp_path / "experiment" / "two.yaml").write_text(page)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "train", "--config-dir", str(tmp_path), "+experiment=two")
+    assert "logger is a list in a defaults list" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["logger=[csv,tensorbord]", "logger.name=[csv,3]"])
+def test_an_unknown_logger_in_a_list_is_refused(words):
+    with pytest.raises(ConfigError, match=r"tensorbord|logger\.name"):
+        run_config(phasegpt.compose([words]))
 
 
 def test_a_heat_map_shows_its_values_as_colours_with_the_first_row_on_top():

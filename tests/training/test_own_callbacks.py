@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 from helpers import SIX_STEPS, crash_at
-from pytorch_lightning.callbacks import Callback, TQDMProgressBar
+from pytorch_lightning.callbacks import (
+    Callback,
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ThroughputMonitor,
+    TQDMProgressBar,
+)
 from pytorch_lightning.loggers import Logger
 
 import phasegpt
@@ -130,3 +137,31 @@ def test_several_processes_refuse_own_callbacks_and_loggers(tmp_path, text, give
     with pytest.raises(ConfigError, match=r"(Counts|Rows)\] with trainer.devices=2: the other"):
         phasegpt.fit(config(text, "trainer.devices=2"), tmp_path / "a", **given)
     assert not (tmp_path / "a").exists()
+
+
+def test_lightnings_own_callbacks_work_in_a_run(tmp_path, text, plain_run):
+    own = [
+        LearningRateMonitor("step"),
+        ThroughputMonitor(lambda batch: len(batch["idx"]), lambda batch: batch["idx"].numel()),
+        ModelCheckpoint(monitor="val/loss", save_top_k=1, save_last=True),
+        EarlyStopping("train/loss", patience=9),
+    ]
+    record = phasegpt.fit(config(text), tmp_path / "a", callbacks=own)
+    assert record["status"] == "ok" and record["step"] == 6
+    found = table(tmp_path / "a")
+    rows = read_metrics(tmp_path / "a" / "metrics.csv")
+    assert [row["step"] for row in rows] == list(range(1, 7))
+    for step, row in without_speed(table(plain_run)).items():
+        assert row.items() <= found[step].items()
+        assert found[step]["train/batches"] == step and found[step]["train/lengths"] == 64 * step
+        assert found[step]["lr-AdamW/pg1"] == pytest.approx(3e-6 * step)  # with which it was made
+    assert found[3]["validate/batches"] == 7
+    (best, last) = sorted((tmp_path / "a" / "lightning" / "checkpoints").glob("*.ckpt"))
+    assert best.name == "epoch=0-step=6.ckpt" and last.name == "last.ckpt"
+    assert phasegpt.load(best).num_parameters() == phasegpt.load(tmp_path / "a").num_parameters()
+
+
+def test_early_stopping_of_lightning_ends_a_run(tmp_path, text):
+    own = [EarlyStopping("val/loss", patience=0, min_delta=99)]
+    record = phasegpt.fit(config(text), tmp_path / "a", callbacks=own)
+    assert (record["step"], record["stopped"]) == (6, "max_steps")

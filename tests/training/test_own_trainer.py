@@ -1,27 +1,38 @@
 """LitGPT and DataModule in a Trainer of the user's own: its settings act, or are refused."""
 
+import csv
+
 import pytest
 import pytorch_lightning as pl
 import torch
 from helpers import TWO_STEPS
+from pytorch_lightning.callbacks import (
+    EarlyStopping,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ThroughputMonitor,
+)
+from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.profilers import SimpleProfiler
+from pytorch_lightning.tuner import Tuner
 from torch.utils.data import DataLoader
 
 import phasegpt
 from phasegpt.core.errors import ConfigError
-from phasegpt.data.corpus import prepare
-from phasegpt.training.config import run_config
+from phasegpt.data.windows import EvalWindows
+from phasegpt.training.checkpointing import VerifiedIO
 from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
 
 
 @pytest.fixture
 def parts(text):
+    """LitGPT and a DataModule of 5 batches."""
+
     def make(*words: str) -> tuple[LitGPT, DataModule]:
-        run = run_config(phasegpt.compose([*TWO_STEPS, *text, *words]))
-        corpus = prepare(run.data)
-        lit = LitGPT(run.to_dict(), corpus.tokenizer.state(), corpus.tokenizer.vocab_size)
-        sizes = {"block_size": 16, "seed": 1, "total_batches": 5}
-        return lit, DataModule(corpus, run.data, **sizes)
+        return phasegpt.lightning(
+            phasegpt.compose([*TWO_STEPS, *text, "trainer.max_steps=5", *words])
+        )
 
     return make
 
@@ -29,12 +40,12 @@ def parts(text):
 def trainer(folder, **words) -> pl.Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
     quiet |= {"enable_checkpointing": False, "default_root_dir": folder, "accelerator": "cpu"}
-    return pl.Trainer(**quiet, num_sanity_val_steps=0, limit_val_batches=1, **words)
+    return pl.Trainer(**quiet | {"num_sanity_val_steps": 0, "limit_val_batches": 1} | words)
 
 
-@pytest.mark.parametrize(("words", "steps"), [({"max_steps": 4}, 4), ({"max_epochs": 1}, 5)])
+@pytest.mark.parametrize(("words", "steps"), [({"max_steps": 7}, 7), ({"max_epochs": 1}, 5)])
 def test_the_trainers_own_number_of_steps_wins(tmp_path, parts, words, steps):
-    """The run's is 2."""
+    """The configuration's is 5."""
     lit, data = parts()
     own = trainer(tmp_path, **words)
     own.fit(lit, datamodule=data)
@@ -82,3 +93,66 @@ def test_gradients_are_clipped_as_the_trainer_says(tmp_path, parts, monkeypatch,
     else:
         assert gradient.norm() == pytest.approx(limit, rel=1e-3)
     assert lit.grad_norm > 2 * limit  # before
+
+
+def test_lightnings_callbacks_see_what_a_module_logs(tmp_path, parts):
+    monitor = ThroughputMonitor(lambda batch: len(batch["idx"]), lambda batch: batch["idx"].numel())
+    saver = ModelCheckpoint(tmp_path / "saved", monitor="val/loss", save_top_k=1)
+    rates, stop = LearningRateMonitor("step"), EarlyStopping("train/loss", patience=99)
+    own = trainer(
+        tmp_path,
+        max_epochs=1,
+        limit_train_batches=4,
+        limit_val_batches=2,
+        val_check_interval=2,
+        log_every_n_steps=1,
+        callbacks=[monitor, saver, rates, stop],
+        enable_checkpointing=True,
+        logger=CSVLogger(tmp_path, name="", version=""),
+        profiler=SimpleProfiler(tmp_path, "profile"),
+        plugins=[VerifiedIO()],  # so that phasegpt.load reads what it saves
+    )
+    lit, data = parts()
+    own.fit(lit, data)
+    assert own.global_step == 4 and stop.best_score > 1
+    assert "optimizer_step" in (tmp_path / "fit-profile.txt").read_text()
+    assert saver.best_model_score.item() == pytest.approx(lit.validation["val/loss"])
+    assert phasegpt.load(saver.best_model_path).num_parameters() == lit.model.num_parameters()
+    own.logger.save()
+    with (tmp_path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    seen = {name for row in rows for name, value in row.items() if value}
+    assert {"train/loss", "val/loss", "val/ppl", "val/bpb", "lr-AdamW/pg1", "train/time"} <= seen
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_validate_and_test_return_their_values(tmp_path, parts, split):
+    other = ["data=synthetic", "data.path=null", "data.characters=10000"]
+    lit, data = parts(*(other if split == "test" else []))
+    own = trainer(tmp_path, limit_test_batches=2, limit_val_batches=2)
+    (found,) = own.test(lit, data) if split == "test" else own.validate(lit, data)
+    windows = EvalWindows(data.corpus.split(split), context=16, stride=16)
+    batch = next(iter(DataLoader(windows, batch_size=2 * data.config.batch_size)))
+    with torch.no_grad():
+        logits = lit.model(batch["idx"]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+    assert set(found) == {f"{split}/loss", f"{split}/ppl", f"{split}/bpb"}
+    assert found[f"{split}/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert found[f"{split}/ppl"] == pytest.approx(loss.exp().item(), rel=1e-5)
+
+
+def test_a_corpus_without_a_test_split_says_so(tmp_path, parts):
+    with pytest.raises(ConfigError, match="split=test does not exist in text"):
+        trainer(tmp_path).test(*parts())
+
+
+def test_lr_find_sets_the_rate_that_trains_and_is_saved(tmp_path, parts):
+    lit, data = parts("trainer.max_steps=40")
+    before = {name: p.clone() for name, p in lit.model.named_parameters()}
+    own = trainer(tmp_path, max_steps=1)
+    found = Tuner(own).lr_find(lit, data, num_training=20, max_lr=0.1).suggestion()
+    assert found not in (None, 3e-4) and lit.lr == found
+    assert all(torch.equal(p, before[name]) for name, p in lit.model.named_parameters())
+    own.fit(lit, data)
+    assert own.optimizers[0].param_groups[0]["initial_lr"] == found
+    assert lit.hparams["config"]["optimizer"]["lr"] == found

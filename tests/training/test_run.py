@@ -268,7 +268,7 @@ def test_metrics_csv_cut_within_a_line_is_read_and_mended(tmp_path):
     for step in (1, 2, 12):
         csv.log_metrics({"a": step / 7}, step=step)
     csv.log_metrics({"b": 3.0}, step=12)
-    csv.save()
+    csv.write()
     whole = (tmp_path / "metrics.csv").read_text()
     (tmp_path / "metrics.csv").write_text(whole + "1")  # of a row "13,..."
     again = MetricsCSV(tmp_path / "metrics.csv")
@@ -278,7 +278,7 @@ def test_metrics_csv_cut_within_a_line_is_read_and_mended(tmp_path):
         {"step": 2, "a": 2 / 7},
     ]
     again.log_metrics({"a": 12 / 7, "b": 3.0}, step=12)
-    again.save()
+    again.write()
     assert (tmp_path / "metrics.csv").read_text() == whole
 
 

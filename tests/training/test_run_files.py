@@ -104,12 +104,12 @@ def test_a_full_disk_under_the_metrics_is_one_line(tmp_path: Path) -> None:
         pytest.skip("there is no /dev/full to write to")
     table = MetricsCSV(tmp_path / "metrics.csv")
     table.log_metrics({"a": 1.0}, step=1)
-    table.save()
+    table.write()
     (tmp_path / "metrics.csv").unlink()
     (tmp_path / "metrics.csv").symlink_to("/dev/full")
     table.log_metrics({"a": 2.0}, step=2)
     with pytest.raises(OSError, match=r"metrics\.csv.*No space left on device; make room"):
-        table.save()
+        table.write()
 
 
 def test_phases_that_are_not_whole_are_named(tmp_path: Path) -> None:
