@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -57,10 +57,14 @@ def main() -> int:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave out torch.compile, the slowest rule"
     )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="RULE", help="this rule alone, such as alive"
+    )
     given = parser.parse_args()
 
     def command() -> int:
-        found = check(given.name, _values(given.options), compile=not given.no_compile, show=_show)
+        options, compile = _values(given.options), not given.no_compile
+        found = check(given.name, options, compile=compile, only=given.only, show=_show)
         broken = sum(f.status == "BROKEN" for f in found)
         print(f"{broken} of {len(found)} rules broken" if broken else "every rule holds")
         return int(broken > 0)
@@ -73,23 +77,29 @@ def check(
     options: Mapping[str, Any] | None = None,
     *,
     compile: bool = True,
+    only: Collection[str] = (),
     show: Callable[[str], None] = lambda text: None,
 ) -> list[Finding]:
-    """Every rule of the contract on mechanism `name`; a module is imported.
+    """Every rule of the contract, or those of `only`, on mechanism `name`; a module is imported.
 
     `show` gets the report line by line as it comes. Raises ConfigError where there is no such
-    layer, or the options are wrong.
+    layer or rule, or the options are wrong.
     """
     import torch
 
     from phasegpt.attention import layer_class
     from phasegpt.core import modules
     from phasegpt.core.errors import ConfigError
+    from phasegpt.core.sections import unknown
     from phasegpt.model.contract import Subject
 
     if modules.dotted(name):
         modules.imported(name, "the mechanism")
     cls = layer_class(name)
+    rules = _rules(cls.leaky, compile)
+    for rule in only:
+        if rule not in rules:
+            raise ConfigError(unknown(rule, list(rules)))
     subjects, refused = [], []
     for positions in ("learned", "rope"):
         subject = Subject(name, options or {}, positions)
@@ -106,7 +116,9 @@ def check(
     if refused:
         show(said)
     findings = []
-    for rule, function in _rules(cls.leaky, compile).items():
+    for rule, function in rules.items():
+        if only and rule not in only:
+            continue
         once = function.__name__ in _ONCE
         with _quiet(), torch.random.fork_rng(devices=[]):
             finding = _run(rule, function, subjects[:1] if once else subjects)

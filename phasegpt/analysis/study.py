@@ -129,7 +129,9 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     from phasegpt.attention import coupled_axis  # they load torch, which a study does not need
     from phasegpt.phase import first_prefix
 
-    over_prefix = coupled_axis(record["config"]["attention"]) == "prefix"
+    code = record.get("attention_code") or {}  # of another package, which need not be here
+    axis = code.get("coupled_axis") or coupled_axis(record["config"]["attention"])
+    over_prefix = axis == "prefix"
     found = {}
     with np.load(files[-1]) as arrays:
         for name in sorted(name for name in arrays.files if name.endswith("/R_HT")):

@@ -246,16 +246,21 @@ def _module(name: str) -> ModuleType:
         raise ConfigError(f"attention={name}: write attention={name.rpartition('.')[2]}")
     if name not in sys.modules:
         raise NotImported(
-            f"attention={printable(name)} is a module, and what a file names is not imported; if "
-            f"you trust it, `import {printable(name)}` first (a command that reads takes "
-            f"imports={printable(name)}), or install the package with an entry point {GROUP}"
+            f"attention={printable(name)} is a module, and reading a file runs no code that it "
+            f"names; if you trust it, `import {printable(name)}` first (a command that reads takes "
+            f"imports={printable(name)}), or install it with an entry point {GROUP}"
         )
     return sys.modules[name]
 
 
 def origin(name: str) -> dict[str, Any] | None:
-    """Which code a mechanism of another package is, see modules.origin; None for those here."""
-    return None if name in _own() else {"name": name, **modules.origin(_module(name))}
+    """Which code a mechanism of another package is, see modules.origin; None for those here.
+
+    With coupled_axis, for readers of a record that do not have the code.
+    """
+    if name in _own():
+        return None
+    return {**modules.origin(_module(name)), "coupled_axis": layer_class(name).coupled_axis}
 
 
 def coupled_axis(options: Mapping[str, Any]) -> str:

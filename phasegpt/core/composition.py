@@ -41,8 +41,6 @@ def compose(
     `compose(["+experiment=quickstart", "attention.coupling=0.5"])`. config_dir: a folder like
     conf/ with options of your own, as --config-dir is. Raises ConfigError.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -55,22 +53,35 @@ def compose(
         raise ConfigError(f"config_name={shown(config_name)} must be text, such as 'config'")
     check_groups(overrides)
     overrides = expanded(overrides)
-    searched = []
+    folder = None
     if config_dir is not None:
-        searched = [_search(check_config_dir(arguments.path("config_dir", config_dir)))]
+        folder = check_config_dir(arguments.path("config_dir", config_dir))
     offer_mechanisms(overrides)
     try:
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            return hydra_compose(config_name, overrides=[*searched, *overrides])
+        return _composed(overrides, config_name, folder)
     except (HydraException, OmegaConfBaseException) as error:
         said = [f"{line:.300}" for line in str(error).splitlines()[:16]]
-        near = misspelt(overrides, config_name, config_dir)
+        near = misspelt(overrides, config_name, folder)
         raise ConfigError("\n".join([*near, *said])) from error
     except Exception as error:  # whatever Hydra's grammar and defaults make of a word
         raise ConfigError(
             f"Hydra cannot read {shown(list(overrides))} ({type(error).__name__}: {error!s:.300}); "
             f"give words of the form KEY=VALUE, and put a value of special characters in quotes"
         ) from error
+
+
+def _composed(overrides: Sequence[str], config_name: str, config_dir: Path | None) -> Any:
+    """Hydra's DictConfig for arguments that were checked; raises what Hydra and OmegaConf raise."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    searched = []
+    if config_dir is not None:
+        place = QuotedString(f"file://{config_dir.resolve()}", Quote.single)
+        searched = [f"hydra.searchpath=[{place.with_quotes()}]"]
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra_compose(config_name, overrides=[*searched, *overrides])
 
 
 def check_groups(overrides: Sequence[str]) -> None:
@@ -145,14 +156,6 @@ def check_config_dir(folder: Path) -> Path:
     return folder
 
 
-def _search(folder: Path) -> str:
-    """The override that has Hydra look into a folder too."""
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    place = QuotedString(f"file://{folder.resolve()}".replace("${", "\\${"), Quote.single)
-    return f"hydra.searchpath=[{place.with_quotes()}]"
-
-
 #: attention=my_package.my_module, also as one value of a sweep.
 _MODULE = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
 
@@ -224,26 +227,28 @@ def _names_options(override: Any) -> bool:
 def misspelt(
     overrides: Sequence[str],
     config_name: str = "config",
-    config_dir: str | Path | None = None,
+    config_dir: Path | None = None,
 ) -> list[str]:
     """For every override whose key conf/ does not have, the nearest key that it has."""
-    folders = [CONF_DIR, *([Path(config_dir)] if config_dir is not None else [])]
+    folders = [CONF_DIR, *([config_dir] if config_dir is not None else [])]
 
     def keys(node: Any, prefix: str = "") -> list[str]:
         if not isinstance(node, Mapping):
             return []
         return [k for name in node for k in (prefix + name, *keys(node[name], f"{prefix}{name}."))]
 
-    default = plain(compose(config_name=config_name))
     pairs = [word.partition("=")[::2] for word in overrides]
-    chosen = [  # groups have other keys for every option
-        f"{group}={option}"
-        for group, option in pairs
-        if group in default
-        and any(os.path.isfile(f / group / f"{option}.yaml") for f in folders)  # of any length
-    ]
-    composed = compose(chosen, config_name=config_name, config_dir=config_dir)
-    known = [*keys(plain(composed)), "experiment"]
+    try:
+        default = plain(_composed((), config_name, None))
+        chosen = [  # groups have other keys for every option
+            f"{group}={option}"
+            for group, option in pairs
+            if group in default
+            and any(os.path.isfile(f / group / f"{option}.yaml") for f in folders)  # of any length
+        ]
+        known = [*keys(plain(_composed(chosen, config_name, config_dir))), "experiment"]
+    except Exception:  # a file that Hydra cannot read: it says so itself
+        return []
     given = [word.partition("=")[0] for word in overrides if "=" in word]
     return [
         unknown(key, known)

@@ -90,12 +90,9 @@ def _options(name: str, values: Mapping[str, Any]) -> Section:
     try:
         return config.parse(values)
     except ConfigError as error:
-        if modules.dotted(name) and " is unknown; " in str(
-            error
-        ):  # the group's options are another's
-            raise ConfigError(
-                f"{error} (attention={name} instead of a name has no others)"
-            ) from None
+        if modules.dotted(name) and " is unknown; " in str(error):  # as a rule another's option
+            remedy = f"attention={name} begins without options, attention.name with another's"
+            raise ConfigError(f"{error} ({remedy})") from None
         raise
 
 

@@ -284,7 +284,7 @@ def run_config(config: Any) -> RunConfig:
     attention = values.get("attention")
     name = attention.get("name") if isinstance(attention, Mapping) else None
     if isinstance(name, str) and modules.dotted(name):
-        modules.imported(name, "attention.name")
+        modules.imported(name, "attention")
     return checked(values)
 
 

@@ -16,6 +16,7 @@ import torch
 
 from phasegpt import ops
 from phasegpt.attention import coupled_axis
+from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
 from phasegpt.data.corpus import Corpus
@@ -140,6 +141,8 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     paths["picture"] = folder.path / "curves.png"
     lines += [f"{name}: {path}" for name, path in paths.items()]
     given = shlex.quote(f"checkpoint={folder.path}")
+    if modules.dotted(run.attention.name):
+        given += f" imports={run.attention.name}"
     lines += ["next:", *(f"  python -m phasegpt.{name} {given}" for name in _NEXT)]
     return "\n".join(lines)
 
