@@ -13,7 +13,7 @@ import numpy as np
 from phasegpt.core import diskcache
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import read_json
-from phasegpt.data import corpora, downloads, encoding, json_tokenizers, tokenizers
+from phasegpt.data import corpora, downloads, encoding, tokenizers
 from phasegpt.data.config import DataConfig
 
 _FORMAT = 1  # of the token cache; raise it when tokens or meta.json change meaning
@@ -84,7 +84,7 @@ def _made(
 ) -> tokenizers.Tokenizer:
     """The tokenizer of a file, or of the train split, trained on first use."""
     if config.tokenizer == "hf":
-        return json_tokenizers.from_file(config.tokenizer_path or "")
+        return tokenizers.from_file(config.tokenizer_path or "")
     size = config.vocab_size or 0
     key = hashlib.sha256(f"{_FORMAT} bpe {size} {raw.content}".encode()).hexdigest()[:16]
     folder = cache / "tokenizers" / f"{raw.name}-bpe-{key}"
@@ -93,7 +93,7 @@ def _made(
 
     def train(scratch: Path) -> None:
         texts = _files(raw, scratch)
-        trained = json_tokenizers.train(encoding.texts(texts["train"]), size)
+        trained = tokenizers.train_byte_pairs(encoding.texts(texts["train"]), size)
         _drop(texts, scratch)
         raw.check()
         (scratch / "tokenizer.json").write_text(json.dumps(trained.state()), encoding="utf-8")

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from phasegpt.core.errors import DataError, UserError
 from phasegpt.data._tokenizer import Tokenizer, anywhere, before_space
 
-_PIECE = 1 << 20  # bytes of text that a process encodes at a time
 _SHORT = 1 << 16  # of those that byte pairs are trained on: 256 wait at a time
 _WINDOW = 1 << 12  # bytes in which the end of a piece is looked for at first
 _COUNTS = ("tokens", "characters", "bytes", "words", "lines")
@@ -53,14 +52,11 @@ class Piece(NamedTuple):
     inside: bool
 
 
-def pieces(
-    span: Span, cut: Callable[[str], int | None], size: int | None = None
-) -> Iterator[Piece]:
-    """A text in pieces of about `size` bytes (None: _PIECE) that end where `cut` says.
+def pieces(span: Span, cut: Callable[[str], int | None], size: int) -> Iterator[Piece]:
+    """A text in pieces of about `size` bytes that end where `cut` says.
 
     See Tokenizer.cut; a text in which it finds no place is one piece.
     """
-    size = size or _PIECE
     start, inside = span.start, False
     with span.path.open("rb") as file:
         while start < span.stop:
@@ -91,7 +87,7 @@ def _end(file: IO[bytes], at: int, stop: int, cut: Callable[[str], int | None]) 
 def characters(span: Span) -> set[str]:
     """Every character of a text."""
     found: set[str] = set()
-    for piece in pieces(span, anywhere):
+    for piece in pieces(span, anywhere, 1 << 20):
         found.update(piece.span.read())
     return found
 
@@ -117,8 +113,10 @@ def encode(
     total = span.stop - span.start
     bar = tqdm(total=total, unit="B", unit_scale=True, desc=path.stem, leave=False, disable=None)
     with path.open("wb") as file, bar, contextlib.ExitStack() as stack:
-        found = pieces(span, tokenizer.cut)
-        workers = min(processes or _cores(), -(-total // _PIECE))  # no process without a piece
+        found = pieces(span, tokenizer.cut, tokenizer.piece)
+        workers = min(
+            processes or _cores(), -(-total // tokenizer.piece)
+        )  # no process without a piece
         if workers > 1:
             results = stack.enter_context(_in_processes(found, tokenizer, workers))
         else:
@@ -159,8 +157,6 @@ def _in_processes(
     """
     context = multiprocessing.get_context("fork")  # what is loaded here is theirs too
     listed, readers, workers = list(found), [], []
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # threads of `tokenizers` do not survive a fork
     try:
         for k in range(number):
             reader, writer = context.Pipe(duplex=False)
@@ -172,9 +168,6 @@ def _in_processes(
             writer.close()
         yield _in_turn(readers, len(listed))
     finally:
-        os.environ.pop("TOKENIZERS_PARALLELISM")
-        if before is not None:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
         for worker, reader in zip(workers, readers, strict=False):
             reader.close()
             worker.terminate()

@@ -23,7 +23,7 @@ from phasegpt.core import arguments
 from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
-from phasegpt.data.tokenizers import Tokenizer, from_state
+from phasegpt.data.tokenizers import STATE_BESIDE, Tokenizer, from_state
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
 from phasegpt.model.migration import migrated
@@ -41,8 +41,6 @@ Which = Literal["best", "last"]
 _SUMS = "SHA256SUMS"
 #: Keys of config.json that transformers needs and a GPTConfig does not have.
 OF_TRANSFORMERS = ("architectures", "auto_map", "dtype")
-#: Our tokenizer's state in a folder whose tokenizer.json is in the form of transformers.
-STATE_BESIDE = "phasegpt_tokenizer.json"
 
 
 class Loaded(NamedTuple):
