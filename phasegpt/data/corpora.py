@@ -164,8 +164,12 @@ def _wikitext(variant: str) -> dict[str, str | Span]:
 def _hub(config: DataConfig, cache: Path, other: Path | None) -> RawCorpus:
     """Any Hugging Face text dataset; see phasegpt.data.hub."""
     folder, digests = hub.fetched(config, cache, other)
-    return RawCorpus(
-        folder.name.rpartition("-")[0],
-        _hash("hub", *(f"{split} {digest}" for split, digest in sorted(digests.items()))),
-        lambda _: {s: Span.of(hub.kept_text(folder, s, digest)) for s, digest in digests.items()},
-    )
+    content = [f"{split} {digest}" for split, digest in sorted(digests.items())]
+    begins = {split: folder / f"{split}.documents" for split in digests if config.documents}
+    content += [hashlib.sha256(p.read_bytes()).hexdigest() for _, p in sorted(begins.items())]
+
+    def read(_: Path) -> dict[str, str | Span]:
+        kept = {s: hub.kept_text(folder, s, digest) for s, digest in digests.items()}
+        return {split: Span.of(path, begins.get(split)) for split, path in kept.items()}
+
+    return RawCorpus(folder.name.rpartition("-")[0], _hash("hub", *content), read)

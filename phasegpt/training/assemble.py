@@ -106,7 +106,10 @@ def assemble(
         total_batches=t.max_steps * t.accumulate_grad_batches,
     )
     if run.compile is True or (
-        run.compile == "auto" and cuda and t.max_steps >= _COMPILE_FROM_STEPS
+        run.compile == "auto"
+        and cuda
+        and t.max_steps >= _COMPILE_FROM_STEPS
+        and not run.data.documents  # whose lengths change from batch to batch
     ):
         model.compile()
 

@@ -68,7 +68,12 @@ class DataModule(pl.LightningDataModule):
         self.corpus, self.config = corpus, config
         self.block_size, self.seed, self.total_batches = block_size, seed, total_batches
         self.consumed = 0
-        self.val_windows = EvalWindows(corpus.split("val"), context=block_size, stride=block_size)
+        self.val_windows = EvalWindows(
+            corpus.split("val"),
+            context=block_size,
+            stride=block_size,
+            documents=corpus.documents.get("val"),
+        )
         self._train_batches()  # a corpus that is too short fails here, not after a set-up
 
     def _train_batches(self) -> TrainBatches:
@@ -79,6 +84,7 @@ class DataModule(pl.LightningDataModule):
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            documents=self.corpus.documents.get("train"),
         )
 
     def _loader_options(self) -> dict[str, Any]:
