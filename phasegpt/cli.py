@@ -167,8 +167,13 @@ def device(name: str) -> torch.device:
     return torch.device("cuda" if there and name != "cpu" else "cpu")
 
 
-def training_corpus(loaded: Loaded, data_path: str | None, cache_dir: str | None) -> Corpus:
+def training_corpus(
+    loaded: Loaded, data_path: str | None, cache_dir: str | None, *, as_documents: bool = False
+) -> Corpus:
     """The corpus that the checkpoint was trained on, in the checkpoint's own tokens.
+
+    For what reads a split as one text, a model of single documents is a ConfigError; callers that
+    heed `Corpus.documents`, or no order at all, say `as_documents`.
 
     `data_path` is another place of the text (data=text), or another text on purpose (see
     is_training_text); without it a text that changed since the training is a DataError.
@@ -187,6 +192,12 @@ def training_corpus(loaded: Loaded, data_path: str | None, cache_dir: str | None
         data = DataConfig.parse(loaded.config["data"])
     except (LookupError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{loaded.path} does not say what text it had: {error}") from error
+    if data.documents and not as_documents:
+        raise ConfigError(
+            f"{loaded.path} was trained on single documents (data.documents=true), and this reads "
+            f"a split as one text; give a text of your own where that is an option, or use a model "
+            f"trained without data.documents"
+        )
     if data_path is not None:
         if data.corpus != "text":
             raise ConfigError(

@@ -78,7 +78,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     context = settings.context or model.config.block_size
     stride = settings.stride or context
     scoring.check_windows(model, context=context, stride=stride)
-    corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
+    corpus = training_corpus(loaded, settings.data_path, settings.cache_dir, as_documents=True)
     score = scoring.score(
         model,
         corpus,
@@ -89,6 +89,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         device=chosen,
         progress=True,
     )
+    apart = corpus.documents.get(settings.split)
     floor = {"nats": score.floor_nats, "loss": score.floor_loss, "perplexity": score.floor_ppl}
     return {
         "checkpoint": os.path.relpath(loaded.path),
@@ -104,6 +105,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "batch_size": settings.batch_size,
         "device": chosen.type,
         "tokens_scored": score.tokens,
+        **({} if apart is None else {"documents": len(apart)}),
         "bytes_scored": score.bytes,
         "words": score.words,
         "finite": math.isfinite(score.nats),
@@ -119,6 +121,8 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 def table(result: dict[str, Any]) -> str:
     """The result of `evaluate` for a person to read, with the definition of each number."""
     unit, floor = result["unit"], result["floor"]
+    scored, apart = result["tokens_scored"], result.get("documents")
+    whole = f"{scored + (apart or 1):,}{f', {apart:,} documents' if apart else ''}"
 
     def row(name: str, value: float | None, text: str) -> str:
         shown = "undefined" if value is None else f"{value:.4f}" if value < 1e5 else f"{value:.4g}"
@@ -126,15 +130,15 @@ def table(result: dict[str, Any]) -> str:
 
     lines = [
         f"{result['checkpoint']}  (sha256 {result['sha256'][:16]}, {result['device']})",
-        f"{result['corpus']}, split {result['split']}: {result['tokens_scored']:,} {unit}s scored "
-        f"of {result['tokens_scored'] + 1:,}, context {result['context']}, "
-        f"stride {result['stride']}",
+        f"{result['corpus']}, split {result['split']}: {scored:,} {unit}s scored of "
+        f"{whole}, context {result['context']}, stride {result['stride']}",
         "",
         row("loss", result["loss"], f"nats per {unit}"),
         row("perplexity", result["perplexity"], f"exp(loss), per {unit}"),
         row("bits per byte", result["bits_per_byte"], f"{result['bytes_scored']:,} UTF-8 bytes"),
     ]
-    words = f"exp(nats / {result['words']:,} words)" if result["words"] else "no words"
+    none = "of one text alone" if apart else "no words"
+    words = f"exp(nats / {result['words']:,} words)" if result["words"] else none
     lines.append(row("word perplexity", result["word_perplexity"], words))
     if floor is not None:
         text = f"perplexity of the source itself, per {unit}; only a leak can go below"

@@ -237,7 +237,8 @@ def _allowed(value: str, loaded: Loaded) -> Processor:
     if value == "ascii":
         return AllowedTokens.ascii(texts)
     if value == "seen":
-        return AllowedTokens(set(training_corpus(loaded, None, None).split("train").tolist()))
+        corpus = training_corpus(loaded, None, None, as_documents=True)
+        return AllowedTokens(set(corpus.split("train").tolist()))
     if kind == "regex" and rest:
         return AllowedTokens.matching(texts, rest)
     if kind == "words" and rest:

@@ -223,7 +223,7 @@ def _vocabulary(settings: InterpretConfig, target: Path) -> dict[str, Any]:
         check_output(output / name)
     counts_V = None
     if loaded.config is not None:
-        corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
+        corpus = training_corpus(loaded, settings.data_path, settings.cache_dir, as_documents=True)
         counts_V = np.bincount(corpus.split("train"), minlength=loaded.tokenizer.vocab_size)
     found = anomalous_tokens(
         loaded.model,

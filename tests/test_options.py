@@ -89,6 +89,8 @@ IDLE = [
     "data=shakespeare data.characters=10000",
     "data=synthetic data.val_fraction=0.2",
     "data=wikitext2 data.text_column=body",
+    "data.tokenizer=byte data.vocab_size=300",
+    "data.tokenizer=gpt2 data.tokenizer_path=x",
     "regularizer.target=0.3",
     "regularizer.weight=1",
     "regularizer.axis=heads",

@@ -8,7 +8,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,8 +21,10 @@ WORD_ENDS = re.compile(r"\S(?=[ \t\n\r])")
 class Tokenizer(ABC):
     """Text to ids and back."""
 
-    name: str
+    name: ClassVar[str]
     vocab_size: int
+    #: Bytes of a long text that are encoded at a time.
+    piece: ClassVar[int] = 1 << 20
 
     @property
     def dtype(self) -> np.dtype:

@@ -35,6 +35,9 @@ class DataConfig(Section):
     name: str | None = option(None, "hub only: OWNER/DATASET, or a folder")
     subset: str | None = option(None, "hub only: the configuration of the dataset")
     text_column: str = option("text", "hub, JSON and Parquet: the column that holds the text")
+    documents: bool = option(
+        False, "text and hub: true: a document is read, attended to and scored by itself"
+    )
     val_fraction: float = option(
         0.1, "text and hub: the last share of the text, for validation", gt=0, lt=1
     )
@@ -58,7 +61,7 @@ class DataConfig(Section):
     def check_idle(self) -> None:
         """See Section.check_idle; phasegpt.data.corpora.resolve refuses the other keys."""
         self.refuse_idle(self.corpus in ("text", "hub"), "corpus", "text_column")
-        self.refuse_idle(self.corpus in ("text", "hub"), "corpus", "val_fraction")
+        self.refuse_idle(self.corpus in ("text", "hub"), "corpus", "val_fraction", "documents")
         self.refuse_idle(self.corpus == "synthetic", "corpus", "characters")
         self.refuse_idle(self.tokenizer == "hf", "tokenizer", "tokenizer_path")
         self.refuse_idle(self.tokenizer == "bpe", "tokenizer", "vocab_size")

@@ -12,12 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.data import hub, json_tokenizers, synthetic
+from phasegpt.data import hub, synthetic, tokenizers
 from phasegpt.data.config import DataConfig
 from phasegpt.data.downloads import download, local_file, verify, where_to_put
 from phasegpt.data.encoding import Span
 from phasegpt.data.own_text import OwnText
-from phasegpt.data.tokenizers import GPT2_VOCAB_SIZE
 
 # path under the data folder: sha256
 _SHAKESPEARE = {
@@ -111,9 +110,11 @@ def resolve(config: DataConfig, cache: Path, other: Path | None = None) -> RawCo
 def known_vocab_size(config: DataConfig) -> int | None:
     """Vocabulary size where it is known without reading data, else None."""
     if config.tokenizer == "hf":
-        return json_tokenizers.from_file(config.tokenizer_path or "").vocab_size
+        return tokenizers.from_file(config.tokenizer_path or "").vocab_size
     if config.tokenizer != "char":
-        return {"byte": 256, "gpt2": GPT2_VOCAB_SIZE, "bpe": config.vocab_size}[config.tokenizer]
+        return {"byte": 256, "gpt2": tokenizers.GPT2_VOCAB_SIZE, "bpe": config.vocab_size}[
+            config.tokenizer
+        ]
     if config.corpus == "wikitext2":
         # The raw variant's alphabet has not been counted: its train split was never at hand.
         return 283 if config.variant in (None, "tokens") else None
@@ -163,8 +164,12 @@ def _wikitext(variant: str) -> dict[str, str | Span]:
 def _hub(config: DataConfig, cache: Path, other: Path | None) -> RawCorpus:
     """Any Hugging Face text dataset; see phasegpt.data.hub."""
     folder, digests = hub.fetched(config, cache, other)
-    return RawCorpus(
-        folder.name.rpartition("-")[0],
-        _hash("hub", *(f"{split} {digest}" for split, digest in sorted(digests.items()))),
-        lambda _: {s: Span.of(hub.kept_text(folder, s, digest)) for s, digest in digests.items()},
-    )
+    content = [f"{split} {digest}" for split, digest in sorted(digests.items())]
+    begins = {split: folder / f"{split}.documents" for split in digests if config.documents}
+    content += [hashlib.sha256(p.read_bytes()).hexdigest() for _, p in sorted(begins.items())]
+
+    def read(_: Path) -> dict[str, str | Span]:
+        kept = {s: hub.kept_text(folder, s, digest) for s, digest in digests.items()}
+        return {split: Span.of(path, begins.get(split)) for split, path in kept.items()}
+
+    return RawCorpus(folder.name.rpartition("-")[0], _hash("hub", *content), read)

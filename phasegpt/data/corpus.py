@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from phasegpt.core import diskcache
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import read_json
-from phasegpt.data import corpora, downloads, encoding, json_tokenizers, tokenizers
+from phasegpt.data import corpora, downloads, encoding, tokenizers
 from phasegpt.data.config import DataConfig
 
 _FORMAT = 1  # of the token cache; raise it when tokens or meta.json change meaning
@@ -26,17 +26,22 @@ class Corpus:
 
     `meta["splits"][name]` holds tokens, characters, bytes, words (between white space), lines,
     sha256 of the token file, and floor_nats: -log p of the whole split under its source, which
-    is known for the synthetic corpus and None elsewhere.
+    is known for the synthetic corpus and None elsewhere. `documents` holds, where they are kept
+    apart (data.documents), the places of their first tokens by split.
     """
 
     splits: dict[str, np.memmap]
     tokenizer: tokenizers.Tokenizer
     meta: dict[str, Any]
+    documents: dict[str, np.memmap] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
         """16 hex digits that stand for the tokens of every split and their tokenizer."""
-        tokens = {name: split["sha256"] for name, split in self.meta["splits"].items()}
+        tokens = {
+            name: split["sha256"] + split.get("documents_sha256", "")
+            for name, split in self.meta["splits"].items()
+        }
         text = json.dumps([self.tokenizer.fingerprint, tokens], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -66,7 +71,7 @@ def prepare(
     other = diskcache.cache_dir(other_cache) if other_cache else None
     raw = corpora.resolve(config, cache, other)
     # Another tokenizer is a function of its name and the text: the key can be had without it.
-    named: str = config.tokenizer
+    named = config.tokenizer + " documents" * config.documents
     made = None
     if config.tokenizer in ("bpe", "hf"):
         made = tokenizer or _made(config, raw, cache, other)
@@ -84,7 +89,7 @@ def _made(
 ) -> tokenizers.Tokenizer:
     """The tokenizer of a file, or of the train split, trained on first use."""
     if config.tokenizer == "hf":
-        return json_tokenizers.from_file(config.tokenizer_path or "")
+        return tokenizers.from_file(config.tokenizer_path or "")
     size = config.vocab_size or 0
     key = hashlib.sha256(f"{_FORMAT} bpe {size} {raw.content}".encode()).hexdigest()[:16]
     folder = cache / "tokenizers" / f"{raw.name}-bpe-{key}"
@@ -93,7 +98,7 @@ def _made(
 
     def train(scratch: Path) -> None:
         texts = _files(raw, scratch)
-        trained = json_tokenizers.train(encoding.texts(texts["train"]), size)
+        trained = tokenizers.train_byte_pairs(encoding.texts(texts["train"]), size)
         _drop(texts, scratch)
         raw.check()
         (scratch / "tokenizer.json").write_text(json.dumps(trained.state()), encoding="utf-8")
@@ -116,8 +121,8 @@ def _files(raw: corpora.RawCorpus, scratch: Path) -> dict[str, encoding.Span]:
 
 def _drop(texts: dict[str, encoding.Span], scratch: Path) -> None:
     """Remove the texts in `scratch`: a cache keeps tokens alone."""
-    for path in {text.path for text in texts.values()}:
-        if path.parent == scratch:
+    for path in {path for text in texts.values() for path in (text.path, text.documents)}:
+        if path is not None and path.parent == scratch:
             path.unlink()
 
 
@@ -136,7 +141,7 @@ def _tokenise(
         tokenizer = tokenizers.build(config.tokenizer, alphabet=found)
     splits = {}
     for split, text in texts.items():
-        count, digest = encoding.encode(text, tokenizer, folder / f"{split}.bin")
+        count = encoding.encode(text, tokenizer, folder / f"{split}.bin")
         if not count["tokens"]:
             raise DataError(
                 f"the {split} split of {raw.name} is empty; the text is too short"
@@ -148,7 +153,7 @@ def _tokenise(
                 f"context; use more text{_larger(config, split)}"
             )
         floor = -raw.log_prob(text.read()) if raw.log_prob else None
-        splits[split] = {**count, "sha256": digest, "floor_nats": floor}
+        splits[split] = {**count, "floor_nats": floor}
     raw.check()
     _drop(texts, folder)
     meta = {
@@ -172,6 +177,9 @@ def _open(folder: Path) -> Corpus:
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         splits = {name: _mapped(folder, name, meta) for name in meta["splits"]}
+        kept = {n: s["documents_sha256"] for n, s in meta["splits"].items()
+                if "documents_sha256" in s}  # fmt: skip
+        documents = {name: _documents(folder, name, digest) for name, digest in kept.items()}
         if not {"train", "val"} <= splits.keys() or not isinstance(meta["corpus"], str):
             raise ValueError("meta.json is not whole")
         ours = meta["tokenizer"].get("name") == "gpt2"  # its own file may be missing: no damage
@@ -186,7 +194,16 @@ def _open(folder: Path) -> Corpus:
             f"the token cache {folder} is damaged ({error!s:.200}); delete that folder, it will "
             f"be rebuilt"
         ) from error
-    return Corpus(splits, tokenizer or tokenizers.from_state(meta["tokenizer"]), meta)
+    tokenizer = tokenizer or tokenizers.from_state(meta["tokenizer"])
+    return Corpus(splits, tokenizer, meta, documents)
+
+
+def _documents(folder: Path, name: str, sha256: str) -> np.memmap:
+    """Where the documents of a split begin."""
+    places = np.memmap(folder / f"{name}.documents", dtype=np.int64, mode="r")
+    if hashlib.sha256(places.data).hexdigest() != sha256:
+        raise ValueError(f"{name}.documents differs from what was written")
+    return places
 
 
 def _mapped(folder: Path, name: str, meta: dict[str, Any]) -> np.memmap:

@@ -31,12 +31,12 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         fast.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
         fast.decoder = decoders.Fuse()
         return fast.to_str()
-    if tokenizer.name not in ("byte", "gpt2"):
+    if tokenizer.name not in ("byte", "gpt2", "bpe"):
         raise ConfigError(f"the tokenizer {tokenizer.name} has no form in `tokenizers`")
-    merges = _merges(tokenizer) if tokenizer.name == "gpt2" else []
+    merges = [] if tokenizer.name == "byte" else _merges(tokenizer)
     written = {_written(tokenizer.token_bytes(i)): i for i in range(tokenizer.vocab_size)}
     fast = Fast(models.BPE(written, merges))
-    split = tokenizer.name == "gpt2"
+    split = tokenizer.name != "byte"
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
     fast.decoder = decoders.ByteLevel()
     return fast.to_str()
@@ -65,9 +65,11 @@ def _written(content: bytes) -> str:
 
 
 def _merges(tokenizer: Tokenizer) -> list[tuple[str, str]]:
-    """GPT-2's merges in their order, found again from the ranks: a token of rank r is made of the
-    two parts that the merges below r leave of its bytes."""
-    end = _END.encode()
+    """The merges of byte pairs in their order, found again from the ranks.
+
+    A token of rank r is made of the two parts that the merges below r leave of its bytes.
+    """
+    end = _END.encode() if tokenizer.name == "gpt2" else None
     tokens = [tokenizer.token_bytes(i) for i in range(tokenizer.vocab_size)]
     ranks = {token: rank for rank, token in enumerate(tokens) if token != end}
     merges = []

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import expand, read_json
 from phasegpt.data.config import DataConfig
@@ -32,6 +34,8 @@ def fetched(config: DataConfig, cache: Path, other: Path | None) -> tuple[Path, 
         raise ConfigError("data.name is missing; data=hub needs data.name=OWNER/DATASET")
     # val_fraction belongs to the key: it decides the split where the dataset has none.
     parts = [name, config.subset or "", config.text_column, str(config.val_fraction)]
+    if config.documents:
+        parts.append("documents")
     local = expand(name)
     if os.path.exists(local):
         name = str(local.resolve())
@@ -110,6 +114,7 @@ def _spool(config: DataConfig, name: str, folder: Path) -> None:
         raise DataError(f"{name} has no train split; it has {', '.join(dataset)}")
     share = config.val_fraction if "validation" not in dataset else 0.0
     files: dict[str, Any] = {}
+    begins: dict[str, Any] = {}
     digests: dict[str, Any] = {}
     number = 0
     for split, rows in ((s, dataset[h]) for s, h in SPLITS.items() if h in dataset):
@@ -120,11 +125,13 @@ def _spool(config: DataConfig, name: str, folder: Path) -> None:
             if target not in files:
                 files[target] = (folder / f"{target}.txt").open("wb")
                 digests[target] = hashlib.sha256()
+                begins[target] = (folder / f"{target}.documents").open("wb")
             content = f"{document}\n".encode(errors="replace")
+            begins[target].write(np.int64(files[target].tell()).tobytes())
             files[target].write(content)
             digests[target].update(content)
             number += split == "train"
-    for file in files.values():
+    for file in (*files.values(), *begins.values()):
         file.close()
     if "train" not in files:
         raise DataError(f"{name}: its train split has no text; name another dataset")

@@ -1,4 +1,4 @@
-"""Tokenizers of Hugging Face's `tokenizers` (extra hf): any tokenizer.json, and BPE trained here.
+"""Tokenizers of Hugging Face's `tokenizers` (extra hf): any tokenizer.json.
 
 Text is taken to the letter, as by our other tokenizers: a special token in a text is text, and
 what the file would put in front of a text, behind it or draw at random is left out.
@@ -6,17 +6,15 @@ what the file would put in front of a text, behind it or draw at random is left 
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.core.files import expand, read_json
-from phasegpt.data._tokenizer import WORD_ENDS, Tokenizer, before_space, plain_bytes
+from phasegpt.data._tokenizer import WORD_ENDS, Tokenizer, plain_bytes
 
 # Decoders that give every token its own text, whatever stands beside it.
 _DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Metaspace", "Replace", "Sequence"}
@@ -26,17 +24,20 @@ _PLACES = 100  # that are tried in a window
 
 
 class JsonTokenizer(Tokenizer):
-    """A tokenizer.json of Hugging Face's `tokenizers`; `name` is hf, or bpe for one trained here.
+    """A tokenizer.json of Hugging Face's `tokenizers`; `json` is what is kept of its `text`.
 
-    `text` is the file's; `json` is what is kept of it. Its tokens must have a text of their own, so
-    word pieces are refused: DataError, as for what is no tokenizer.json.
+    Its tokens must have a text of their own, so word pieces are refused: DataError, as for what is
+    no tokenizer.json.
     """
 
-    def __init__(self, name: str, text: str, origin: str = "the tokenizer's state") -> None:
-        library(f"data.tokenizer={name}")
+    name = "hf"
+    piece = 1 << 18  # `tokenizers` takes some 150 bytes for a token
+
+    def __init__(self, text: str, origin: str = "the tokenizer's state") -> None:
+        library("data.tokenizer=hf")
         from tokenizers import Tokenizer as Fast
 
-        self.name, self.json = name, _to_the_letter(text, origin)
+        self.json = _to_the_letter(text, origin)
         try:
             self._fast = Fast.from_str(self.json)
         except Exception as error:  # of Rust, without a class of its own
@@ -58,11 +59,6 @@ class JsonTokenizer(Tokenizer):
                 f"use a byte-level one"
             )
 
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits of the sha256 of `json`: a BPE of ours is the same as a file."""
-        return hashlib.sha256(self.json.encode()).hexdigest()[:16]
-
     def state(self) -> dict[str, Any]:
         """What `from_state` needs, as plain JSON."""
         return {"name": self.name, "json": self.json}
@@ -73,7 +69,7 @@ class JsonTokenizer(Tokenizer):
             ids = self._fast.encode(text, add_special_tokens=False).ids
         except Exception as error:  # of Rust
             raise DataError(
-                f"data.tokenizer={self.name} has no tokens for {text[:60]!r}: {error!s:.200}"
+                f"data.tokenizer=hf has no tokens for {text[:60]!r}: {error!s:.200}"
             ) from None
         return np.array(ids, dtype=self.dtype)
 
@@ -82,9 +78,7 @@ class JsonTokenizer(Tokenizer):
         return self._bytes_of[token]
 
     def cut(self, text: str) -> int | None:
-        """Behind a word: of ours anywhere, of a file where the tokens on both sides stay."""
-        if self.name == "bpe":  # trained under GPT-2's split
-            return before_space(text)
+        """Behind a word, where the tokens on both sides stay as they are in one piece."""
         for found, _ in zip(WORD_ENDS.finditer(text, _BESIDE), range(_PLACES), strict=False):
             place = found.end()
             left, right = text[place - _BESIDE : place], text[place : place + _BESIDE]
@@ -92,45 +86,6 @@ class JsonTokenizer(Tokenizer):
             if np.array_equal(self.encode(left + right), parts):
                 return place
         return None
-
-
-def from_file(path: str) -> JsonTokenizer:
-    """The tokenizer of `data.tokenizer_path`: a tokenizer.json, or a folder that holds one."""
-    file = expand(path)
-    file = file / "tokenizer.json" if file.is_dir() else file
-    found = read_json(file)
-    if found.get("name") in ("bpe", "hf") and "json" in found:  # in an export of our own form
-        found = found["json"]
-    text = found if isinstance(found, str) else json.dumps(found)
-    return JsonTokenizer("hf", text, str(file))
-
-
-def train(pieces: Iterable[str], vocab_size: int) -> JsonTokenizer:
-    """Byte pairs of the text: all 256 bytes, and the most frequent pairs up to `vocab_size`.
-
-    Words are split as GPT-2 splits them, and no special tokens are made. The same text gives the
-    same tokenizer. Raises DataError for a text with too few pairs.
-    """
-    library("data.tokenizer=bpe")
-    from tokenizers import Tokenizer as Fast
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    fast = Fast(models.BPE())
-    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    fast.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    fast.train_from_iterator(pieces, trainer)
-    if (size := fast.get_vocab_size()) < vocab_size:
-        raise DataError(
-            f"data.vocab_size={vocab_size} is too large for the train split: it has pairs for "
-            f"{size} tokens; lower it, or use more text"
-        )
-    return JsonTokenizer("bpe", fast.to_str())
 
 
 def library(what: str) -> None:

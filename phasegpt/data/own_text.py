@@ -39,7 +39,9 @@ class OwnText:
         columns = any(kind(path) in KINDS for path in self.paths)
         if not columns:
             config.refuse_idle(False, "for plain text, which has no columns", "text_column")
-        self.plain = not columns and not any(map(is_packed, self.paths))
+        if not columns and len(self.paths) == 1:
+            config.refuse_idle(False, "for one file of plain text, which is one", "documents")
+        self.plain = not columns and not config.documents and not any(map(is_packed, self.paths))
         self._states = self._now()
         share = str(config.val_fraction)
         if self.plain:
@@ -62,7 +64,7 @@ class OwnText:
             with path.open("rb") as file:
                 whole = Span(path, len(_BOM) if file.read(3) == _BOM else 0, path.stat().st_size)
         else:
-            whole = self._joined(scratch / "text")
+            whole = self._joined(scratch)
         cut = _place(whole, 1 - self.config.val_fraction)
         return {"train": whole._replace(stop=cut), "val": whole._replace(start=cut)}
 
@@ -90,22 +92,25 @@ class OwnText:
             if path is not self.paths[-1] and not last.endswith(b"\n"):
                 yield b"\n"
 
-    def _joined(self, target: Path) -> Span:
-        """Every text and document in one file."""
-        with target.open("wb") as file:
+    def _joined(self, scratch: Path) -> Span:
+        """Every text and document in one file; with data.documents, where they begin."""
+        target, apart = scratch / "text", scratch / "documents" if self.config.documents else None
+        with target.open("wb") as file, open(apart or os.devnull, "wb") as begins:
             for path in self.paths:
                 if kind(path) in KINDS:
                     column = self.config.text_column
                     for document in documents(rows(path, column), column, str(path)):
+                        begins.write(np.int64(file.tell()).tobytes())
                         file.write(f"{document}\n".encode(errors="replace"))
                     continue
                 ends = False
+                begins.write(np.int64(file.tell()).tobytes())
                 for piece in text_pieces(path, unpacked(path)):
                     file.write(piece.encode())
                     ends = piece.endswith("\n") if piece else ends
                 if path is not self.paths[-1] and not ends:
                     file.write(b"\n")
-        return Span.of(target)
+        return Span.of(target, apart)
 
 
 def _files(path: str) -> list[str]:

@@ -12,17 +12,21 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from phasegpt.core.errors import DataError
-from phasegpt.data._tokenizer import Tokenizer, before_space, plain_bytes
+from phasegpt.core.files import expand, read_json
+from phasegpt.data._tokenizer import Tokenizer, before_space, character_of_byte, plain_bytes
 from phasegpt.data.downloads import local_file, online, where_to_put
-from phasegpt.data.json_tokenizers import JsonTokenizer
+from phasegpt.data.json_tokenizers import JsonTokenizer, library
 
 GPT2_VOCAB_SIZE = 50257
+#: Our tokenizer's state in a folder whose tokenizer.json is in the form of transformers.
+STATE_BESIDE = "phasegpt_tokenizer.json"
 _GPT2_FILE = "gpt2-bpe/encoder.json"
 _GPT2_SHA256 = "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json"
@@ -87,23 +91,10 @@ class ByteTokenizer(Tokenizer):
         return bytes([token])
 
 
-class GPT2Tokenizer(Tokenizer):
-    """GPT-2's byte-pair encoding through tiktoken; special tokens in the text stay plain text.
+class _BytePairs(Tokenizer):
+    """Byte pairs under GPT-2's split of a text, by tiktoken; special tokens stay plain text."""
 
-    The ranks come from `gpt2-bpe/encoder.json` in the data folder, then from tiktoken's cache,
-    then from the network. (GPT-2's `vocab.bpe` holds the same ranks and is not needed.) Raises
-    DataError, naming the file, where none of them has it.
-    """
-
-    name = "gpt2"
-    vocab_size = GPT2_VOCAB_SIZE
-
-    def __init__(self) -> None:
-        self._encoding = _gpt2_encoding()
-
-    def state(self) -> dict[str, Any]:
-        """What `from_state` needs, as plain JSON."""
-        return {"name": self.name, "encoder_sha256": _GPT2_SHA256}
+    _encoding: Any  # tiktoken's
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of `text`, as tiktoken's encode_ordinary gives them."""
@@ -120,6 +111,81 @@ class GPT2Tokenizer(Tokenizer):
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token."""
         return self._encoding.decode_single_token_bytes(token)
+
+
+class GPT2Tokenizer(_BytePairs):
+    """GPT-2's byte-pair encoding.
+
+    The ranks come from `gpt2-bpe/encoder.json` in the data folder, then from tiktoken's cache,
+    then from the network. (GPT-2's `vocab.bpe` holds the same ranks and is not needed.) Raises
+    DataError, naming the file, where none of them has it.
+    """
+
+    name = "gpt2"
+    vocab_size = GPT2_VOCAB_SIZE
+
+    def __init__(self) -> None:
+        self._encoding = _gpt2_encoding()
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs, as plain JSON."""
+        return {"name": self.name, "encoder_sha256": _GPT2_SHA256}
+
+
+class BPETokenizer(_BytePairs):
+    """Byte pairs of one's own, see train_byte_pairs; `tokens` in the order in which they merge.
+
+    They are written as GPT-2's vocabulary writes bytes. Raises DataError for other ones.
+    """
+
+    name = "bpe"
+
+    def __init__(self, tokens: Sequence[str]) -> None:
+        import tiktoken
+
+        try:
+            ranks = {plain_bytes(token): rank for rank, token in enumerate(tokens)}
+        except (KeyError, TypeError) as error:
+            raise DataError(f"a token of byte pairs holds {error!s:.80}") from error
+        if len(ranks) < len(tokens) or not all(bytes([b]) in ranks for b in range(256)):
+            raise DataError(
+                f"{len(tokens)} tokens are no byte pairs: each must be there once, and all bytes"
+            )
+        self.tokens, self.vocab_size = list(tokens), len(tokens)
+        self._encoding = tiktoken.Encoding(
+            "bpe", pat_str=_GPT2_PATTERN, mergeable_ranks=ranks, special_tokens={}
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs, as plain JSON."""
+        return {"name": self.name, "tokens": self.tokens}
+
+
+def train_byte_pairs(pieces: Iterable[str], vocab_size: int) -> BPETokenizer:
+    """The 256 bytes, and the most frequent pairs of a text up to `vocab_size`, by `tokenizers`.
+
+    Words are split as GPT-2 splits them, no pair is made of what occurs once, and there are no
+    special tokens. The same text gives the same tokens. Raises DataError for too few pairs.
+    """
+    library("data.tokenizer=bpe")
+    from tokenizers import Tokenizer as Fast
+    from tokenizers import models, pre_tokenizers, trainers
+
+    fast = Fast(models.BPE())
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    alphabet = [character_of_byte(byte) for byte in range(256)]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, min_frequency=2, initial_alphabet=alphabet, show_progress=False
+    )
+    fast.train_from_iterator(pieces, trainer)
+    found = fast.get_vocab()
+    if len(found) < vocab_size:
+        raise DataError(
+            f"data.vocab_size={vocab_size} is too large for the train split: it has pairs for "
+            f"{len(found)} tokens; lower it, or use more text"
+        )
+    pairs = sorted(found.keys() - alphabet, key=found.__getitem__)
+    return BPETokenizer([*alphabet, *pairs])
 
 
 class StreamDecoder:
@@ -159,12 +225,32 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
         return ByteTokenizer()
     if name == "gpt2":
         return GPT2Tokenizer()
-    if name in ("bpe", "hf") and isinstance(state.get("json"), str):
-        return JsonTokenizer(name, state["json"])
+    if name == "bpe" and isinstance(state.get("tokens"), list):
+        return BPETokenizer(state["tokens"])
+    if name == "hf" and isinstance(state.get("json"), str):
+        return JsonTokenizer(state["json"])
     raise DataError(
         f"tokenizer state {state!r:.200} is unknown; name must be char (with an alphabet), byte, "
-        f"gpt2, bpe or hf (with their json)"
+        f"gpt2, bpe (with tokens) or hf (with json)"
     )
+
+
+def from_file(path: str) -> Tokenizer:
+    """The tokenizer of `data.tokenizer_path`: a tokenizer.json, or a folder that holds one.
+
+    In an export of ours it is the model's own, of whatever kind. Raises DataError.
+    """
+    file = expand(path)
+    if file.is_dir():
+        beside = file / STATE_BESIDE
+        file = beside if beside.is_file() else file / "tokenizer.json"
+    found = read_json(file)
+    if "model" in found:
+        return JsonTokenizer(json.dumps(found), str(file))
+    try:
+        return from_state(found)
+    except DataError as error:
+        raise DataError(f"{file} is no tokenizer.json: {error}") from error
 
 
 def _code_points(text: str) -> np.ndarray:

@@ -22,6 +22,9 @@ class TrainBatches(Dataset):
     start at an offset keyed likewise, so their borders move from epoch to epoch and each epoch
     sees each token about once. Of `world_size` processes, `rank` gets its part of batch k; the
     parts in order make the batch of one process with `world_size` times the batch size.
+
+    `documents` are the places where documents begin: a batch then has `begins` [B,T] too, and no
+    document's first token is a target.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class TrainBatches(Dataset):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        documents: np.ndarray | None = None,
     ) -> None:
         if len(tokens) <= block_size:
             raise DataError(
@@ -41,6 +45,7 @@ class TrainBatches(Dataset):
             )
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.documents = documents
         # One window less than fit, so that the offset has room for every place in a block.
         self.windows = max(1, (len(tokens) - 1) // block_size - 1)
         self._slack = len(tokens) - 1 - self.windows * block_size
@@ -57,11 +62,16 @@ class TrainBatches(Dataset):
             mine = epoch_B == epoch
             start_B[mine] = offset + order[place_B[mine]] * self.block_size
         window = self.tokens[start_B[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
-        return {
+        batch = {
             "idx": torch.from_numpy(np.ascontiguousarray(window[:, :-1])),
             "targets": torch.from_numpy(np.ascontiguousarray(window[:, 1:])),
             "sample": torch.from_numpy(sample_B),
         }
+        if self.documents is not None:
+            rows = [_begins(self.documents, int(start), self.block_size) for start in start_B]
+            batch["targets"][torch.stack([begins[1:] for begins in rows])] = IGNORED
+            batch["begins"] = torch.stack([begins[:-1] for begins in rows])
+        return batch
 
     def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
         if epoch not in self._epochs:
@@ -72,6 +82,14 @@ class TrainBatches(Dataset):
             offset = int(bits[0] % np.uint64(self._slack + 1))
             self._epochs[epoch] = offset, np.argsort(bits[1:], kind="stable")
         return self._epochs[epoch]
+
+
+def _begins(documents: np.ndarray, start: int, length: int) -> torch.Tensor:
+    """Whether each of the `length` + 1 tokens from `start` on begins a document, [T+1]."""
+    low, high = np.searchsorted(documents, [start, start + length + 1])
+    begins = torch.zeros(length + 1, dtype=torch.bool)
+    begins[torch.from_numpy(documents[low:high] - start)] = True
+    return begins
 
 
 def check_stride(context: int, stride: int) -> None:
@@ -85,16 +103,24 @@ class EvalWindows(Dataset):
 
     A window has `context` inputs and starts `stride` after the one before; targets that an
     earlier window scored are -100. The last window is moved back so that it is full; a split of
-    at most `context` tokens makes one shorter window.
+    at most `context` tokens makes one shorter window. With `documents`, the places where they
+    begin, the first token of each is not scored, and a window has `begins` [T] too.
     """
 
-    def __init__(self, tokens: np.ndarray, *, context: int, stride: int) -> None:
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        *,
+        context: int,
+        stride: int,
+        documents: np.ndarray | None = None,
+    ) -> None:
         if len(tokens) < 2:
             raise DataError(
                 f"a split of {len(tokens)} tokens cannot be scored; it needs at least 2"
             )
         check_stride(context, stride)
-        self.tokens, self.stride = tokens, stride
+        self.tokens, self.stride, self.documents = tokens, stride, documents
         self.tokens_scored = len(tokens) - 1
         self.length = min(context, self.tokens_scored)
 
@@ -111,4 +137,9 @@ class EvalWindows(Dataset):
         window = torch.from_numpy(self.tokens[start : end + 1].astype(np.int64))
         targets = window[1:].clone()
         targets[: max(0, scored - start)] = IGNORED
-        return {"idx": window[:-1].clone(), "targets": targets}
+        found = {"idx": window[:-1].clone(), "targets": targets}
+        if self.documents is not None:
+            begins = _begins(self.documents, start, self.length)
+            targets[begins[1:]] = IGNORED
+            found["begins"] = begins[:-1]
+        return found

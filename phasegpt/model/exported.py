@@ -16,6 +16,7 @@ from typing import Any
 
 from phasegpt.core.errors import CheckpointError, DataError
 from phasegpt.core.files import check_output, read_json, write_atomic, writing
+from phasegpt.data.tokenizers import STATE_BESIDE
 from phasegpt.model import shards
 from phasegpt.model.checkpoint import reading, run_folder
 from phasegpt.model.config import GPTConfig
@@ -27,8 +28,6 @@ from phasegpt.model.run_checkpoints import sha256_of
 SUMS = "SHA256SUMS"
 #: Keys of config.json that transformers needs and a GPTConfig does not have.
 OF_TRANSFORMERS = ("architectures", "auto_map", "dtype")
-#: Our tokenizer's state in a folder whose tokenizer.json is in the form of transformers.
-STATE_BESIDE = "phasegpt_tokenizer.json"
 #: What config.json has where save_pretrained of transformers wrote it, with keys of its own.
 _SAVED = "transformers_version"
 

@@ -16,7 +16,8 @@ from phasegpt.attention import coupled_axis
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, OutputError
 from phasegpt.data.hf_tokenizers import tokenizer_config, tokenizer_json
-from phasegpt.model.exported import OF_TRANSFORMERS, STATE_BESIDE, as_json, contents
+from phasegpt.data.tokenizers import STATE_BESIDE
+from phasegpt.model.exported import OF_TRANSFORMERS, as_json, contents
 from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter

@@ -29,6 +29,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import cached_file
 
 from phasegpt.core.errors import CheckpointError, ConfigError
+from phasegpt.data.tokenizers import STATE_BESIDE
 from phasegpt.model import exported, shards
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
@@ -131,7 +132,7 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
         folder = Path(save_directory)
         if is_main_process and shards.there(folder) and not self._hf_peft_config_loaded:
             state = self.tokenizer_state
-            beside = {} if state is None else {exported.STATE_BESIDE: state}
+            beside = {} if state is None else {STATE_BESIDE: state}
             exported.complete(folder, {CODE_FILE: code(self.config.attention), **beside})
 
     @classmethod
@@ -218,7 +219,7 @@ def _tokenizer_state(name: Any, options: dict[str, Any]) -> bytes | None:
     place = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
     given = {key: options[key] for key in place if options.get(key) is not None}
     try:
-        file = name and cached_file(name, exported.STATE_BESIDE, **given)
+        file = name and cached_file(name, STATE_BESIDE, **given)
     except OSError:
         return None
     return Path(file).read_bytes() if file else None

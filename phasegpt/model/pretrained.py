@@ -71,7 +71,7 @@ def _check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
     if not fits:
         remedy = f"set data.tokenizer={theirs}"
         if theirs in ("bpe", "hf"):
-            remedy = "set data.tokenizer=hf and data.tokenizer_path=EXPORT, an export of it"
+            remedy = "set data.tokenizer=hf and data.tokenizer_path=EXPORT, an export of that model"
         elif tokenizer.name == theirs:
             remedy = (
                 "give a text of the same characters, or a model with the tokenizer byte or gpt2"

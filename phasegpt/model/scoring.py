@@ -20,6 +20,7 @@ from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
 from phasegpt.data.tokenizers import Tokenizer
 from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
+from phasegpt.model import documents
 from phasegpt.model.gpt import GPT
 
 #: What one token is, by the tokenizer's name.
@@ -53,15 +54,16 @@ def perplexity(total_nats: float, units: float) -> float:
 class Score:
     """What a model scored on a split: totals, and the usual ratios of them.
 
-    Every token but the first of the split is scored once, in windows of `context` tokens that
-    advance by `stride`. `floor_nats` is -log p of the text under the source that wrote it, where
-    that is known: a causal model beats it by x nats with probability below e^-x.
+    Every token but the first, of the split or of each document, is scored once, in windows of
+    `context` tokens that advance by `stride`. `floor_nats` is -log p of the text under the source
+    that wrote it, where that is known: a causal model beats it by x nats with probability below
+    e^-x.
     """
 
     nats: float
     tokens: int
     bytes: int  # UTF-8 bytes of the scored tokens
-    words: int | None  # between white space; None if the split has none
+    words: int | None  # between white space; None if the split has none, or is documents
     context: int
     stride: int
     floor_nats: float | None = None
@@ -118,7 +120,8 @@ def score(
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be >= 1")
     tokens_T = corpus.split(split)
-    windows = EvalWindows(tokens_T, context=context, stride=stride)
+    begins = corpus.documents.get(split)
+    windows = EvalWindows(tokens_T, context=context, stride=stride, documents=begins)
     if device is not None:
         model.to(device)
     device = next(model.parameters()).device
@@ -128,11 +131,12 @@ def score(
         batch_nats, batch_tokens = nats(logits_BTV, targets_BT)
         total, scored = total + batch_nats, scored + batch_tokens
     meta = corpus.meta["splits"][split]
+    scored_T = np.delete(tokens_T, 0 if begins is None else begins)
     return Score(
         nats=total.item(),
         tokens=int(scored),
-        bytes=byte_length(corpus, tokens_T[1:]),
-        words=meta["words"] or None,
+        bytes=byte_length(corpus, scored_T),
+        words=None if begins is not None else meta["words"] or None,
         context=context,
         stride=stride,
         floor_nats=meta["floor_nats"],
@@ -162,7 +166,11 @@ def _predictions(
         idx_BT = torch.stack([row["idx"] for row in rows]).to(device)
         targets_BT = torch.stack([row["targets"] for row in rows]).to(device)
         with inference(model):
-            logits_BTV = model(idx_BT).logits
+            if "begins" in rows[0]:
+                begins_BT = torch.stack([row["begins"] for row in rows]).to(device)
+                logits_BTV = documents.forward(model, idx_BT, begins_BT).logits
+            else:
+                logits_BTV = model(idx_BT).logits
         yield logits_BTV, targets_BT
 
 

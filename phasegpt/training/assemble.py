@@ -104,7 +104,12 @@ def assemble(
     cuda = t.accelerator != "cpu" and torch.cuda.is_available()
     lit, data = lightning(run, corpus)
     model = lit.model
-    if run.compile is True or (run.compile == "auto" and cuda and t.steps >= _COMPILE_FROM_STEPS):
+    if run.compile is True or (
+        run.compile == "auto"
+        and cuda
+        and t.steps >= _COMPILE_FROM_STEPS
+        and not run.data.documents  # whose lengths change from batch to batch
+    ):
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.

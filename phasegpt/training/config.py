@@ -40,6 +40,7 @@ NOT_HASHED = (
 #: Keys that came later, with what every run did before: hashed only where they say otherwise.
 CAME_LATER: dict[str, Any] = {
     "init_from": None,
+    "data.documents": False,
     "data.tokenizer_path": None,
     "data.vocab_size": None,
     "model.norm": "layernorm",

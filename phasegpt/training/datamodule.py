@@ -86,11 +86,13 @@ class DataModule(pl.LightningDataModule):
             seed=self.seed,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
+            documents=self.corpus.documents.get("train"),
         )
 
     def _windows(self, split: str) -> EvalWindows:
         size = self.block_size
-        return EvalWindows(self.corpus.split(split), context=size, stride=size)
+        starts = self.corpus.documents.get(split)
+        return EvalWindows(self.corpus.split(split), context=size, stride=size, documents=starts)
 
     def _loader_options(self) -> dict[str, Any]:
         device = self.trainer.strategy.root_device.type if self.trainer else "cpu"

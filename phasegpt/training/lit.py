@@ -21,7 +21,8 @@ from phasegpt.core import targets
 from phasegpt.core.errors import Collapsed, ConfigError
 from phasegpt.data.tokenizers import from_state
 from phasegpt.data.windows import IGNORED
-from phasegpt.model.gpt import GPT
+from phasegpt.model import documents
+from phasegpt.model.gpt import GPT, GPTOutput
 from phasegpt.model.scoring import bytes_by_token, nats, perplexity
 from phasegpt.phase.steering import (
     NoiseKey,
@@ -84,8 +85,8 @@ class LitGPT(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict[str, Tensor]:
-        """Move all but `sample`: it keys noise, and reading it back would wait for the GPU."""
-        moved = {name: value for name, value in batch.items() if name != "sample"}
+        """Move all but `sample` and `begins`: reading them back would wait for the GPU."""
+        moved = {name: value for name, value in batch.items() if name not in ("sample", "begins")}
         return batch | super().transfer_batch_to_device(moved, device, dataloader_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
@@ -93,17 +94,17 @@ class LitGPT(pl.LightningModule):
         # Forward, with noise that the step, the sample and the layer determine.
         self._last_batch = batch
         r = self.run.regularizer
-        out = self.model(
-            batch["idx"],
+        out = self._predict(
+            batch,
             perturbations=self._perturbations(batch),
             return_phase="coupling" if r.mode != "none" and r.through == "coupling" else True,
         )
         total, count = nats(out.logits, batch["targets"])
-        nll = total / count
+        nll = total / count.clamp(min=1)  # a document of one token has no target
 
         # The penalty on R, under its weight of this step.
         weight = self.penalty_weight.at(self.global_step)
-        penalty = self._penalty(out.phase, weight)
+        penalty = self._penalty(out, weight)
         loss = nll if penalty is None else nll + penalty
         if self._reports:
             self.log("train/loss", nll.detach(), prog_bar=True)
@@ -111,6 +112,12 @@ class LitGPT(pl.LightningModule):
         # What callbacks log, without a graph.
         R_H = {layer: _per_head(phase) for layer, phase in out.phase.items()}
         return {"loss": loss, "nll": nll, "penalty": penalty, "lambda": weight, "R": R_H}
+
+    def _predict(self, batch: dict[str, Tensor], **words: Any) -> GPTOutput | documents.Packed:
+        """The model on a batch: every document alone where the batch says where they begin."""
+        if "begins" in batch:
+            return documents.forward(self.model, batch["idx"], batch["begins"], **words)
+        return self.model(batch["idx"], **words)
 
     def _perturbations(self, batch: dict[str, Tensor]) -> dict[int, Perturbation]:
         """The noise of this step's samples; batches that do not number them are for models without.
@@ -131,7 +138,7 @@ class LitGPT(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Add the batch's summed nats, scored tokens and their bytes; return its phases."""
-        out = self.model(batch["idx"], return_phase=True)
+        out = self._predict(batch, return_phase=True)
         total, count = nats(out.logits, batch["targets"])
         self._val_nats += total.double()
         self._val_tokens += count
@@ -265,15 +272,17 @@ class LitGPT(pl.LightningModule):
         if 0 < self.trainer.max_steps <= self.global_step:
             self.trainer.should_stop = True
 
-    def _penalty(self, phases: dict[int, Phase], weight: float) -> Tensor | None:
+    def _penalty(self, out: GPTOutput | documents.Packed, weight: float) -> Tensor | None:
         """The regularizer summed over phase layers, or None when it is off."""
         r = self.run.regularizer
-        if r.mode == "none" or not phases:
+        if r.mode == "none" or not out.phase:
             return None
         terms, order = [], []
-        for layer, (theta, _) in phases.items():
-            if r.axis == "coupled":
-                attn = self.model.blocks[layer].attn
+        for layer, (theta, _) in out.phase.items():
+            attn = self.model.blocks[layer].attn
+            if isinstance(out, documents.Packed):
+                R = documents.order(attn, out.groups, layer, r.axis)
+            elif r.axis == "coupled":
                 R = attn.order_parameter(theta)[:, attn.first_token(theta.shape[1]) :]
             else:
                 R = coherence(theta, r.axis)

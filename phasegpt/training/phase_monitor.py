@@ -22,10 +22,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from phasegpt.attention import Attention, Trajectory
 from phasegpt.core.eval_mode import inference
 from phasegpt.core.files import write_atomic
+from phasegpt.model import documents
 from phasegpt.model.gpt import GPT
 from phasegpt.training import phase_measures
 from phasegpt.training.callback_config import PhaseMonitorConfig
@@ -71,6 +73,13 @@ def trajectories(model: GPT, idx_BT: Tensor) -> dict[int, Trajectory]:
     }
 
 
+def _rows(batch: dict[str, Tensor], number: int) -> Tensor:
+    """Rows to measure: the first, or where a batch is packed its longest documents."""
+    if "begins" in batch:
+        return documents.longest(batch["idx"], batch["begins"], number)
+    return batch["idx"][:number]
+
+
 class PhaseMonitor(Callback):
     """Logs phase/*, and writes phase/step-N.npz; see phasegpt.training.run_folder.read_phases."""
 
@@ -95,7 +104,7 @@ class PhaseMonitor(Callback):
         """Every n steps, and after the first: the scalars of a few rows of this batch."""
         step = trainer.global_step
         if step_done(trainer, batch_idx) and (step % self.every == 0 or step == 1):
-            self.measure(trainer, pl_module, batch["idx"][:ROWS], "phase")
+            self.measure(trainer, pl_module, _rows(batch, ROWS), "phase")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """The scalars of the fixed windows, their arrays, and pictures for loggers that show."""
@@ -104,7 +113,8 @@ class PhaseMonitor(Callback):
         if self._val_idx_BT is None:
             windows = trainer.datamodule.val_windows  # type: ignore[attr-defined]
             places = np.linspace(0, len(windows) - 1, min(WINDOWS, len(windows))).round()
-            self._val_idx_BT = torch.stack([windows[int(i)]["idx"] for i in places])
+            batch = default_collate([windows[int(i)] for i in places])
+            self._val_idx_BT = _rows(batch, WINDOWS)
         idx_BT = self._val_idx_BT.to(pl_module.device)
         paths, found = self.measure(trainer, pl_module, idx_BT, "phase/val")
         if not paths or not trainer.is_global_zero:

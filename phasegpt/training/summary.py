@@ -105,7 +105,8 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     """The summary of a finished run: perplexities, R, the sample `text`, where things are."""
     record = folder.record
     unit = UNITS[run.data.tokenizer]
-    scored, batches = len(corpus.split("val")) - 1, run.trainer.val_batches
+    scored = len(corpus.split("val")) - len(corpus.documents.get("val", [0]))
+    batches = run.trainer.val_batches
     if batches is not None:
         scored = min(scored, batches * run.data.batch_size * run.model.block_size)
     lines = [
@@ -117,7 +118,7 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
         f"  this model      {record['best']['val/ppl']:.3f}   best, at step "
         f"{record['best']['step']}",
     ]
-    if corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY:
+    if _has_trigram(corpus):
         lines.append(f"  trigram model   {math.exp(ngram.trigram(corpus)):.3f}")
     floor = ngram.floor(corpus)
     if floor is not None:
@@ -145,6 +146,11 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
         given += f" imports={run.attention.name}"
     lines += ["next:", *(f"  python -m phasegpt.{name} {given}" for name in _NEXT)]
     return "\n".join(lines)
+
+
+def _has_trigram(corpus: Corpus) -> bool:
+    """Whether a trigram model is counted: of one text, as the model is scored on it."""
+    return corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY and not corpus.documents
 
 
 _NEXT = ("evaluate", "generate", "interpret")
@@ -236,7 +242,7 @@ def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
     curve(panels[0], points("train/loss"), "-", label="train")
     curve(panels[0], points("val/loss"), "o-", label="validation")
     curve(panels[1], points("val/ppl"), "o-", label="validation")
-    if corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY:
+    if _has_trigram(corpus):
         level(panels[1], math.exp(ngram.trigram(corpus)), "trigram model", "-.")
     floor = ngram.floor(corpus)
     level(panels[1], None if floor is None else math.exp(floor), "entropy floor")

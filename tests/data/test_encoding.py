@@ -12,7 +12,12 @@ from phasegpt.core.errors import DataError
 from phasegpt.data import encoding, json_tokenizers
 from phasegpt.data._tokenizer import Tokenizer
 from phasegpt.data.encoding import Span
-from phasegpt.data.tokenizers import ByteTokenizer, CharTokenizer, GPT2Tokenizer
+from phasegpt.data.tokenizers import (
+    ByteTokenizer,
+    CharTokenizer,
+    GPT2Tokenizer,
+    train_byte_pairs,
+)
 
 #: What breaks a careless cut: runs of white space, marks before line ends, odd spaces, no spaces.
 PARTS = [
@@ -92,14 +97,14 @@ def made_by_hand(kind: str) -> Tokenizer:
         )
     trainer.show_progress = False
     fast.train_from_iterator(TEXT.splitlines(keepends=True), trainer)
-    return json_tokenizers.JsonTokenizer("hf", fast.to_str())
+    return json_tokenizers.JsonTokenizer(fast.to_str())
 
 
 def tokenizer_of(kind: str) -> Tokenizer:
     if kind == "gpt2":
         return GPT2Tokenizer()
     if kind == "bpe":
-        return json_tokenizers.train([TEXT], 400)
+        return train_byte_pairs([TEXT], 400)
     simple = {"byte": ByteTokenizer, "char": lambda: CharTokenizer("".join(sorted(set(TEXT))))}
     return simple[kind]() if kind in simple else made_by_hand(kind)
 
@@ -137,7 +142,7 @@ def test_a_text_without_words_is_cut_between_characters(tmp_path: Path) -> None:
 def test_every_number_of_processes_writes_the_same_file(
     span: Span, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "_PIECE", 500)
+    monkeypatch.setattr(Tokenizer, "piece", 500)
     tokenizer = ByteTokenizer()
     one = encoding.encode(span, tokenizer, tmp_path / "1.bin", processes=1)
     three = encoding.encode(span, tokenizer, tmp_path / "3.bin", processes=3)
@@ -155,7 +160,7 @@ def test_every_number_of_processes_writes_the_same_file(
 def test_an_error_in_a_process_is_the_users(
     span: Span, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "_PIECE", 500)
+    monkeypatch.setattr(Tokenizer, "piece", 500)
     with pytest.raises(DataError, match="not among the 2 characters"):
         encoding.encode(span, CharTokenizer("ab"), tmp_path / "x.bin", processes=2)
 
@@ -169,6 +174,6 @@ class _Killed(ByteTokenizer):
 def test_a_process_that_was_killed_is_said(
     span: Span, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoding, "_PIECE", 500)
+    monkeypatch.setattr(Tokenizer, "piece", 500)
     with pytest.raises(DataError, match=r"ended early.*taskset"):
         encoding.encode(span, _Killed(), tmp_path / "x.bin", processes=2)

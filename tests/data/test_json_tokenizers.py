@@ -20,10 +20,10 @@ from transformers import AutoTokenizer
 
 import phasegpt
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.data import json_tokenizers, tokenizers
+from phasegpt.data import hf_tokenizers, tokenizers
 from phasegpt.data.corpus import prepare
 from phasegpt.data.json_tokenizers import JsonTokenizer
-from phasegpt.data.tokenizers import StreamDecoder
+from phasegpt.data.tokenizers import StreamDecoder, Tokenizer, from_file, train_byte_pairs
 from phasegpt.evaluate import EvaluateConfig, evaluate
 from phasegpt.export import ExportConfig, export
 from phasegpt.generate import GenerateConfig, generate
@@ -67,10 +67,10 @@ def byte_level() -> str:
     return fast.to_str()
 
 
-def of_kind(kind: str) -> JsonTokenizer:
+def of_kind(kind: str) -> Tokenizer:
     if kind == "bpe":
-        return json_tokenizers.train([TEXT], 300)
-    return JsonTokenizer("hf", byte_level() if kind == "bytes" else sentence_pieces())
+        return train_byte_pairs([TEXT], 300)
+    return JsonTokenizer(byte_level() if kind == "bytes" else sentence_pieces())
 
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "pieces"])
@@ -89,14 +89,12 @@ def test_text_is_taken_to_the_letter(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "pieces"])
 def test_autotokenizer_has_the_same_ids_and_texts(kind: str, tmp_path: Path) -> None:
-    from phasegpt.data import hf_tokenizers
-
     tokenizer = of_kind(kind)
     (tmp_path / "tokenizer.json").write_text(hf_tokenizers.tokenizer_json(tokenizer))
     config = hf_tokenizers.tokenizer_config(tokenizer, 32)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     theirs = AutoTokenizer.from_pretrained(tmp_path)
-    for text in (ODD, TEXT, " the", ""):
+    for text in (ODD, TEXT, " the", "", "".join(map(chr, range(1, 700)))):
         ids = theirs(text)["input_ids"]
         assert ids == tokenizer.encode(text).tolist() and theirs.decode(ids) == text
     if kind == "pieces":  # of bytes that are no text, theirs replaces those beside them too
@@ -108,21 +106,21 @@ def test_autotokenizer_has_the_same_ids_and_texts(kind: str, tmp_path: Path) -> 
 
 def test_the_same_text_gives_the_same_byte_pairs_in_any_process() -> None:
     program = (
-        "import sys\nfrom phasegpt.data import json_tokenizers\n"
-        "print(json_tokenizers.train(sys.argv[1:], 300).fingerprint)"
+        "import sys\nfrom phasegpt.data.tokenizers import train_byte_pairs\n"
+        "print(train_byte_pairs(sys.argv[1:], 300).fingerprint)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, *TEXT.splitlines(keepends=True)],
         capture_output=True, text=True, check=True,
         env={**os.environ, "TOKENIZERS_PARALLELISM": "true"},
     )  # fmt: skip
-    here = {json_tokenizers.train(TEXT.splitlines(keepends=True), 300).fingerprint for _ in "ab"}
+    here = {train_byte_pairs(TEXT.splitlines(keepends=True), 300).fingerprint for _ in "ab"}
     assert here == {done.stdout.strip()}
 
 
 def test_a_text_with_too_few_pairs_is_an_error() -> None:
     with pytest.raises(DataError, match=r"data.vocab_size=5000 is too large .* tokens; lower it"):
-        json_tokenizers.train([TEXT], 5000)
+        train_byte_pairs([TEXT], 5000)
 
 
 def test_a_wide_vocabulary_gets_wider_ids(data_config: Any, tmp_path: Path) -> None:
@@ -159,16 +157,16 @@ def test_a_file_that_does_not_serve_is_refused_by_name(
     change(tree)
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
     with pytest.raises(DataError, match=says) as error:
-        json_tokenizers.from_file(str(tmp_path))
+        from_file(str(tmp_path))
     assert str(tmp_path) in str(error.value)
 
 
 def test_no_file_and_no_json_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot read"):
-        json_tokenizers.from_file(str(tmp_path / "nothing.json"))
+        from_file(str(tmp_path / "nothing.json"))
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(DataError, match="is not JSON"):
-        json_tokenizers.from_file(str(tmp_path / "a.json"))
+        from_file(str(tmp_path / "a.json"))
 
 
 def test_without_the_extra_the_error_says_what_to_install(
@@ -212,7 +210,7 @@ def test_a_run_needs_no_file_and_no_training_of_its_tokenizer(
     made: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, folder = made
-    monkeypatch.setattr(json_tokenizers, "train", None)
+    monkeypatch.setattr(tokenizers, "train_byte_pairs", None)
     model = phasegpt.load(run)
     assert model.tokenizer.vocab_size == model.config.vocab_size
     cache = str(folder / "other")
@@ -247,15 +245,14 @@ def test_an_export_has_the_tokenizer_and_training_goes_on_with_it(
     for form in ("hf", "phasegpt"):
         export(ExportConfig(checkpoint=str(run), out=str(tmp_path / form), format=form))
         assert phasegpt.load(tmp_path / form).tokenizer.fingerprint == tokenizer.fingerprint
-        again = json_tokenizers.from_file(str(tmp_path / form))
+        again = from_file(str(tmp_path / form))
         assert again.fingerprint == tokenizer.fingerprint
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs(TEXT)["input_ids"] == tokenizer.encode(TEXT).tolist()
-    loaded = checkpoint.load_run(run)
-    shape = loaded.model.config
+    shape = checkpoint.load_run(run).model.config
     pretrained.start(str(run), shape, again)
     with pytest.raises(ConfigError, match=r"data\.tokenizer=hf and data\.tokenizer_path=EXPORT"):
-        pretrained.start(str(run), shape, json_tokenizers.train([TEXT[:500]], 270))
+        pretrained.start(str(run), shape, train_byte_pairs([TEXT[:500]], 270))
 
 
 def test_hashes_tell_tokenizers_apart_and_leave_old_runs_alone(tmp_path: Path) -> None:

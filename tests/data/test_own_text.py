@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.data import corpus, rows
+from phasegpt.data import corpus, hub, rows
 from phasegpt.data.corpus import Corpus, prepare
 
 DOCUMENTS = [
@@ -162,3 +162,19 @@ def test_memory_does_not_grow_with_the_text(
     finally:
         tracemalloc.stop()
     assert peak < 12_000_000
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "train.parquet"])
+def test_a_dataset_on_disk_is_streamed(
+    data_config: Any, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    (tmp_path / "set").mkdir()
+    written(tmp_path / "set", name)
+    asked, real = [], hub.load_dataset
+    monkeypatch.setattr(hub, "load_dataset", lambda *a, **k: asked.append(k) or real(*a, **k))
+    c = data_config("hub", name=str(tmp_path / "set"), tokenizer="byte", val_fraction=0.2)
+    found = prepare(c)
+    assert asked == [{"streaming": True}]
+    assert found.tokenizer.decode(found.split("val")) == f"{DOCUMENTS[-1]}\n"
+    assert text_of(found) == TEXT
