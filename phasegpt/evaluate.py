@@ -1,4 +1,4 @@
-"""`python -m phasegpt.evaluate`: score a trained model on a split."""
+"""`python -m phasegpt.evaluate`: score a trained model on a split, or on tasks of lm-eval."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import hydra
 
 from phasegpt.core.composition import CONF_DIR, plain
+from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import Section, option
+
+if TYPE_CHECKING:
+    from phasegpt.model.loaded import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +40,25 @@ class EvaluateConfig(Section):
     cache_dir: str | None = option(
         None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"
     )
-    output: str | None = option(None, "the JSON; null: RUN/evaluation-SPLIT.json")
+    tasks: tuple[str, ...] | None = option(
+        None, "names of lm-eval's tasks and paths of YAML files, in place of a split; extra eval",
+        form="a list, or null",
+    )  # fmt: skip
+    num_fewshot: int | None = option(None, "examples before a question; null: the task's", ge=0)
+    limit: int | None = option(None, "documents of a task, to try it; null: all", ge=1)
+    output: str | None = option(
+        None, "the JSON; null: RUN/evaluation-SPLIT.json, or evaluation-tasks.json"
+    )
     debug: bool = option(False, "true: show tracebacks")
+
+    def __post_init__(self) -> None:
+        """Also refuse what would do nothing."""
+        super().__post_init__()
+        if self.tasks is not None and not self.tasks:
+            raise ConfigError("tasks=[] names none; give tasks=[NAME], or leave it out")
+        of_split = ("split", "context", "stride", "data_path", "cache_dir")
+        self.refuse_idle(self.tasks is None, "with tasks", *of_split)
+        self.refuse_idle(self.tasks is not None, "without tasks", "num_fewshot", "limit")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="evaluate")
@@ -52,7 +73,8 @@ def main(cfg: Any) -> None:
         path = _output(settings)
         check_output(path)
         result = evaluate(settings)
-        print(table(result))  # first: it stays, whatever becomes of the file
+        text = table(result) if settings.tasks is None else task_table(result)
+        print(text)  # first: it stays, whatever becomes of the file
         write_json(path, result)
         print(f"written to {path}")
 
@@ -60,7 +82,7 @@ def main(cfg: Any) -> None:
 
 
 def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
-    """Score settings.checkpoint on settings.split; the result is JSON-ready.
+    """Score settings.checkpoint on settings.split, or settings.tasks; the result is JSON-ready.
 
     The same settings give the same numbers on the same machine. `training_text` says whether the
     text is that of the training (None: not recorded); numbers that are not finite are None, and
@@ -72,9 +94,15 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     from phasegpt.model import scoring
     from phasegpt.model.loading import load_run
 
+    if settings.tasks is not None:
+        from phasegpt.model.harness import check_tasks
+
+        check_tasks(settings.tasks)
     chosen = device(settings.device)
     loaded = load_run(target, settings.which)
     model = loaded.model
+    if settings.tasks is not None:
+        return _on_tasks(settings, settings.tasks, loaded, chosen.type)
     context = settings.context or model.config.block_size
     stride = settings.stride or context
     scoring.check_windows(model, context=context, stride=stride)
@@ -116,6 +144,54 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "word_perplexity": _finite(score.word_ppl),
         "floor": None if score.floor_nats is None else floor,
     }
+
+
+def _on_tasks(
+    settings: EvaluateConfig, tasks: tuple[str, ...], loaded: Loaded, device: str
+) -> dict[str, Any]:
+    """What lm-eval finds, and what of."""
+    from importlib.metadata import version
+
+    from phasegpt.model.harness import run_tasks
+
+    found = run_tasks(
+        loaded,
+        tasks,
+        num_fewshot=settings.num_fewshot,
+        limit=settings.limit,
+        batch_size=settings.batch_size,
+        device=device,
+    )
+    return {
+        "checkpoint": os.path.relpath(loaded.path),
+        "sha256": loaded.sha256,
+        "lm_eval": version("lm_eval"),
+        "tasks": tasks,
+        "num_fewshot": settings.num_fewshot,
+        "limit": settings.limit,
+        "batch_size": settings.batch_size,
+        "device": device,
+        **found,
+    }
+
+
+def task_table(result: dict[str, Any]) -> str:
+    """The result of `evaluate` on tasks for a person to read."""
+    lines = [
+        f"{result['checkpoint']}  (sha256 {result['sha256'][:16]}, {result['device']}, lm-eval "
+        f"{result['lm_eval']})",
+        *([] if result["limit"] is None else [f"LIMIT: the first {result['limit']} documents"]),
+        "",
+        f"{'task':<24}{'measure':<24}{'value':>12}{'std. error':>12}",
+    ]
+    for task, values in result["results"].items():
+        for name, value in values.items():
+            measure, comma, filtered = name.partition(",")
+            if comma and not measure.endswith("_stderr"):
+                error = values.get(f"{measure}_stderr,{filtered}")
+                cells = [f"{x:.4f}" if isinstance(x, float) else "" for x in (value, error)]
+                lines.append(f"{task:<24}{measure:<24}{cells[0]:>12}{cells[1]:>12}")
+    return "\n".join(lines)
 
 
 def table(result: dict[str, Any]) -> str:
@@ -164,7 +240,7 @@ def _output(settings: EvaluateConfig) -> Path:
     target = Path(chosen_checkpoint(settings.checkpoint, settings.imports))
     exported = shards.there(target)
     folder = Path() if exported else Path(os.path.relpath(run_folder(find(target, settings.which))))
-    return folder / f"evaluation-{settings.split}.json"
+    return folder / f"evaluation-{settings.split if settings.tasks is None else 'tasks'}.json"
 
 
 def _finite(value: float | None) -> float | None:

@@ -24,8 +24,10 @@ class ExportConfig(Section):
         form="my_package.my_module, or a list",
     )
     out: str | None = option(None, "the new folder", form="a folder that is empty or not there")
-    format: Literal["hf", "phasegpt"] = option(
-        "hf", "hf: transformers and phasegpt.load read it; phasegpt: the latter alone"
+    format: Literal["hf", "phasegpt", "torch"] = option(
+        "hf",
+        "hf: transformers and phasegpt.load read it; phasegpt: the latter alone; torch: a program "
+        "of torch.export, for any batch and length",
     )
     license: str = option("mit", "of the model, in its card, as the hub spells it")
     push_to_hub: str | None = option(
@@ -79,6 +81,10 @@ def export(settings: ExportConfig) -> list[str]:
     loaded = loading.load_run(target, settings.which)
     if settings.format == "hf":
         files = hf_folder.hf_contents(loaded, licence=settings.license)
+    elif settings.format == "torch":
+        from phasegpt.model.program import program_contents
+
+        files = program_contents(loaded)
     else:
         files = exported.contents(loaded)
     exported.write_folder(folder, files)

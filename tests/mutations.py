@@ -66,7 +66,7 @@ MISTAKES = {
         "as_coded",
     ),
     "attention sees the future": Mistake(
-        "is_causal=past == 0", "is_causal=False", (CONTRACT, "tests/model/test_gpt.py")
+        "is_causal=not past", "is_causal=False", (CONTRACT, "tests/model/test_gpt.py")
     ),
     "attention behind a cache sees the future": Mistake(
         "device=q.device).tril(past)", "device=q.device)", (CONTRACT,)

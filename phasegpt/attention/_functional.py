@@ -48,12 +48,13 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: 
     kernels for one that holds [T,T]. Returns [B,H,Tq,Ev].
     """
     width, past = v.shape[-1], k.shape[2] - q.shape[2]
-    if q.shape[2] > 1 and width < q.shape[-1]:
+    # A program of torch.export holds any length, so it may not ask for it.
+    if width < q.shape[-1] and (torch.compiler.is_exporting() or q.shape[2] > 1):
         v = F.pad(v, (0, q.shape[-1] - width))
     mask = None
     if past and q.shape[2] > 1:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(past)
     y = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=past == 0, scale=scale
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=not past, scale=scale
     )
     return y[..., :width]

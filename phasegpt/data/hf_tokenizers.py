@@ -42,6 +42,19 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
     return fast.to_str()
 
 
+def prefix_token(tokenizer: Tokenizer) -> int:
+    """The token before a text that nothing precedes: GPT-2's end of text, else that of a line.
+
+    The tokenizer itself has no bos_token: a special token is left out of decoded texts, and the
+    ends of lines must stay. Without one, the first character of the alphabet.
+    """
+    if tokenizer.name == "gpt2":
+        return int(tokenizer.vocab_size - 1)
+    if isinstance(tokenizer, CharTokenizer):
+        return max(0, tokenizer.alphabet.find("\n"))
+    return int(tokenizer.encode("\n")[0])
+
+
 def tokenizer_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:
     """The content of tokenizer_config.json; `length`: tokens that the model attends to.
 

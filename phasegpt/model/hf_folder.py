@@ -15,7 +15,7 @@ import phasegpt
 from phasegpt.attention import coupled_axis
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, OutputError
-from phasegpt.data.hf_tokenizers import tokenizer_config, tokenizer_json
+from phasegpt.data.hf_tokenizers import prefix_token, tokenizer_config, tokenizer_json
 from phasegpt.data.tokenizers import STATE_BESIDE
 from phasegpt.model.exported import OF_TRANSFORMERS, as_json, contents
 from phasegpt.model.loaded import Loaded
@@ -45,7 +45,10 @@ def hf_contents(loaded: Loaded, *, licence: str) -> dict[str, bytes]:
         "dtype": "float32",
     }
     assert tuple(theirs) == OF_TRANSFORMERS
-    generation: dict[str, Any] = {"use_cache": not model.leaky}
+    generation: dict[str, Any] = {
+        "use_cache": not model.leaky,
+        "bos_token_id": prefix_token(tokenizer),  # what generate() without a prompt begins with
+    }
     if unused := list(range(tokenizer.vocab_size, model.config.vocab_size)):
         generation["suppress_tokens"] = unused  # rows of the embedding without a token
     record = json.loads(files["run.json"]) if "run.json" in files else {}
@@ -103,7 +106,9 @@ def card(loaded: Loaded, record: dict[str, Any], licence: str) -> str:
             "",
         ]
     own = "".join(f"    {line}\n" for line in _import(config.attention).splitlines())
-    return "\n".join([*lines, _USE.format(licence=licence, version=phasegpt.__version__, own=own)])
+    prefix = prefix_token(loaded.tokenizer)
+    use = _USE.format(licence=licence, version=phasegpt.__version__, own=own, prefix=prefix)
+    return "\n".join([*lines, use])
 
 
 def code(attention: str) -> bytes:
@@ -127,7 +132,10 @@ _USE = """## Use
     tokenizer = AutoTokenizer.from_pretrained(FOLDER)
 
 or `phasegpt.load(FOLDER)` for the GPT itself. A character that the tokenizer does not have is an
-error.
+error. With lm-eval:
+
+    lm_eval --model hf --tasks TASKS \\
+        --model_args pretrained=FOLDER,trust_remote_code=True,prefix_token_id={prefix}
 
 ## Licence and citation
 

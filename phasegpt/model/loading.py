@@ -30,6 +30,11 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
     arguments.choice("which", which, ("best", "last"))
     if shards.there(target):
         return exported.read_folder(target)
+    if os.path.isfile(target / "model.pt2"):
+        raise CheckpointError(
+            f"{target} holds a program of torch.export alone; load it with torch.export.load, or "
+            f"give the run that it was exported from"
+        )
     if os.path.isfile(target / "adapter_config.json"):
         raise CheckpointError(
             f"{target} holds an adapter of PEFT alone; merge it into its model: "

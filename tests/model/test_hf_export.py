@@ -230,6 +230,7 @@ def test_the_card_has_the_numbers_of_the_run(run: Path, tmp_path: Path) -> None:
         *("kuramoto in layers [1]", "| seed | 7 |", "1.234", "3.435", "1.78", "0123456789abcdef"),
         *("R of layer 1 at the end of the run", "0.5678", "0.0123", "0.0004", "with random phases"),
         *("version = {" + phasegpt.__version__, "Licence: cc0-1.0", "import phasegpt.model.hugg"),
+        "trust_remote_code=True,prefix_token_id=0",
     ):
         assert said in card
 
