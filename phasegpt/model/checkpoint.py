@@ -24,6 +24,7 @@ from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
+from phasegpt.model import weights as stored
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
 from phasegpt.model.migration import migrated
@@ -122,6 +123,10 @@ def check_resumable(path: Path) -> None:
     for key, kind in _STATE.items():
         if not isinstance(payload.get(key), kind):
             raise not_resumable(path, f"its {key} is missing or no {kind.__name__}")
+    try:
+        stored.check(payload["state_dict"])
+    except CheckpointError as error:
+        raise not_resumable(path, str(error)) from error
 
 
 def not_resumable(path: Path, why: str) -> CheckpointError:
@@ -251,6 +256,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
             DataConfig.parse(config["data"]),
             tokenizer.vocab_size,
         )
+        stored.check(payload["state_dict"])
         weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
         model = _assemble(gpt, weights, tokenizer)
     record = run_folder(path) / "run.json"
@@ -303,6 +309,7 @@ def contents(loaded: Loaded) -> dict[str, bytes]:
     """The files of an exported folder by name, but for SHA256SUMS."""
     from safetensors.torch import save as to_bytes
 
+    stored.check_finite(loaded.model.state_dict())
     tensors = {
         k: v.contiguous() for k, v in loaded.model.state_dict().items() if k != "lm_head.weight"
     }
@@ -357,7 +364,8 @@ def _load_exported(folder: Path) -> Loaded:
             f"with {_SUMS}"
         ) from error
     with _reading(folder / "model.safetensors"):
-        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        stored.check(weights)
+        weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
         model = _assemble(config, weights, tokenizer)
     run, known = None, None
     if "run.json" in sums:
