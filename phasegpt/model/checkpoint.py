@@ -19,6 +19,7 @@ import torch
 
 from phasegpt.core.errors import CheckpointError, NotImported, UserError
 from phasegpt.core.files import read_bytes, write_atomic
+from phasegpt.model import weights as stored
 from phasegpt.model.run_checkpoints import best, last, sidecar, sums_beside, verified, whole
 
 Which = Literal["best", "last"]
@@ -90,6 +91,10 @@ def check_resumable(path: Path) -> None:
     for key, kind in _STATE.items():
         if not isinstance(payload.get(key), kind):
             raise not_resumable(path, f"its {key} is missing or no {kind.__name__}")
+    try:
+        stored.check(payload["state_dict"])
+    except CheckpointError as error:
+        raise not_resumable(path, str(error)) from error
 
 
 def not_resumable(path: Path, why: str) -> CheckpointError:

@@ -18,6 +18,7 @@ from phasegpt.core.errors import CheckpointError, DataError
 from phasegpt.core.files import check_output, read_json, write_atomic, writing
 from phasegpt.data.tokenizers import STATE_BESIDE
 from phasegpt.model import shards
+from phasegpt.model import weights as stored
 from phasegpt.model.checkpoint import reading, run_folder
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.loaded import Loaded, assembled, of_today, recorded, tokenizer_of
@@ -43,6 +44,7 @@ def contents(loaded: Loaded) -> dict[str, bytes]:
     """The files of an exported folder by name, but for SHA256SUMS."""
     from safetensors.torch import save as to_bytes
 
+    stored.check_finite(loaded.model.state_dict())
     tensors = {
         k: v.contiguous() for k, v in loaded.model.state_dict().items() if k != "lm_head.weight"
     }
@@ -110,7 +112,8 @@ def read_folder(folder: Path) -> Loaded:
     with reading(folder / shards.WHOLE):
         # save_pretrained puts the name of the GPT within its class in front.
         weights = shards.tensors(folder, lambda name: name.removeprefix("gpt."))
-        weights["lm_head.weight"] = weights["transformer.wte.weight"]
+        stored.check(weights)
+        weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
         model = assembled(config, weights, tokenizer)
     run, known = None, None
     if "run.json" in sums:

@@ -9,6 +9,7 @@ from phasegpt.core import arguments
 from phasegpt.core.errors import CheckpointError
 from phasegpt.data.config import DataConfig
 from phasegpt.model import exported, shards
+from phasegpt.model import weights as stored
 from phasegpt.model.checkpoint import Which, find, read_hashed, reading, run_folder
 from phasegpt.model.config import AttentionSection, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
@@ -54,6 +55,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
             DataConfig.parse(config["data"]),
             tokenizer.vocab_size,
         )
+        stored.check(payload["state_dict"])
         weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
         model = assembled(gpt, weights, tokenizer)
     record = run_folder(path) / "run.json"

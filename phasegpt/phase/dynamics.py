@@ -10,6 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from phasegpt.core.errors import ConfigError
+from phasegpt.phase.checks import checked, positive
+
 
 class Band(NamedTuple):
     """How a series of R visits a band; times in the unit of dt."""
@@ -20,6 +23,7 @@ class Band(NamedTuple):
     exits: Tensor  # number of times that R leaves the band
 
 
+@checked
 def coupling_budget(coupling: Tensor, *, steps: int, dt: float) -> Tensor:
     """K S dt per head, dimensionless; add it up over layers.
 
@@ -29,14 +33,17 @@ def coupling_budget(coupling: Tensor, *, steps: int, dt: float) -> Tensor:
     return coupling * steps * dt
 
 
+@checked
 def effective_frequency(start: Tensor, end: Tensor, duration: float) -> Tensor:
     """(theta(end) - theta(start)) / duration of unwrapped phases, rad per unit time.
 
     Equal values mean frequency synchrony, with any phases. Null (K = 0): omega itself.
     """
+    positive("duration", duration)
     return (end - start) / duration
 
 
+@checked
 def locked_fraction(frequency: Tensor, tolerance: float, dim: int = -1) -> Tensor:
     """Share of the effective frequencies within `tolerance` of their mean along `dim`.
 
@@ -46,6 +53,7 @@ def locked_fraction(frequency: Tensor, tolerance: float, dim: int = -1) -> Tenso
     return (distance < tolerance).to(frequency.dtype).mean(dim)
 
 
+@checked
 def phase_locking_values(theta: Tensor, *, time: int, dim: int = -1) -> Tensor:
     """PLV_ij = |mean over `time` of exp(i (theta_i - theta_j))|, [..., N, N], N along `dim`.
 
@@ -55,6 +63,7 @@ def phase_locking_values(theta: Tensor, *, time: int, dim: int = -1) -> Tensor:
     return _coherency(theta, time, dim).abs()
 
 
+@checked
 def locking_clusters(plv: Tensor, threshold: float) -> Tensor:
     """Connected components of PLV > threshold: for every oscillator the first one of its own.
 
@@ -68,6 +77,7 @@ def locking_clusters(plv: Tensor, threshold: float) -> Tensor:
     return reach.float().argmax(-1)
 
 
+@checked
 def cluster_count(theta: Tensor, *, time: int, dim: int = -1) -> Tensor:
     """Effective rank of the matrix of mean over `time` of exp(i (theta_i - theta_j)).
 
@@ -80,6 +90,7 @@ def cluster_count(theta: Tensor, *, time: int, dim: int = -1) -> Tensor:
     return torch.special.entr(share).sum(-1).exp()
 
 
+@checked
 def metastability(R: Tensor, *, time: int, community: int) -> Tensor:
     """Mean over communities of the variance of R in time (some authors divide by 1/12).
 
@@ -89,6 +100,7 @@ def metastability(R: Tensor, *, time: int, community: int) -> Tensor:
     return R.var(time, keepdim=True).mean((time, community))
 
 
+@checked
 def chimera_index(R: Tensor, *, time: int, community: int) -> Tensor:
     """Mean in time of the variance of R over communities (some authors divide by 5/36).
 
@@ -98,13 +110,18 @@ def chimera_index(R: Tensor, *, time: int, community: int) -> Tensor:
     return R.var(community, keepdim=True).mean((time, community))
 
 
+@checked
 def susceptibility(R: Tensor, n: int, *, time: int) -> Tensor:
     """n Var(R) in time, R over n phases; it peaks at the transition. Null: 1 - pi/4 = .215."""
     return n * R.var(time)
 
 
+@checked
 def band_statistics(R: Tensor, low: float, high: float, *, time: int = -1, dt: float = 1.0) -> Band:
     """Visits of R to low <= R <= high along `time`; null of the fraction: null_band_fraction."""
+    positive("dt", dt)
+    if low > high:
+        raise ConfigError(f"low={low} is above high={high}; give the band as low <= high")
     inside = ((low <= R) & (high >= R)).movedim(time, -1)
     fraction = inside.to(R.dtype).mean(-1)
     entry = torch.where(inside.any(-1), dt * inside.to(R.dtype).argmax(-1), torch.inf)

@@ -11,10 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from phasegpt.phase.checks import checked
 from phasegpt.phase.order import _counts, cumulative_sum
 from phasegpt.phase.polar import modulus
 
 
+@checked
 def uncoupled_phases(theta0: Tensor, omega: Tensor, *, steps: int, dt: float) -> Tensor:
     """theta0[B,T,H,N] + steps dt omega[H,N]: the same weights and tokens with K = 0.
 
@@ -23,6 +25,7 @@ def uncoupled_phases(theta0: Tensor, omega: Tensor, *, steps: int, dt: float) ->
     return theta0 + steps * dt * omega
 
 
+@checked
 def mean_field_force(theta: Tensor, dim: int = -1, lag: float = 0.0) -> Tensor:
     """(1/N) sum_m sin(theta_m - theta_n - lag) over the phases along `dim`; same shape as theta.
 
@@ -32,6 +35,7 @@ def mean_field_force(theta: Tensor, dim: int = -1, lag: float = 0.0) -> Tensor:
     return _pull(theta + lag, theta.cos().mean(dim, True), theta.sin().mean(dim, True))
 
 
+@checked
 def prefix_force(theta: Tensor, dim: int = 1) -> Tensor:
     """(1/t) sum over u <= t of sin(theta_u - theta_t) along `dim`; same shape as theta.
 
@@ -42,11 +46,13 @@ def prefix_force(theta: Tensor, dim: int = 1) -> Tensor:
     return _pull(theta, cos / count, sin / count)
 
 
+@checked
 def attention_force(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     """sum_u A_tu sin(theta_u - theta_t) of every oscillator, [B,T,H,N]; rows of A sum to 1."""
     return _pull(theta_BTHN, *_attended(theta_BTHN, attention_BHTT))
 
 
+@checked
 def attention_order_parameter(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     """R_t = |sum_u A_tu exp(i theta_u)| of every oscillator, [B,T,H,N]: how far the keys agree.
 
@@ -56,6 +62,7 @@ def attention_order_parameter(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Ten
     return modulus(*_attended(theta_BTHN, attention_BHTT))
 
 
+@checked
 def attention_coherence(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     """r_t = sum_u A_tu cos(theta_t - theta_u) of every oscillator, [B,T,H,N].
 
@@ -67,6 +74,7 @@ def attention_coherence(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     return theta_BTHN.cos() * cos + theta_BTHN.sin() * sin
 
 
+@checked
 def attention_energy(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     """H = -(1/2) sum_tu A_tu cos(theta_u - theta_t) of every oscillator, [B,H,N].
 
@@ -76,11 +84,13 @@ def attention_energy(theta_BTHN: Tensor, attention_BHTT: Tensor) -> Tensor:
     return -attention_coherence(theta_BTHN, attention_BHTT).sum(1) / 2
 
 
+@checked
 def effective_keys(attention_BHTT: Tensor) -> Tensor:
     """1 / sum_u A_tu^2, [B,T,H,1]: as many equal weights have the same null, E R^2 = 1 / n."""
     return 1 / attention_BHTT.square().sum(-1).transpose(1, 2).unsqueeze(-1)
 
 
+@checked
 def permute_within_prefix(
     attention_BHTT: Tensor, generator: torch.Generator | None = None
 ) -> Tensor:

@@ -8,7 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from phasegpt.phase.checks import checked
 
+
+@checked
 def participation_ratio(theta_BTHN: Tensor) -> Tensor:
     """Number of directions in which the features [cos theta, sin theta] differ over tokens, [H].
 
@@ -25,6 +28,7 @@ def participation_ratio(theta_BTHN: Tensor) -> Tensor:
     return trace.square() / square.clamp_min(torch.finfo(square.dtype).eps ** 2)
 
 
+@checked
 def offset_spread(theta0_BTHN: Tensor) -> Tensor:
     """Standard deviation over oscillators of the mean of theta0 over B T tokens, radians, [H].
 
@@ -34,6 +38,7 @@ def offset_spread(theta0_BTHN: Tensor) -> Tensor:
     return theta0_BTHN.mean((0, 1)).std(-1, correction=0)
 
 
+@checked
 def loss_correlation(loss_BT: Tensor, coherence: Tensor) -> Tensor:
     """Pearson's correlation over B T tokens of the loss with coherence[B,T,...], [...].
 

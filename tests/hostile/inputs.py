@@ -17,7 +17,7 @@ from hostile.values import OBJECTS, WORDS, spoil
 from hostile.workshop import TINY, Workshop
 
 import phasegpt
-from phasegpt import ops, samplers
+from phasegpt import ops, phase, samplers
 from phasegpt.core.composition import CONF_DIR, compose, plain
 from phasegpt.evaluate import EvaluateConfig
 from phasegpt.generate import GenerateConfig, generate
@@ -143,6 +143,25 @@ def _calls(shop: Workshop) -> dict[str, tuple[Callable[..., Any], dict[str, Any]
         "compose": (compose, {"overrides": list(TINY)}),
         "from_hf": (phasegpt.GPT.from_hf, {"name_or_folder": str(shop.folder / "none")}),
         "GPT.forward": (model.forward, {"idx_BT": ids}),
+        **{name: (getattr(phase, name), _phases(getattr(phase, name)))
+           for name in phase.__all__ if inspect.isfunction(getattr(phase, name))},
+    }  # fmt: skip
+
+
+def _phases(function: Callable[..., Any]) -> dict[str, Any]:
+    """Sound values for a function of phasegpt.phase, by the names of its parameters."""
+    theta_BTHN = torch.randn(1, 3, 2, 4)
+    sound = {
+        "omega": torch.zeros(2, 4), "coupling": torch.ones(2), "steps": 2, "dt": 0.1, "dim": -1,
+        "n": 4, "q": 0.9, "low": 0.2, "high": 0.8, "tokens": 5, "duration": 1.0, "tolerance": 0.1,
+        "time": 1, "community": 2, "threshold": 0.5, "plv": torch.rand(4, 4),
+        "loss_BT": torch.rand(1, 3), "attention_BHTT": torch.rand(1, 2, 3, 3).softmax(-1),
+        "R": torch.rand(1, 3, 2),
+    }  # fmt: skip
+    return {
+        p.name: sound.get(p.name, theta_BTHN)
+        for p in inspect.signature(function).parameters.values()
+        if p.default is p.empty or p.name in sound
     }
 
 
