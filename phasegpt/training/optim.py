@@ -87,13 +87,17 @@ def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
 
 def _own_optimizer(groups: list[dict], config: OwnConfig) -> torch.optim.Optimizer:
     optimizer = targets.made("optimizer", config.node, torch.optim.Optimizer, groups, lr=config.lr)
-    for key in ("lr", "weight_decay"):
-        if getattr(config, key) and key not in optimizer.defaults:
-            raise ConfigError(
-                f"optimizer.{key}={getattr(config, key)}, but {config.target} has no {key} of its "
-                f"parameter groups, only: {', '.join(optimizer.defaults)}"
-                + ("; set optimizer.weight_decay=0" if key == "weight_decay" else "")
-            )
+    if config.weight_decay and "weight_decay" not in optimizer.defaults:
+        raise ConfigError(
+            f"optimizer.weight_decay={config.weight_decay}, but {config.target} has no "
+            f"weight_decay among the defaults of its groups ({', '.join(optimizer.defaults)}); set "
+            f"it to 0"
+        )
+    if hasattr(optimizer, "train") and hasattr(optimizer, "eval"):
+        raise ConfigError(
+            f"optimizer._target_={config.target} has one set of weights for steps and another for "
+            f"validation, between which nothing here switches it; use optimizer=schedule_free"
+        )
     return optimizer
 
 

@@ -51,7 +51,8 @@ def fit(
     callbacks: Lightning callbacks of your own, called after the run's and before a checkpoint is
     saved, which keeps their state_dict (tensors and plain values). loggers: Lightning loggers that
     get what metrics.csv gets, and, if they have a method `cut(step)`, a call before rows past
-    that step are logged again. run.json names the classes of both. Only for trainer.devices=1.
+    that step are logged again. Those that config.callbacks.extra and config.logger.extra name come
+    first. run.json names the classes of both. Only for trainer.devices=1.
 
     `gpu` is the one to use, counted round where there are fewer. With config.resume the run there
     goes on from its last checkpoint. A finished run is returned unchanged, a collapsed one raises

@@ -51,6 +51,14 @@ class Rows(Logger):
             file.write(f"{step}\n")
 
 
+class Moded(torch.optim.SGD):
+    """With modes, as the optimizers of the package schedulefree."""
+
+    def train(self) -> None: ...
+
+    def eval(self) -> None: ...
+
+
 class NotToBeRestored(StepLR):
     def state_dict(self) -> dict[str, Any]:
         return {"self": Path("x")}
@@ -107,6 +115,7 @@ WRONG = {
     "optimizer._target_=torch.optim.RAdam | +optimizer.beta=1": "unexpected keyword .*'beta'",
     "optimizer._target_=torch.optim.LBFGS": "per-parameter options",
     "optimizer._target_=torch.optim.Rprop | optimizer.weight_decay=0.1": "has no weight_decay",
+    f"optimizer._target_={HERE}.Moded": "between which nothing here switches it",
     "optimizer=own": "optimizer._target_ is missing",
     "optimizer=sgd | +optimizer._target_=torch.optim.RAdam": "beside optimizer='sgd', whose keys",
     f"optimizer.schedule={node(f'{HERE}.halved')}": "missing .* argument: 'after'",
