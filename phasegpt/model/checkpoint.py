@@ -23,6 +23,7 @@ from phasegpt.core import arguments
 from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
 from phasegpt.data.config import DataConfig
+from phasegpt.data.json_tokenizers import library
 from phasegpt.data.tokenizers import STATE_BESIDE, Tokenizer, from_state
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.gpt import GPT
@@ -259,6 +260,8 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
 def _tokenizer(path: Path, state: Any) -> Tokenizer:
     if isinstance(state, dict) and state.get("name") == "gpt2":
         return from_state(state)  # where its file is missing, this one is not damaged
+    if isinstance(state, dict) and state.get("name") == "hf":
+        library(f"the tokenizer in {path}")
     with _reading(path):
         return from_state(state)
 
