@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option
+from phasegpt.data.rows import kind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,8 @@ class DataConfig(Section):
     def check_idle(self) -> None:
         """See Section.check_idle; phasegpt.data.corpora.resolve refuses the other keys."""
         self.refuse_idle(self.corpus in ("text", "hub"), "corpus", "text_column")
+        plain = self.corpus == "text" and kind(Path(self.path or "")) == ".txt"
+        self.refuse_idle(not plain, "for plain text, which has no columns", "text_column")
         self.refuse_idle(self.corpus in ("text", "hub"), "corpus", "val_fraction", "documents")
         self.refuse_idle(self.corpus == "synthetic", "corpus", "characters")
         self.refuse_idle(self.tokenizer == "hf", "tokenizer", "tokenizer_path")

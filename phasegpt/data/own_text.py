@@ -37,10 +37,6 @@ class OwnText:
         self.config = config
         self.paths = [Path(name) for name in _files(config.path)]
         columns = any(kind(path) in KINDS for path in self.paths)
-        if not columns:
-            config.refuse_idle(False, "for plain text, which has no columns", "text_column")
-        if not columns and len(self.paths) == 1:
-            config.refuse_idle(False, "for one file of plain text, which is one", "documents")
         self.plain = not columns and not config.documents and not any(map(is_packed, self.paths))
         self._states = self._now()
         share = str(config.val_fraction)
@@ -117,8 +113,9 @@ def _files(path: str) -> list[str]:
     """The files that data.path names: one of exactly that name, those of a folder, or a pattern."""
     pattern = str(expand(path))
     if os.path.isdir(pattern):
-        found = glob.glob(os.path.join(glob.escape(pattern), "**", "*"), recursive=True)
-        paths = sorted(p for p in found if os.path.isfile(p) and kind(Path(p)) in _SUFFIXES)
+        if expand("~").resolve().is_relative_to(Path(pattern).resolve()):
+            raise DataError(f"data.path={path} is not a folder of text alone: name one below it")
+        paths = sorted(_below(pattern))
         if not paths:
             raise DataError(
                 f"data.path={path} is a folder without text; its files must end in "
@@ -138,6 +135,16 @@ def _files(path: str) -> list[str]:
             f"quote a pattern so that the shell leaves it alone"
         )
     return paths
+
+
+def _below(folder: str) -> Iterator[str]:
+    """The files of text in a folder and below it; what is hidden and links to folders are not."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = os.path.join(place, name)
+            if kind(Path(name)) in _SUFFIXES and name[0] != "." and os.path.isfile(path):
+                yield path
 
 
 def _hash(*parts: str) -> str:

@@ -18,7 +18,7 @@ from phasegpt.core.files import read_chunks, text_pieces
 #: Endings of files with columns; the first two may have .gz behind them.
 KINDS = (".jsonl", ".json", ".parquet")
 _SPACE, _COMMA = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
-_ROWS = 256  # of Parquet, read at a time
+_ROWS = 64  # of Parquet, read at a time
 
 
 def is_packed(path: Path) -> bool:

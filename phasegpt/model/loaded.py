@@ -15,6 +15,7 @@ import torch
 from phasegpt.attention import origin
 from phasegpt.core.errors import CheckpointError
 from phasegpt.core.files import read_json
+from phasegpt.data.json_tokenizers import library
 from phasegpt.data.tokenizers import Tokenizer, from_state
 from phasegpt.model.checkpoint import reading
 from phasegpt.model.config import GPTConfig
@@ -37,6 +38,8 @@ def tokenizer_of(path: Path, state: Any) -> Tokenizer:
     """The tokenizer whose state the file at `path` holds; CheckpointError, DataError."""
     if isinstance(state, dict) and state.get("name") == "gpt2":
         return from_state(state)  # where its file is missing, this one is not damaged
+    if isinstance(state, dict) and state.get("name") == "hf":
+        library(f"the tokenizer in {path}")
     with reading(path):
         return from_state(state)
 

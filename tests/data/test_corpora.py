@@ -238,6 +238,9 @@ def test_a_split_that_cannot_be_scored_names_the_remedy(data_config, tmp_path):
 def test_a_folder_without_text_or_no_path_is_an_error(data_config, tmp_path):
     with pytest.raises(DataError, match=r"is a folder without text.*\.jsonl"):
         prepare(data_config("text", path=str(tmp_path)))
+    for place in ("/", "~", str(Path.home().parent)):  # nobody means every text that is there
+        with pytest.raises(DataError, match="is not a folder of text alone"):
+            prepare(data_config("text", path=place))
     with pytest.raises(ConfigError, match=r"data.path is missing"):
         prepare(data_config("text"))
 

@@ -15,6 +15,7 @@ from helpers import SIX_STEPS
 import phasegpt
 from phasegpt.core.composition import compose, plain
 from phasegpt.core.errors import ConfigError
+from phasegpt.data import hub
 from phasegpt.data.corpus import prepare
 from phasegpt.data.windows import IGNORED, EvalWindows, TrainBatches
 from phasegpt.evaluate import EvaluateConfig, evaluate, table
@@ -254,11 +255,19 @@ def test_what_reads_one_text_refuses_a_model_of_documents(
         training_corpus(load_run(trained[0]), None, None)
 
 
-def test_documents_where_there_are_none_are_refused(tmp_path: Path) -> None:
+def test_a_file_of_plain_text_is_one_document(
+    tmp_path: Path, trained: tuple[Path, dict[str, Any]]
+) -> None:
     (tmp_path / "a.txt").write_text("one text " * 50)
-    words = [*data(tmp_path)[:-2], "data.documents=true", f"data.path={tmp_path / 'a.txt'}"]
-    with pytest.raises(ConfigError, match=r"data.documents=true does nothing for one file"):
-        prepare(composed(*words).data)
+    words = [*data(tmp_path), f"data.path={tmp_path / 'a.txt'}"]
+    corpus = prepare(composed(*words).data)
+    assert [places.tolist() for places in corpus.documents.values()] == [[0], [0]]
+    (tmp_path / "b.txt").write_text("another\n" * 3)
+    corpus = prepare(composed(*words, f"data.path={tmp_path / '?.txt'}").data)
+    assert corpus.documents["val"].tolist() == [0, 24]  # the rest of the first, and the second
+    found = evaluate(EvaluateConfig(checkpoint=str(trained[0]), split="val",
+                                    data_path=str(tmp_path / "a.txt")))  # fmt: skip
+    assert found["documents"] == 1 and found["training_text"] is False
     with pytest.raises(ConfigError, match=r"data.documents=true does nothing while data.corpus"):
         composed("data=synthetic", "data.documents=true")
 
@@ -294,3 +303,24 @@ def test_a_step_is_that_of_documents_alone(tmp_path: Path, name: str, through: s
     expected = torch.autograd.grad(loss, parameters)
     for mine, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_rows_of_a_dataset_are_documents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_config: Callable[..., Any]
+) -> None:
+    rows = [{"text": f"{i} " * (i % 4 + 1)} for i in range(20)]
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: {"train": rows})
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    words = {"name": "own/set", "tokenizer": "byte", "val_fraction": 0.1}
+    corpus = prepare(data_config("hub", documents=True, **words))
+    for split, kept in (("train", [r for i, r in enumerate(rows) if i not in (9, 19)]),
+                        ("val", [rows[9], rows[19]])):  # fmt: skip
+        lengths = [len(row["text"]) + 1 for row in kept]
+        assert corpus.documents[split].tolist() == [0, *np.cumsum(lengths)[:-1]]
+    one = prepare(data_config("hub", **words))
+    assert np.array_equal(one.split("train"), corpus.split("train"))
+    # Other boundaries in the same text are another corpus.
+    joined = [{"text": "\n".join(row["text"] for row in rows[:9])}, *rows[9:]]
+    monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: {"train": joined, "validation": rows})
+    other = prepare(data_config("hub", documents=True, **{**words, "name": "own/other"}))
+    assert other.fingerprint != corpus.fingerprint
