@@ -1,19 +1,28 @@
 """A mechanism in another package: found, trained, read again, and run only on the user's word."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from helpers import ROOT, command, play
-from transformers import AutoModelForCausalLM
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoModelForCausalLM,
+    dynamic_module_utils,
+)
 
 import phasegpt
 from phasegpt import attention
+from phasegpt.analysis.study import _histograms
 from phasegpt.core import modules
 from phasegpt.core.errors import CheckpointError, ConfigError, NotImported
 from phasegpt.model import checkpoint
@@ -137,6 +146,27 @@ def test_a_config_dir_makes_a_mechanism_an_option(
         phasegpt.compose(config_dir=folder)
 
 
+def test_the_command_line_takes_a_config_dir(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "attention").mkdir()
+    (tmp_path / "attention" / "mine.yaml").write_text(
+        "name: lab.own\nlayers: all\ncoupling: 0.25\n"
+    )
+    words = ("--config-dir", tmp_path, "--cfg", "job", "attention=mine")
+    command(monkeypatch, "train", *words, "attention.coupling=0.5")
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["attention"] == {"name": "lab.own", "layers": "all", "coupling": 0.5}
+    with pytest.raises(SystemExit):
+        command(monkeypatch, "train", *words, "attention.couplin=0.5")
+    assert "did you mean attention.coupling?" in capsys.readouterr().err
+    (tmp_path / "attention" / "softmax.yaml").write_text("name: softmax\n")
+    with pytest.raises(SystemExit) as end:
+        command(monkeypatch, "train", *words)
+    assert end.value.code == 2
+    assert "has the name of an option of PhaseGPT's own" in capsys.readouterr().err
+
+
 BAD = {
     "missing": (None, "cannot be imported (ModuleNotFoundError: No module named 'lab.missing')"),
     "wrong": ("1 / 0", "cannot be imported (ZeroDivisionError: division by zero)"),
@@ -169,6 +199,7 @@ def test_what_is_no_mechanism_is_one_line(name: str, lab: Lab, words: list[str])
         (["attention.name=lab.own"], "attention=lab.own begins without options"),
         (["attention=lab.own", "+attention.steps=3"], "attention.steps is unknown"),
         (["attention=lab.own", "regularizer=ceiling"], "does nothing without oscillators"),
+        (["attention=lab.plain", "optimizer.oscillator_lr_factor=2"], "without oscillators"),
     ],
     ids=str,
 )
@@ -176,6 +207,7 @@ def test_a_wrong_name_or_key_says_what_to_write(
     given: list[str], says: str, lab: Lab, words: list[str]
 ) -> None:
     lab.module("own")
+    lab.module("plain", re.sub(r" +lr_factors = .*\n", "", LAYER))
     with pytest.raises(ConfigError) as error:
         run_config(phasegpt.compose([*given, *words]))
     assert says in str(error.value)
@@ -269,9 +301,32 @@ def test_a_command_imports_what_its_user_names(
     assert "imports=lab.nowhere cannot be imported" in capsys.readouterr().err
 
 
-def test_an_exported_folder_imports_it_only_where_its_code_is_trusted(exported: Path) -> None:
-    assert "\nimport lab.own" in (exported / "modeling_phasegpt.py").read_text()
+def test_an_exported_folder_imports_it_only_where_its_code_is_trusted(
+    exported: Path, lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert "import lab.own" in (exported / "README.md").read_text()
+    lab.forget()
+    # As in a process that has not imported our module.
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "phasegpt")
+    monkeypatch.delitem(MODEL_FOR_CAUSAL_LM_MAPPING._extra_content, PhaseGPTConfig)
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=False)
+    assert not lab.ran("own")
+    model = AutoModelForCausalLM.from_pretrained(exported, trust_remote_code=True)
+    assert lab.ran("own")
+    assert model.gpt.config.attention == "lab.own"
+
+
+def test_a_study_counts_the_phases_of_a_mechanism_that_is_not_here(tmp_path: Path) -> None:
+    R_HT = np.zeros((2, 40))  # over prefixes those count from the 32nd token on
+    (tmp_path / "phase").mkdir()
+    np.savez(tmp_path / "phase" / "step-00000002.npz", **{"layer0/R_HT": R_HT})
+    record = {"config": {"attention": {"name": "lab.own"}}}
+    for axis, counted in (("prefix", 2 * 9), ("oscillators", 2 * 40)):
+        found = _histograms(tmp_path, {**record, "attention_code": {"coupled_axis": axis}})
+        assert sum(found["layer0"]) == counted
 
 
 # --- changed ---------------------------------------------------------------------------------
@@ -317,10 +372,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_an_installed_mechanism_trains_loads_and_exports_by_its_name(
-    installed: Path, lab: Lab, words: list[str], tmp_path: Path
+    installed: Path,
+    lab: Lab,
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert "my_mechanism" in attention.names()
-    cfg = phasegpt.compose(["attention=my_mechanism", "attention.coupling=0.5", *words])
+    options = ["attention.coupling=0.5", "optimizer.oscillator_lr_factor=2"]
+    cfg = phasegpt.compose(["attention=my_mechanism", *options, *words])
     assert cfg.attention.focus == 4.0  # of its own YAML
     assert "my_mechanism.layer" not in sys.modules
     record = fit(cfg, tmp_path / "run")
@@ -333,6 +393,10 @@ def test_an_installed_mechanism_trains_loads_and_exports_by_its_name(
     folder = checkpoint.export(tmp_path / "run", tmp_path / "model")
     idx = torch.arange(12)[None]
     assert torch.equal(phasegpt.load(folder)(idx).logits, model(idx).logits)
+    lab.forget()
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(installed)])
+    with pytest.raises(CheckpointError, match=r"attention=my_mechanism.*must be installed"):
+        phasegpt.load(folder)
 
 
 def test_the_yaml_of_the_template_has_the_defaults_of_its_config(installed: Path) -> None:

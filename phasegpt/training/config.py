@@ -246,10 +246,11 @@ class RunConfig(Section):
         super().check_idle()
         from phasegpt.attention import layer_class
 
-        phases = layer_class(self.attention.name).has_phases and self.attention.layers != ()
+        layer, somewhere = layer_class(self.attention.name), self.attention.layers != ()
+        phases, rates = (somewhere and bool(x) for x in (layer.has_phases, layer.lr_factors))
         why, callbacks = "without oscillators in some layer", self.callbacks
         self.regularizer.refuse_idle(phases, why, "mode")
-        self.optimizer.refuse_idle(phases, why, "oscillator_lr_factor")
+        self.optimizer.refuse_idle(rates, why, "oscillator_lr_factor")
         callbacks.phase_monitor.refuse_idle(phases, why, "band")
         of_R = ("R_low", "R_high", "patience", "coupling_factor")
         callbacks.collapse_guard.refuse_idle(phases, why, *of_R)

@@ -69,6 +69,14 @@ FAULTS = {
         "begin positions at cache.length",
         ("start = cache.length if cache is not None else 0", "start = 0"),
     ),
+    "rows of the cache": (
+        "hold the rows on the second",
+        (
+            UPDATE,
+            "cache.mine = k, v = [torch.cat(p, 2) for p in zip(cache.mine, (k, v))] "
+            f"if hasattr(cache, 'mine') else (k, v)\n{INDENT}    cache.length = k.shape[2]",
+        ),
+    ),
     "off control": ("earlier tokens move y", ('Off({"coupling": 0.0}', 'Off({"focus": 0.0}')),
     "gradients": (
         "finite differences",
@@ -126,6 +134,73 @@ def test_a_mistake_breaks_its_rule_with_what_was_found(fault: str, written: Call
     says, *pairs = FAULTS[fault]
     rule = fault.partition(":")[0]
     (found,) = check(written(changed(*pairs)), only=[rule])
+    assert (found.rule, found.status) == (rule, "BROKEN")
+    assert says in found.found
+
+
+#: By rule: a wrong method of a layer that is kuramoto otherwise, and what the message says.
+PHASED = {
+    "order parameter": (
+        "order_parameter(theta) is not R of forward",
+        "def order_parameter(self, theta):\n        return super().order_parameter(theta) ** 2",
+    ),
+    "order parameter: axis": ("set coupled_axis = 'oscillators'", 'coupled_axis = "prefix"'),
+    "trajectory": (
+        "does not end in the phases of forward",
+        "def trajectory(self, x, **words):\n"
+        "        found = super().trajectory(x, **words)\n"
+        "        return found._replace(theta=found.theta0)",
+    ),
+    "phases while decoding": (
+        "theta while decoding is not the full forward's",
+        "def forward(self, x, *, cache=None, **words):\n"
+        "        y, phase = super().forward(x, cache=cache, **words)\n"
+        "        moved = phase._replace(theta=phase.theta + 1) if cache and phase else phase\n"
+        "        return AttentionOutput(y, moved)",
+    ),
+    "same logits with phases": (
+        "return_phase=True moves logits",
+        "def forward(self, x, *, return_phase=False, **words):\n"
+        "        y, phase = super().forward(x, return_phase=return_phase, **words)\n"
+        "        return AttentionOutput(2 * y if return_phase else y, phase)",
+    ),
+    "float32 phases": (
+        "torch.float64",
+        "def integrate(self, x, *args, **words):\n"
+        "        return super().integrate(x, *args, **words).double()",
+    ),
+    "precise phases": (
+        "bf16 autocast moves phases",
+        "def integrate(self, x, *args, **words):\n"
+        "        rough = x.bfloat16().float() if torch.is_autocast_enabled('cpu') else x\n"
+        "        return super().integrate(rough, *args, **words)",
+    ),
+    "noise of its own stream": (
+        "noise moves torch's generator",
+        "def draw_perturbation(self, *given):\n"
+        "        noise, jitter = super().draw_perturbation(*given)\n"
+        "        return Perturbation(torch.randn_like(noise), jitter)",
+    ),
+    "noise acts": (
+        "noise_sigma moves no logit",
+        "def forward(self, x, *, perturbation=None, **words):\n"
+        "        return super().forward(x, **words)",
+    ),
+}
+HEAD = """import torch
+from phasegpt.attention import AttentionOutput
+from phasegpt.attention.kuramoto import Kuramoto
+from phasegpt.phase.steering import Perturbation
+
+class Mine(Kuramoto):
+    """
+
+
+@pytest.mark.parametrize("fault", PHASED)
+def test_a_mistake_of_phases_or_noise_breaks_its_rule(fault: str, written: Callable) -> None:
+    says, method = PHASED[fault]
+    rule = fault.partition(":")[0]
+    (found,) = check(written(HEAD + method), only=[rule])
     assert (found.rule, found.status) == (rule, "BROKEN")
     assert says in found.found
 
