@@ -21,7 +21,7 @@ import torch
 
 from phasegpt.core import arguments
 from phasegpt.core.errors import CheckpointError, UserError
-from phasegpt.core.files import check_output, read_bytes, read_json, write_atomic, writing
+from phasegpt.core.files import check_output, read_bytes, read_json, reading, write_atomic, writing
 from phasegpt.data.config import DataConfig
 from phasegpt.data.tokenizers import Tokenizer, from_state
 from phasegpt.model import weights as stored
@@ -242,7 +242,8 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
     arguments.choice("which", which, ("best", "last"))
     if os.path.isfile(target / "model.safetensors"):
         return _load_exported(target)
-    path = find(target, which)
+    with reading(target):
+        path = find(target, which)
     payload, sha256 = _read(path)
     hyper = payload.get("hyper_parameters")
     if not isinstance(hyper, dict) or not {"config", "tokenizer"} <= hyper.keys():
