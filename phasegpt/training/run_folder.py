@@ -171,7 +171,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     A last line without its end was cut by a crash and does not count. Raises DataError for what
     is not a table of numbers.
     """
-    if not path.exists():
+    if not path.is_file() and not path.is_dir():
         return []
     whole, rows = read_text(path).rpartition("\n")[0], []
     try:

@@ -130,3 +130,17 @@ def test_several_processes_refuse_own_callbacks_and_loggers(tmp_path, text, give
     with pytest.raises(ConfigError, match=r"(Counts|Rows)\] with trainer.devices=2: the other"):
         phasegpt.fit(config(text, "trainer.devices=2"), tmp_path / "a", **given)
     assert not (tmp_path / "a").exists()
+
+
+class LogsNaN(Callback):
+    """A metric of the user's own, which is not finite."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        for logger in trainer.loggers:
+            logger.log_metrics({"mine/x": float("nan")}, step=trainer.global_step)
+
+
+def test_a_metric_that_is_not_finite_leaves_the_run_finished(tmp_path, text):
+    record = phasegpt.fit(config(text, "trainer.max_steps=2"), tmp_path, callbacks=[LogsNaN()])
+    assert record["status"] == "ok" and "mine/x" not in record["final"]
+    assert "mine/x" in read_metrics(tmp_path / "metrics.csv")[-1]
