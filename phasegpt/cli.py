@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from phasegpt.core import modules
 from phasegpt.core.composition import (
+    RUN_DIR,
     check_config_dir,
     check_groups,
+    check_run_dir,
     expanded,
     help_page,
     misspelt,
@@ -62,9 +64,16 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        if not _multirun():
+        # What the machine refuses, such as a folder that we may not look into, has a name.
+        refused = isinstance(error, OSError) and error.filename is not None
+        if not refused and not _multirun():
             raise
-        traceback.print_exc()
+        if debug or not refused:
+            traceback.print_exc()
+        if isinstance(error, OSError) and refused:
+            sys.stderr.write(f"{type(error).__name__}: {_refused(error)}\n")
+            if not _multirun():
+                sys.exit(UserError.exit_code)
         failure = f"{type(error).__name__}: {error}"
     from hydra.errors import CompactHydraException
 
@@ -72,13 +81,19 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     raise CompactHydraException(f"a job failed: {failure}")
 
 
+def _refused(error: OSError) -> str:
+    """What the operating system refused, of which path, in one line."""
+    return f"{error.strerror}: {error.filename!s:.300}; mend its rights, or choose another place"
+
+
 def launch(
     main: Callable[[], Any],
     *keys: str,
+    paths: Sequence[str] = (),
     config_name: str,
     after: Callable[[], int] = lambda: 0,
 ) -> None:
-    """Run a hydra.main with the values of `keys` taken literally (see literal).
+    """Run a hydra.main with the values of `keys` taken literally, and `paths` (see literal).
 
     Where Hydra refuses the command line for a misspelt key, the nearest key is named too. `after`
     is called once main has ended, by an error too, and returns a status of its own.
@@ -89,8 +104,10 @@ def launch(
     if threading.current_thread() is threading.main_thread():
         # So that what is half done is cleaned up; a training puts its own in place.
         signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
-    sys.argv[1:] = literal(sys.argv[1:], *keys)
+    sys.argv[1:] = literal(sys.argv[1:], *keys, paths=paths)
     config_dir = guarded(lambda: _prepared(sys.argv[1:]))
+    if RUN_DIR in paths:
+        guarded(lambda: check_run_dir(sys.argv[1:]))
     sys.argv[1:] = expanded(sys.argv[1:])
     code: Any = 0
     try:
@@ -120,11 +137,12 @@ def _prepared(words: Sequence[str]) -> Path | None:
     return check_config_dir(Path(folder)) if folder and os.path.isdir(folder) else None
 
 
-def literal(arguments: Sequence[str], *keys: str) -> list[str]:
+def literal(arguments: Sequence[str], *keys: str, paths: Sequence[str] = ()) -> list[str]:
     """Command-line arguments with the values of `keys` quoted, so that Hydra reads them as text.
 
     Hydra gives commas, quotes, brackets, '=', '$' and line breaks a meaning; in a prompt or a
     path they have none. `null` stays null, and a multirun keeps Hydra's grammar for its sweeps.
+    Those of `paths` are quoted too, but for true, false, what has quotes already, and ${...}.
     """
     from hydra.core.override_parser.types import Quote, QuotedString
 
@@ -133,7 +151,9 @@ def literal(arguments: Sequence[str], *keys: str) -> list[str]:
 
     def quoted(argument: str) -> str:
         key, sign, value = argument.partition("=")
-        if not sign or key not in keys or value == "null":
+        if not sign or key not in (*keys, *paths) or value == "null":
+            return argument
+        if key in paths and (value in ("", "true", "false") or value[0] in "'\"" or "${" in value):
             return argument
         value = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no interpolation
         return f"{key}={QuotedString(value, Quote.single).with_quotes()}"

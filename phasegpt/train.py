@@ -59,4 +59,5 @@ if __name__ == "__main__":
     from phasegpt.cli import launch
     from phasegpt.training.sweeps import Plan
 
-    launch(main, "data.path", config_name="config", after=Plan.finish)
+    places = ("resume", "init_from", "hydra.run.dir", "data.cache_dir")
+    launch(main, "data.path", paths=places, config_name="config", after=Plan.finish)

@@ -12,7 +12,7 @@ from typing import Any
 
 from phasegpt.core import arguments, modules
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import check_name
+from phasegpt.core.files import check_name, check_output
 from phasegpt.core.sections import Section, nearest, printable, shown, unknown
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -198,6 +198,39 @@ def _shipped(name: str, module: str) -> dict[str, Any]:
                 raise ConfigError(f"{path} must hold keys and values; mend it")
             return values
     return {}
+
+
+#: Where Hydra puts a run; it makes the folder before anything of ours is called.
+RUN_DIR = "hydra.run.dir"
+
+
+def check_run_dir(words: Sequence[str]) -> None:
+    """ConfigError where the folder of a run could not be made, as far as the words tell it."""
+    if {"-m", "--multirun"} & set(words) or any(word.startswith("-") for word in words):
+        return
+    chosen = "runs/new"  # below which conf/config.yaml puts it
+    for word in words:
+        if word.partition("=")[0] == RUN_DIR:
+            read = _parsed(word)
+            chosen = "" if read is None else read.value()
+    if not isinstance(chosen, str):
+        raise ConfigError(f"{RUN_DIR}={shown(chosen)} must be a folder, such as {RUN_DIR}=runs/a")
+    for name in re.findall(r"\$\{([\w.]*)\}", chosen):
+        if not name.startswith("hydra.") and not _has(plain(compose()), name):
+            raise ConfigError(
+                f"{RUN_DIR}={printable(chosen)}: there is no {name}; name a key such as ${{name}}, "
+                f"or give a folder"
+            )
+    if "${" not in chosen:
+        check_output(Path(chosen) / "run.json", RUN_DIR)
+
+
+def _has(node: Any, name: str) -> bool:
+    for part in name.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
 
 
 def _parsed(word: str) -> Any:

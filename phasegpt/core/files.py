@@ -66,6 +66,18 @@ def writing(path: str | Path) -> Iterator[None]:
         raise OutputError(f"cannot write {str(path)!r:.300}: {cause}; {remedy}") from error
 
 
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """Turn an OSError of the block into a DataError: one line with the path and the remedy."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        cause = error.strerror or error
+        raise DataError(f"cannot read {path}: {cause}; correct the path or its rights") from error
+
+
 def write_atomic(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from phasegpt.core import arguments
+from phasegpt.core import arguments, files
 from phasegpt.core.errors import CheckpointError
 from phasegpt.data.config import DataConfig
 from phasegpt.model import exported, shards
@@ -41,7 +41,8 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
             f"{target} holds an adapter of PEFT alone; merge it into its model: "
             f"PeftModel.from_pretrained(model, FOLDER).merge_and_unload().save_pretrained(NEW)"
         )
-    path = find(target, which)
+    with files.reading(target):
+        path = find(target, which)
     payload, sha256 = read_hashed(path)
     hyper = payload.get("hyper_parameters")
     if not isinstance(hyper, dict) or not {"config", "tokenizer"} <= hyper.keys():

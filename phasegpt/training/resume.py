@@ -10,7 +10,7 @@ from phasegpt.core.errors import CheckpointError
 from phasegpt.model import checkpoint
 from phasegpt.model.migration import migrated
 from phasegpt.training.config import RunConfig, hashed_fields
-from phasegpt.training.run_folder import FINISHED, RunFolder, read_record
+from phasegpt.training.run_folder import FINISHED, RunFolder, read_metrics, read_record
 
 
 def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
@@ -69,6 +69,11 @@ def resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
     if point is not None:
         checkpoint.check_resumable(point)
         tell(f"going on with {point}")
+        if not read_metrics(folder.path / "metrics.csv"):
+            tell(
+                f"warning: {folder.path}/metrics.csv is missing or empty, so the metrics of the "
+                f"steps before are lost; stop, and copy it too, if you have it"
+            )
     elif saved := folder.record.get("step"):
         raise CheckpointError(
             f"{folder.path}/run.json says that step {saved} was saved, but its checkpoints folder "
@@ -86,7 +91,8 @@ def difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
     changed = [
         f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)
     ]
+    said = "; ".join(changed[:6]) or "its config_hash says so, although no key differs"
     return (
-        f"{path} holds a run of another configuration: {'; '.join(changed[:6])}. "
+        f"{path} holds a run of another configuration: {said}. "
         f"Start it in another folder, or take the change back"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -278,12 +279,12 @@ def _check_device(run: RunConfig) -> None:
 
 
 def _final(path: Path) -> dict[str, float]:
-    """The last value of every metric."""
+    """The last value of every metric, where it is finite: JSON has no others."""
     final: dict[str, float] = {}
     for row in read_metrics(path / "metrics.csv"):
         final |= row
     final.pop("step", None)
-    return final
+    return {name: value for name, value in final.items() if math.isfinite(value)}
 
 
 def _describe(corpus: Any) -> dict[str, Any]:

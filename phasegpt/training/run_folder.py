@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from phasegpt.core.errors import CheckpointError, DataError
-from phasegpt.core.files import read_arrays, read_json, read_text, write_atomic
+from phasegpt.core.files import read_arrays, read_json, read_text, reading, write_atomic
 from phasegpt.core.secrets import masked
 from phasegpt.training.metric_names import today, today_array, with_names_of_today
 
@@ -124,9 +124,10 @@ def read_record(path: Path) -> dict[str, Any]:
     Raises CheckpointError where it is damaged.
     """
     file = path / "run.json"
-    if not file.is_file():
-        return {}
     try:
+        with reading(file):
+            if not file.is_file():
+                return {}
         record = read_json(file)
         for key, kind in _TYPES.items():
             if not isinstance(record.get(key), kind | None):
@@ -180,11 +181,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     A last line without its end was cut by a crash and does not count. Raises DataError for what
     is not a table of numbers.
     """
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         return []
     whole, rows = read_text(path).rpartition("\n")[0], []
     try:
         for row in csv.DictReader(whole.splitlines()):
+            if None in row or None in row.values():
+                raise ValueError("it has more or fewer cells than the header")
             rows.append({today(name): float(cell) for name, cell in row.items() if cell})
             int(rows[-1]["step"])
     except (csv.Error, LookupError, TypeError, ValueError, OverflowError) as error:

@@ -14,8 +14,9 @@ from phasegpt.core.composition import plain
 from phasegpt.core.errors import CheckpointError, ConfigError
 from phasegpt.training import run as run_module
 from phasegpt.training.callbacks import RngState
+from phasegpt.training.resume import difference
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import read_record
+from phasegpt.training.run_folder import read_metrics, read_record
 
 SAMPLE = "callbacks.sample_text.max_new_tokens=3"
 
@@ -204,6 +205,21 @@ def test_a_run_whose_checkpoints_were_not_copied_stops_and_says_so(tmp_path, tex
     with pytest.raises(CheckpointError, match=r"says that step 8 was saved.*copy the checkpoints"):
         fit(config("resume=true", text=text), cut)
     assert (cut / "run.json").read_bytes() == before
+
+
+def test_a_run_copied_without_its_metrics_goes_on_and_says_what_is_lost(text, cut, capsys):
+    (cut / "metrics.csv").unlink()
+    record = fit(config("resume=true", text=text), cut)
+    assert record["status"] == "ok"
+    assert "metrics.csv is missing or empty, so the metrics of the steps before are lost" in (
+        capsys.readouterr().err
+    )
+    assert read_metrics(cut / "metrics.csv")[0]["step"] == 9
+
+
+def test_a_hash_that_differs_alone_is_said_to(tmp_path):
+    values = {"attention": {"name": "softmax"}, "seed": 1}
+    assert "although no key differs" in difference(tmp_path, values, values)
 
 
 def test_a_damaged_newest_checkpoint_stops_and_nothing_is_deleted(tmp_path, text, cut):

@@ -165,3 +165,17 @@ def test_early_stopping_of_lightning_ends_a_run(tmp_path, text):
     own = [EarlyStopping("val/loss", patience=0, min_delta=99)]
     record = phasegpt.fit(config(text), tmp_path / "a", callbacks=own)
     assert (record["step"], record["stopped"]) == (6, "max_steps")
+
+
+class LogsNaN(Callback):
+    """A metric of the user's own, which is not finite."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        for logger in trainer.loggers:
+            logger.log_metrics({"mine/x": float("nan")}, step=trainer.global_step)
+
+
+def test_a_metric_that_is_not_finite_leaves_the_run_finished(tmp_path, text):
+    record = phasegpt.fit(config(text, "trainer.max_steps=2"), tmp_path, callbacks=[LogsNaN()])
+    assert record["status"] == "ok" and "mine/x" not in record["final"]
+    assert "mine/x" in read_metrics(tmp_path / "metrics.csv")[-1]

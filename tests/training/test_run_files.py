@@ -75,6 +75,7 @@ def test_a_secret_given_as_an_override_is_not_recorded(monkeypatch: Any) -> None
         b"step,train/loss\n1,caf\xe9\n",
         b"step,train/loss\n1,word\n",
         b"step,train/loss\n1,2,3\n",
+        b"step,train/loss,train/lr\n1,5.5\n2,5.25,0.1\n",
         b"step,train/loss\nnan,2\n",
         b"step,train/loss\n,2\n",
         b"train/loss\n2\n",
