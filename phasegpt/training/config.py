@@ -39,6 +39,10 @@ CAME_LATER = {
     "init_from": None,
     "model.norm": "layernorm",
     "model.mlp": "gelu",
+    "model.n_kv_head": None,
+    "model.rope_theta": 10_000.0,
+    "model.mlp_width": None,
+    "model.tie_embeddings": True,
     "trainer.devices": 1,
 }
 
