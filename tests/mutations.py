@@ -85,8 +85,8 @@ MISTAKES = {
         "decoding",
     ),
     "rotary positions of a cache are off by one": Mistake(
-        "rotary_angles(start, x_BTD.shape[1], self.head_width // 2",
-        "rotary_angles(start + (start > 0), x_BTD.shape[1], self.head_width // 2",
+        "rotary_angles(start, time, E // 2",
+        "rotary_angles(start + (start > 0), time, E // 2",
         (CONTRACT,),
         "decoding",
     ),

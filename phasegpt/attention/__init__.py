@@ -38,6 +38,10 @@ class LayerShape(Protocol):
         """H."""
 
     @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values, where there are some."""
+
+    @property
     def n_embd(self) -> int:
         """D."""
 
@@ -52,6 +56,10 @@ class LayerShape(Protocol):
     @property
     def positions(self) -> str:
         """learned, or rope: rotary, which each layer does itself."""
+
+    @property
+    def rope_theta(self) -> float:
+        """Base of the rotary frequencies."""
 
 
 #: What Attention.forward is asked for: no phases, phases, or "coupling": the same phases, whose
@@ -150,7 +158,7 @@ class Attention(nn.Module, ABC):
         self.options, self.layer = options, layer
         self.n_head, self.n_embd = config.n_head, config.n_embd
         self.head_width = config.n_embd // config.n_head
-        self.rope = config.positions == "rope"
+        self.rope, self.rope_theta = config.positions == "rope", config.rope_theta
         self.dropout = config.dropout
 
     @abstractmethod

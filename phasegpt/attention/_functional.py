@@ -21,13 +21,15 @@ def join_heads(x_BHTE: Tensor) -> Tensor:
     return x_BHTE.transpose(1, 2).flatten(2)
 
 
-def rotary_angles(start: int, time: int, pairs: int, device: torch.device) -> Tensor:
-    """Angles t * 10000^(-k/pairs) for t in [start, start+time), radians in [0, 2 pi), [T,pairs].
+def rotary_angles(
+    start: int, time: int, pairs: int, device: torch.device, base: float = 10_000.0
+) -> Tensor:
+    """Angles t base^(-k/pairs) for t in [start, start+time), radians in [0, 2 pi), [T,pairs].
 
     Computed in float64 and reduced, so that far positions keep their precision in float32.
     Source: Su et al., RoFormer, arXiv 2104.09864.
     """
-    frequency = 10_000.0 ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
+    frequency = base ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
     position = torch.arange(start, start + time, device=device, dtype=torch.float64)
     return torch.outer(position, frequency).remainder(2 * torch.pi)
 

@@ -131,7 +131,7 @@ class PhaseSync(Attention):
             return theta, 0.0
         start = cache.length if cache is not None else 0
         N = self.options.num_oscillators
-        angles = rotary_angles(start, x_BTD.shape[1], N, x_BTD.device)
+        angles = rotary_angles(start, x_BTD.shape[1], N, x_BTD.device, self.rope_theta)
         drift_T1N = angles.unsqueeze(1).to(theta.dtype)
         return theta + drift_T1N, drift_T1N
 

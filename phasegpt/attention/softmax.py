@@ -1,6 +1,6 @@
 """Causal softmax attention, GPT-2's, with learned positions or RoPE: the baseline.
 
-Shapes: B batch, T time, D model width, H heads, E head width.
+Shapes: B batch, T time, D model width, H heads, G heads of keys and values, E head width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ class SoftmaxConfig(AttentionConfig):
 
 
 class Softmax(Attention):
-    """y = softmax(q k^T / sqrt(E)) v. Source: Vaswani et al., arXiv 1706.03762."""
+    """y = softmax(q k^T / sqrt(E)) v. Source: Vaswani et al., arXiv 1706.03762.
+
+    With G < H heads of keys and values, each serves H/G queries next to each other (Ainslie et
+    al., arXiv 2305.13245). It is repeated for them before it is remembered, since the phases that
+    stand beside a key differ by head: fewer weights, and a decode cache of the same size.
+    """
 
     Config: ClassVar[type[AttentionConfig]] = SoftmaxConfig
     softmax_parts = ("",)
@@ -36,7 +41,9 @@ class Softmax(Attention):
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Projections under GPT-2's names."""
         super().__init__(config, options, layer)
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.kv_heads = config.kv_heads
+        width = config.n_embd + 2 * self.kv_heads * self.head_width
+        self.c_attn = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 
@@ -56,11 +63,15 @@ class Softmax(Attention):
 
     def project(self, x_BTD: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as [B,H,T,E], q and k rotated when positions are rotary."""
-        q, k, v = (split_heads(z, self.n_head) for z in self.c_attn(x_BTD).chunk(3, dim=-1))
+        H, G, E = self.n_head, self.kv_heads, self.head_width
+        parts = self.c_attn(x_BTD).split((H * E, G * E, G * E), dim=-1)
+        q, k, v = (split_heads(z, n) for z, n in zip(parts, (H, G, G), strict=True))
         if self.rope:
-            start = cache.length if cache is not None else 0
-            angles = rotary_angles(start, x_BTD.shape[1], self.head_width // 2, x_BTD.device)
+            start, time = cache.length if cache is not None else 0, x_BTD.shape[1]
+            angles = rotary_angles(start, time, E // 2, x_BTD.device, self.rope_theta)
             q, k = rotate(q, angles), rotate(k, angles)
+        if G < H:
+            k, v = (z.repeat_interleave(H // G, dim=1) for z in (k, v))
         return q, k, v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, gain: Tensor | None = None) -> Tensor:

@@ -12,13 +12,13 @@ from phasegpt.model.config import ModelSection
 
 
 class MLP(nn.Module):
-    """Two linear maps around GELU (tanh form, as GPT-2 has it); F = 4 D."""
+    """Two linear maps around GELU (tanh form, as GPT-2 has it)."""
 
     def __init__(self, config: ModelSection) -> None:
         """c_fc [F,D] and c_proj [D,F]."""
         super().__init__()
-        self.c_fc = nn.Linear(config.n_embd, 4 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
+        self.c_fc = nn.Linear(config.n_embd, config.inner_width, bias=config.bias)
+        self.c_proj = nn.Linear(config.inner_width, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -27,15 +27,12 @@ class MLP(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """y = W_proj (silu(W_gate x) * W_fc x), Shazeer, arXiv 2002.05202.
-
-    F = 8/3 D, so that it has as many weights as GELU's, rounded up to a multiple of 8.
-    """
+    """y = W_proj (silu(W_gate x) * W_fc x), Shazeer, arXiv 2002.05202."""
 
     def __init__(self, config: ModelSection) -> None:
         """c_fc and c_gate [F,D], c_proj [D,F]."""
         super().__init__()
-        width = -(-config.n_embd // 3) * 8
+        width = config.inner_width
         self.c_fc = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_gate = nn.Linear(config.n_embd, width, bias=config.bias)
         self.c_proj = nn.Linear(width, config.n_embd, bias=config.bias)

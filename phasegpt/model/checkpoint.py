@@ -91,8 +91,11 @@ def check_resumable(path: Path) -> None:
     for key, kind in _STATE.items():
         if not isinstance(payload.get(key), kind):
             raise not_resumable(path, f"its {key} is missing or no {kind.__name__}")
+    config = payload["hyper_parameters"].get("config")
+    body = config.get("model") if isinstance(config, dict) else None
+    tied = body.get("tie_embeddings", True) if isinstance(body, dict) else True
     try:
-        stored.check(payload["state_dict"])
+        stored.check(payload["state_dict"], tied=tied is not False)
     except CheckpointError as error:
         raise not_resumable(path, str(error)) from error
 

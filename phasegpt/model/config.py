@@ -22,6 +22,10 @@ class ModelSection(Section):
     section: ClassVar[str] = "model"
     n_layer: int = option(12, "blocks of attention and MLP", ge=1, le=10_000)
     n_head: int = option(12, "H, attention heads of a layer", ge=1, le=65_536)
+    n_kv_head: int | None = option(
+        None, "heads of keys and values, each shared by n_head/n_kv_head queries; null: n_head",
+        ge=1, le=65_536,
+    )  # fmt: skip
     n_embd: int = option(
         768, "D, width of the residual stream; a multiple of n_head", ge=1, le=2**20
     )
@@ -34,6 +38,9 @@ class ModelSection(Section):
     positions: Literal["learned", "rope"] = option(
         "learned", "how a layer knows positions; rope: rotary, arXiv 2104.09864"
     )
+    rope_theta: float = option(
+        10_000.0, "base of the rotary frequencies, t theta^(-2k/E)", gt=1, le=1e12
+    )
     norm: Literal["layernorm", "rmsnorm"] = option(
         "layernorm", "before attention, MLP and head; rmsnorm: a gain alone, arXiv 1910.07467"
     )
@@ -43,9 +50,29 @@ class ModelSection(Section):
     mlp: Literal["gelu", "swiglu"] = option(
         "gelu", "4 D wide; swiglu: 8/3 D up to a multiple of 8, arXiv 2002.05202"
     )
+    mlp_width: int | None = option(
+        None, "F, width inside the MLP; null: the one that mlp names", ge=1, le=2**24
+    )
+    tie_embeddings: bool = option(True, "the head is the embedding; false: a matrix of its own")
     activation_checkpointing: bool = option(
         False, "true: compute activations again in the backward pass, to save memory"
     )
+
+    @property
+    def kv_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.n_kv_head or self.n_head
+
+    @property
+    def inner_width(self) -> int:
+        """F; swiglu's has as many weights as GELU's at 4 D, up to a multiple of 8."""
+        return self.mlp_width or (
+            -(-self.n_embd // 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
+        )
+
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        self.refuse_idle(self.positions == "rope", "positions", "rope_theta")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +146,11 @@ class GPTConfig(ModelSection):
                 f"model.n_embd={self.n_embd} is not divisible by model.n_head={self.n_head}; "
                 f"choose n_head from {','.join(map(str, fits))}"
             )
+        if self.n_head % self.kv_heads:
+            raise ConfigError(
+                f"model.n_head={self.n_head} is not divisible by model.n_kv_head={self.n_kv_head}; "
+                f"each head of keys and values serves as many queries"
+            )
         if self.positions == "rope" and (self.n_embd // self.n_head) % 2:
             raise ConfigError(
                 f"model.positions=rope needs an even head width; n_embd/n_head is "
@@ -179,7 +211,9 @@ def gpt_config(
 def check_memory(model: ModelSection) -> None:
     """ConfigError for a model whose parameters alone exceed this machine's memory."""
     width, layers, rows = model.n_embd, model.n_layer, (model.vocab_size or 0) + model.block_size
-    least = 4 * width * (12 * layers * width + rows)
+    attention = (2 + 2 * model.kv_heads / model.n_head) * width
+    mlp = (3 if model.mlp == "swiglu" else 2) * model.inner_width
+    least = int(4 * width * (layers * (attention + mlp) + rows))
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if least > memory:
         sizes = ("n_layer", "n_embd", "block_size", "vocab_size")

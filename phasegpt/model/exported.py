@@ -45,9 +45,8 @@ def contents(loaded: Loaded) -> dict[str, bytes]:
     from safetensors.torch import save as to_bytes
 
     stored.check_finite(loaded.model.state_dict())
-    tensors = {
-        k: v.contiguous() for k, v in loaded.model.state_dict().items() if k != "lm_head.weight"
-    }
+    left_out = "lm_head.weight" if loaded.model.config.tie_embeddings else None
+    tensors = {k: v.contiguous() for k, v in loaded.model.state_dict().items() if k != left_out}
     files = {
         "model.safetensors": to_bytes(tensors, metadata={"format": "pt"}),
         "config.json": as_json({"model_type": "phasegpt", **loaded.model.config.to_dict()}),
@@ -112,8 +111,9 @@ def read_folder(folder: Path) -> Loaded:
     with reading(folder / shards.WHOLE):
         # save_pretrained puts the name of the GPT within its class in front.
         weights = shards.tensors(folder, lambda name: name.removeprefix("gpt."))
-        stored.check(weights)
-        weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
+        stored.check(weights, tied=config.tie_embeddings)
+        if config.tie_embeddings:
+            weights.setdefault("lm_head.weight", weights["transformer.wte.weight"])
         model = assembled(config, weights, tokenizer)
     run, known = None, None
     if "run.json" in sums:

@@ -23,7 +23,7 @@ from phasegpt.attention._oscillators import Oscillators
 from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.randomness import keyed_generator
-from phasegpt.model import gpt2_weights, growth
+from phasegpt.model import growth, published
 from phasegpt.model.body import mlp, norm
 from phasegpt.model.config import AttentionSection, GPTConfig, check_memory
 from phasegpt.phase.steering import NoiseKey, Perturbation
@@ -89,8 +89,14 @@ class GPT(nn.Module):
         parts["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         parts["ln_f"] = norm(config)
         self.transformer = nn.ModuleDict(parts)
+        if config.kv_heads < config.n_head and not any(b.attn.softmax_parts for b in self.blocks):
+            raise ConfigError(
+                f"model.n_kv_head={config.n_kv_head} does nothing: attention={config.attention} in "
+                f"every layer has no keys and values; leave it out"
+            )
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.lm_head.weight = parts["wte"].weight  # type: ignore[assignment]
+        if config.tie_embeddings:
+            self.lm_head.weight = parts["wte"].weight  # type: ignore[assignment]
         self.reset_parameters(int(torch.randint(2**31, ()).item()) if seed is None else seed)
 
     @property
@@ -119,7 +125,8 @@ class GPT(nn.Module):
         Oscillator parameters then follow their own layer's rule.
         """
         for name, module in self.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)) and name != "lm_head":
+            tied = name == "lm_head" and self.config.tie_embeddings
+            if isinstance(module, (nn.Linear, nn.Embedding)) and not tied:
                 scale = (2 * self.config.n_layer) ** -0.5 if name.endswith("c_proj") else 1.0
                 generator = keyed_generator("init", seed, f"{name}.weight")
                 nn.init.normal_(module.weight, std=0.02 * scale, generator=generator)
@@ -185,7 +192,7 @@ class GPT(nn.Module):
             if phase is not None:
                 phases[layer] = phase
 
-        # The stream, normalised, against every word (the head is the embedding).
+        # The stream, normalised, against every word (the head is the embedding, if tied).
         return GPTOutput(self.lm_head(self.transformer["ln_f"](x_BTD)), phases)
 
     def _embedded(self, idx_BT: Tensor) -> Tensor:
@@ -228,22 +235,22 @@ class GPT(nn.Module):
         seed: int | None = None,
         **options: Any,
     ) -> GPT:
-        """GPT-2's published weights: a folder with config.json and safetensors, or a hub id.
+        """Published weights of GPT-2 or Llama: a folder with config.json and safetensors, or an id.
 
         In eval mode, as phasegpt.load returns it; call train() to go on training. Reads the files
         itself, without transformers; what they hold and a GPT does not compute is refused by name.
 
         attention: a mechanism grown into `layers` (None: all), with its own `options`. It keeps
-        GPT-2's projections where it has a use for them, and warns of those it has none for;
+        their projections where it has a use for them, and warns of those it has none for;
         what is new follows its rule, drawn from `seed` as in a GPT's. With kuramoto and beta=0, or
-        a hybrid and blend=0, the logits are GPT-2's (bit for bit on a CPU, at its head width of
-        64, where a sum does not depend on zeros beside it).
+        a hybrid and blend=0, the logits are theirs (GPT-2's bit for bit on a CPU, at its head width
+        of 64, where a sum does not depend on zeros beside it).
         Raises CheckpointError, and ConfigError for the options.
         """
-        folder = gpt2_weights.find(arguments.path("name_or_folder", name_or_folder))
-        found = gpt2_weights.config(folder)
+        folder = published.find(arguments.path("name_or_folder", name_or_folder))
+        found = published.config(folder)
         plain = cls(found, seed=0)
-        gpt2_weights.fill(plain, folder)
+        published.fill(plain, folder)
         values = {"name": attention, "layers": "all" if layers is None else layers, **options}
         section = AttentionSection.parse(values)
         section.check_idle()

@@ -57,11 +57,13 @@ class PhaseGPTConfig(PreTrainedConfig):
             setattr(self, key, value)
         self.auto_map = kwargs.pop("auto_map", None) or dict(AUTO_MAP)
         self.use_cache = kwargs.pop("use_cache", True)
-        self.tie_word_embeddings = kwargs.pop("tie_word_embeddings", True)
-        if self.tie_word_embeddings is not True:
+        tied = kwargs.pop("tie_word_embeddings", self.tie_embeddings)
+        if tied is not self.tie_embeddings:
             raise ConfigError(
-                "tie_word_embeddings must be true: the head of a GPT is its embedding"
+                f"tie_word_embeddings={tied} contradicts tie_embeddings={self.tie_embeddings}; "
+                f"leave it out"
             )
+        self.tie_word_embeddings = tied
         super().__init__(**kwargs)
 
     @classmethod

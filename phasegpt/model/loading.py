@@ -56,7 +56,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
             DataConfig.parse(config["data"]),
             tokenizer.vocab_size,
         )
-        stored.check(payload["state_dict"])
+        stored.check(payload["state_dict"], tied=gpt.tie_embeddings)
         weights = {k.removeprefix("model."): v for k, v in payload["state_dict"].items()}
         model = assembled(gpt, weights, tokenizer)
     record = run_folder(path) / "run.json"

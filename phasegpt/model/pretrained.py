@@ -8,7 +8,7 @@ import torch
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.data.tokenizers import Tokenizer
-from phasegpt.model import gpt2_weights, growth, loading, shards
+from phasegpt.model import growth, loading, published, shards
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 
@@ -19,19 +19,21 @@ class Source(NamedTuple):
     model: GPT
     path: str  # as it was named
     sha256: str  # of its weights
-    tokenizer: Tokenizer | None  # None: GPT-2's, of a folder in Hugging Face's form
+    tokenizer: Tokenizer | None  # None: that of a folder in Hugging Face's form
+    family: str | None = None  # the model_type of such a folder
 
 
 def read(name: str) -> Source:
-    """A run (its best checkpoint), a .ckpt, an export, or GPT-2 in Hugging Face's form or by id.
+    """A run (its best checkpoint), a .ckpt, an export, or published weights: a folder or an id.
 
     Weights only, as every checkpoint is read. Raises CheckpointError.
     """
     if loading.is_ours(name):
         loaded = loading.load_run(name)
         return Source(loaded.model, name, loaded.sha256, loaded.tokenizer)
-    folder = gpt2_weights.find(name)
-    return Source(GPT.from_hf(folder), name, shards.sha256(folder), None)
+    folder = published.find(name)
+    model = GPT.from_hf(folder)
+    return Source(model, name, shards.sha256(folder), None, published.family(folder))
 
 
 class Start(NamedTuple):
@@ -63,6 +65,11 @@ def start(name: str, config: GPTConfig, tokenizer: Tokenizer | None = None) -> S
 
 def _check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
     """ConfigError unless a token means the same to both."""
+    if source.family == "llama":
+        raise ConfigError(
+            f"init_from={source.path} is a Llama, whose tokens no data.tokenizer gives; grow it "
+            f"with phasegpt.GPT.from_hf, and train it on its own tokenizer's ids"
+        )
     if source.tokenizer is None:
         fits, theirs = tokenizer.name == "gpt2", "gpt2"
     else:

@@ -12,11 +12,11 @@ from phasegpt.core.errors import CheckpointError
 _HEAD, _EMBEDDING = "lm_head.weight", "transformer.wte.weight"
 
 
-def check(weights: Mapping[Any, Any]) -> None:
+def check(weights: Mapping[Any, Any], *, tied: bool) -> None:
     """CheckpointError for tensors that no model of ours wrote, whatever its names and shapes.
 
-    Those are tensors of whole or complex numbers, which a copy would round, and a head that is not
-    the embedding, whose place it takes.
+    Those are tensors of whole or complex numbers, which a copy would round, and, where the two are
+    `tied`, a head that is not the embedding, whose place it takes.
     """
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -29,11 +29,11 @@ def check(weights: Mapping[Any, Any]) -> None:
                 f"the weight {name:.80} is a tensor of {value.dtype}; it must be of floating-point "
                 f"numbers"
             )
-    for name, head in weights.items():
+    for name, head in weights.items() if tied else ():
         embedding = name.removesuffix(_HEAD) + _EMBEDDING if name.endswith(_HEAD) else ""
         if embedding in weights and not _same(head, weights[embedding]):
             raise CheckpointError(
-                f"{name} is not {embedding}, and a model of ours has one tensor for the two"
+                f"{name} is not {embedding}, and with model.tie_embeddings=true they are one tensor"
             )
 
 

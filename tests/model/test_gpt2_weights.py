@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from phasegpt.core.errors import CheckpointError
-from phasegpt.model import gpt2_weights
+from phasegpt.model import published
 from phasegpt.model.gpt import GPT
 
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_positions": 24, "vocab_size": 40}
@@ -92,13 +92,20 @@ def test_keys_left_out_take_the_defaults_of_transformers(folder: Path) -> None:
     change(folder, *(k for k in GPT2Config().to_dict() if k not in (*SIZES, "model_type")))
     same(folder, build())
     change(folder, *SIZES)
-    found, theirs = gpt2_weights.config(folder), GPT2Config()
+    found, theirs = published.config(folder), GPT2Config()
     names = ("n_layer", "n_head", "n_embd", "vocab_size", "layer_norm_epsilon")
     assert [getattr(found, x) for x in names] == [getattr(theirs, x) for x in names]
     assert (found.block_size, found.dropout) == (theirs.n_positions, theirs.resid_pdrop)
     change(folder, **SIZES | {"n_embd": None})
     with pytest.raises(CheckpointError, match=r"n_embd=null must be a whole number"):
         GPT.from_hf(folder)
+
+
+def test_a_width_of_its_own_inside_the_mlp_is_read(tmp_path: Path) -> None:
+    model = build(n_inner=40)
+    model.save_pretrained(tmp_path)
+    assert GPT.from_hf(tmp_path).config.mlp_width == 40
+    same(tmp_path, model)
 
 
 def test_general_names_of_sizes_are_read_as_transformers_reads_them(folder: Path) -> None:
@@ -110,7 +117,7 @@ def test_general_names_of_sizes_are_read_as_transformers_reads_them(folder: Path
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"n_inner": 32}, "n_inner=32; only 4 n_embd = 64"),
+        ({"n_inner": 32}, r"shape \[64, 16\].* expected \[32, 16\]"),
         ({"activation_function": "gelu"}, "activation_function='gelu'"),
         ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn=True"),
         ({"scale_attn_weights": None}, "scale_attn_weights=None"),

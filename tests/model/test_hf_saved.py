@@ -16,6 +16,8 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     AutoTokenizer,
+    Trainer,
+    TrainingArguments,
     dynamic_module_utils,
 )
 from transformers.modeling_utils import PreTrainedModel
@@ -158,6 +160,23 @@ def test_push_to_hub_of_the_model_uploads_a_folder_that_load_reads(
     same(phasegpt.load(tmp_path / "me" / "mine"), model.gpt)
     with pytest.raises(ConfigError, match=r"call model\.push_to_hub"):
         model.save_pretrained(tmp_path / "other", push_to_hub=True)
+
+
+def test_what_the_trainer_of_transformers_saves_is_loaded(
+    folder: Path, tmp_path: Path, idx: Tensor
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    words = {"max_steps": 2, "per_device_train_batch_size": 2, "report_to": [], "use_cpu": True}
+    trainer = Trainer(
+        model,
+        TrainingArguments(str(tmp_path / "runs"), save_steps=2, disable_tqdm=True, **words),
+        train_dataset=[{"input_ids": row, "labels": row} for row in idx],
+    )
+    trainer.train()
+    trained = phasegpt.load(tmp_path / "runs" / "checkpoint-2")
+    same(trained, model.gpt)
+    with pytest.raises(AssertionError):
+        same(trained, phasegpt.load(folder))
 
 
 # --- PEFT ------------------------------------------------------------------------------------
