@@ -25,8 +25,9 @@ from phasegpt import attention
 from phasegpt.analysis.study import _histograms
 from phasegpt.core import modules
 from phasegpt.core.errors import CheckpointError, ConfigError, NotImported
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 from phasegpt.model.huggingface import PhaseGPTConfig
+from phasegpt.model.run_checkpoints import sha256_of
 from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_record
@@ -119,7 +120,7 @@ def test_a_module_trains_and_is_recorded_with_its_hash(run: Path, lab: Lab) -> N
     code = record["attention_code"]
     assert code["module"] == "lab.own"
     assert (code["distribution"], code["version"]) == (None, None)
-    assert code["sha256"] == checkpoint.sha256_of(lab.folder / "lab" / "own.py")
+    assert code["sha256"] == sha256_of(lab.folder / "lab" / "own.py")
 
 
 def test_mechanisms_of_the_package_have_no_code_recorded() -> None:
@@ -245,7 +246,7 @@ READERS: dict[str, Callable[[Path, Path], object]] = {
         exported
     ),
     "the record": lambda run, exported: RunConfig.parse(read_record(run)["config"]),
-    "export": lambda run, exported: checkpoint.export(run, run.parent / "never"),
+    "export": lambda run, exported: loading.export(run, run.parent / "never"),
 }
 
 
@@ -390,7 +391,7 @@ def test_an_installed_mechanism_trains_loads_and_exports_by_its_name(
     lab.forget()
     model = phasegpt.load(tmp_path / "run")  # what is installed may run
     assert model.blocks[1].attn.coupling.shape == (2,)
-    folder = checkpoint.export(tmp_path / "run", tmp_path / "model")
+    folder = loading.export(tmp_path / "run", tmp_path / "model")
     idx = torch.arange(12)[None]
     assert torch.equal(phasegpt.load(folder)(idx).logits, model(idx).logits)
     lab.forget()

@@ -27,7 +27,7 @@ from phasegpt.data.tokenizers import StreamDecoder, Tokenizer, from_file, train_
 from phasegpt.evaluate import EvaluateConfig, evaluate
 from phasegpt.export import ExportConfig, export
 from phasegpt.generate import GenerateConfig, generate
-from phasegpt.model import checkpoint, pretrained
+from phasegpt.model import loading, pretrained
 from phasegpt.model.config import gpt_config
 from phasegpt.training.config import RunConfig, run_config
 
@@ -249,7 +249,7 @@ def test_an_export_has_the_tokenizer_and_training_goes_on_with_it(
         assert again.fingerprint == tokenizer.fingerprint
     theirs = AutoTokenizer.from_pretrained(tmp_path / "hf")
     assert theirs(TEXT)["input_ids"] == tokenizer.encode(TEXT).tolist()
-    shape = checkpoint.load_run(run).model.config
+    shape = loading.load_run(run).model.config
     pretrained.start(str(run), shape, again)
     with pytest.raises(ConfigError, match=r"data\.tokenizer=hf and data\.tokenizer_path=EXPORT"):
         pretrained.start(str(run), shape, train_byte_pairs([TEXT[:500]], 270))

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import phasegpt
 from phasegpt.core.errors import CheckpointError
-from phasegpt.model import checkpoint
+from phasegpt.model import checkpoint, loading
 
 MLP = "model.transformer.h.1.mlp.c_fc.weight"
 HEAD = "model.lm_head.weight"
@@ -61,7 +61,7 @@ def test_weights_that_are_not_finite_load_and_are_not_exported(
     checkpoint.save(edited(content, MLP, content["state_dict"][MLP] * float("nan")), path)
     assert not phasegpt.load(path).blocks[1].mlp.c_fc.weight.isfinite().any()
     with pytest.raises(CheckpointError, match=r"h\.1\.mlp\.c_fc\.weight holds NaN or infinity"):
-        checkpoint.export(path, tmp_path / "out")
+        loading.export(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -69,7 +69,7 @@ def test_a_head_in_an_exported_folder_is_the_embedding(
     content: dict[str, Any], tmp_path: Path
 ) -> None:
     checkpoint.save(content, tmp_path / "a.ckpt")
-    folder = checkpoint.export(tmp_path / "a.ckpt", tmp_path / "out")
+    folder = loading.export(tmp_path / "a.ckpt", tmp_path / "out")
     file = folder / "model.safetensors"
     tensors = load_file(file)
     embedding = tensors["transformer.wte.weight"]
