@@ -1,5 +1,6 @@
 """A mechanism in another package: found, trained, read again, and run only on the user's word."""
 
+import copy
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from helpers import ROOT, command, play
+from hydra.core.config_store import ConfigStore
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -75,6 +77,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     found = Lab(tmp_path_factory.mktemp("lab"))
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(found.folder)
+        options = ConfigStore.instance()
+        patch.setattr(options, "repo", copy.deepcopy(options.repo))  # to which compose adds
         yield found
     found.forget()
 
