@@ -102,14 +102,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cells", default="", help="those whose name has this, such as 3-0-csv")
     args = parser.parse_args()
     torch.set_num_threads(1)
     rng = random.Random(args.seed)
-    each = -(-args.kills // len(MATRIX))
+    matrix = [cell for cell in MATRIX if args.cells in "-".join(map(str, cell))]
+    each = -(-args.kills // len(matrix))
     done = wrong = landed = 0
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        for accumulation, workers, logger in MATRIX:
+        for accumulation, workers, logger in matrix:
             cell = root / f"{accumulation}-{workers}-{logger}"
             cell.mkdir()
             words = [

@@ -110,7 +110,12 @@ class ScheduledConfig(OptimizerConfig):
         """See Section.check_idle."""
         if not isinstance(self.schedule, str):
             why = f"beside a schedule of your own ({self.schedule['_target_']})"
-            self.refuse_idle(self.warmup_steps == 0, why, "warmup_steps")
+            rest = type(self).__dataclass_fields__["warmup_steps"].default
+            if self.warmup_steps not in (0, rest):
+                raise ConfigError(
+                    f"optimizer.warmup_steps={self.warmup_steps} does nothing {why}, which warms "
+                    f"up by itself; set it to 0"
+                )
             self.refuse_idle(False, why, "min_lr", "decay_steps")
             return
         self.refuse_idle(self.schedule in _FALLING, "schedule", "min_lr")
