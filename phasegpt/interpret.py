@@ -332,21 +332,32 @@ def _windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, str, bo
     from phasegpt.cli import is_training_text, training_corpus
     from phasegpt.model.scoring import check_windows
 
-    ours = None
+    ours, begins = None, None
     block = loaded.model.config.block_size
     if settings.text is not None:
         tokens, source = loaded.tokenizer.encode(settings.text), "the given text"
         context = settings.context or min(block, len(tokens) - 1)
         sequences = max(1, (len(tokens) - 1) // max(1, context))
     else:
-        corpus = training_corpus(loaded, settings.data_path, settings.cache_dir)
+        corpus = training_corpus(loaded, settings.data_path, settings.cache_dir, as_documents=True)
         split = "val" if settings.split in (None, "validation") else settings.split
         tokens, source = corpus.split(split), f"split {split} of {corpus.meta['corpus']}"
         ours = is_training_text(loaded, corpus)
         if ours is False:
             source += " (OTHER TEXT: not that of the training)"
         context = settings.context or min(block, max(1, settings.tokens // 8), len(tokens) - 1)
-        sequences = max(1, min(settings.tokens // context, (len(tokens) - 1) // context))
+        if (documents := corpus.documents.get(split)) is not None:
+            lengths = np.diff(documents, append=len(tokens))
+            if settings.context is None:  # of which there are 8 documents, or as many as there are
+                context = min(context, int(np.sort(lengths)[-8:][0]) - 1)
+            begins, source = documents[lengths > context], f"documents of the {source}"
+        most = (len(tokens) - 1) // max(1, context) if begins is None else len(begins)
+        sequences = max(1, min(settings.tokens // max(1, context), most))
+    if begins is not None and (context < 1 or not len(begins)):
+        raise ConfigError(
+            f"the longest of the {source} has {lengths.max()} tokens; a sequence of context="
+            f"{max(1, context)} needs {max(1, context) + 1}, the last as a target"
+        )
     if len(tokens) < context + 1 or context < 1:
         raise ConfigError(
             f"{source} has {len(tokens)} tokens; a sequence of context={max(1, context)} needs "
@@ -357,6 +368,8 @@ def _windows(settings: InterpretConfig, loaded: Loaded) -> tuple[Tensor, str, bo
     starts = np.linspace(0, last, sequences).astype(np.int64)
     if settings.text is not None:
         starts = np.arange(sequences) * context
+    if begins is not None:  # each is the beginning of a document
+        starts = begins[np.linspace(0, len(begins) - 1, sequences).astype(np.int64)]
     windows = np.asarray(tokens)[starts[:, None] + np.arange(context + 1)]
     return torch.from_numpy(windows.astype(np.int64)), source, ours
 

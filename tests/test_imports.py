@@ -222,7 +222,7 @@ def test_one_module_imports_transformers_and_is_imported_where_it_is_used() -> N
 @pytest.mark.parametrize(
     "package",
     ["wandb", "wandb_workspaces", "tensorboard", "datasets", "tiktoken", "matplotlib", "plotly",
-     "scipy", "statsmodels", "pandas", "tokenizers", "huggingface_hub"],
+     "scipy", "statsmodels", "pandas", "tokenizers", "huggingface_hub", "pyarrow"],
 )  # fmt: skip
 def test_an_optional_or_slow_package_is_imported_where_it_is_used(package: str) -> None:
     assert users(package, top_level=True) == set()

@@ -255,6 +255,19 @@ def test_an_export_has_the_tokenizer_and_training_goes_on_with_it(
         pretrained.start(str(run), shape, train_byte_pairs([TEXT[:500]], 270))
 
 
+def test_characters_of_an_export_serve_another_text(tmp_path: Path, data_config: Any) -> None:
+    run = make_run(tmp_path / "run", *text_data(tmp_path, TEXT))
+    export(ExportConfig(checkpoint=str(run), out=str(tmp_path / "hf")))
+    (tmp_path / "other.txt").write_text("a shade of summer " * 20)
+    c = data_config("text", path=str(tmp_path / "other.txt"), tokenizer="hf",
+                    tokenizer_path=str(tmp_path / "hf"))  # fmt: skip
+    tokenizer = prepare(c).tokenizer
+    assert tokenizer.fingerprint == phasegpt.load(run).tokenizer.fingerprint
+    (tmp_path / "new.txt").write_text("{}" * 20)
+    with pytest.raises(DataError, match="not among the"):
+        prepare(dataclasses.replace(c, path=str(tmp_path / "new.txt")))
+
+
 def test_hashes_tell_tokenizers_apart_and_leave_old_runs_alone(tmp_path: Path) -> None:
     (tmp_path / "own.json").write_text(byte_level())
     run = RunConfig.parse(

@@ -16,6 +16,7 @@ import phasegpt
 from phasegpt.core.composition import compose, plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.data import hub
+from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import prepare
 from phasegpt.data.windows import IGNORED, EvalWindows, TrainBatches
 from phasegpt.evaluate import EvaluateConfig, evaluate, table
@@ -243,6 +244,26 @@ def test_the_score_is_the_sum_over_documents_that_stand_alone(
     found = score(model, corpus, "val", context=context, stride=context, batch_size=4)
     assert found.nats == pytest.approx(total, rel=1e-5)
     assert found.word_ppl is None
+
+
+def test_interpret_looks_at_the_first_tokens_of_documents(
+    trained: tuple[Path, dict[str, Any]],
+) -> None:
+    from phasegpt.interpret import InterpretConfig, token_windows
+    from phasegpt.model.checkpoint import load_run
+
+    loaded = load_run(trained[0])
+    assert loaded.config is not None
+    val = prepare(DataConfig.parse(loaded.config["data"])).split("val")
+    texts = bytes(val.astype(np.uint8)).split(b"\n")
+    ids, source = token_windows(InterpretConfig(), loaded)
+    assert source == "documents of the split val of text" and ids.shape == (len(ids), 17)
+    for row in ids:
+        assert any(f"{text.decode()}\n".startswith(bytes(row.tolist()).decode()) for text in texts)
+    short = trained[0] / "short.jsonl"
+    short.write_text("\n".join(json.dumps({"text": "abc"}) for _ in range(30)))
+    with pytest.raises(ConfigError, match=r"the longest of the documents .* 4 tokens; .*=16"):
+        token_windows(InterpretConfig(context=16, data_path=str(short)), loaded)
 
 
 def test_what_reads_one_text_refuses_a_model_of_documents(
