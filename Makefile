@@ -46,8 +46,8 @@ fuzz: $(READY) ## Try thousands of hostile inputs (ARGS="--cases 10000 --seed 1"
 kills: $(READY) ## Kill trainings with -9 at 300 moments and compare what is resumed (ARGS="--kills 50")
 	$(PY) tests/kills.py $(ARGS)
 
-endurance: $(READY) ## Six jobs on one empty cache, ten times; memory over many steps and texts
-	$(PY) tests/endurance.py
+endurance: $(READY) ## Six jobs on one empty cache, ten times; memory over many steps and texts (ARGS="--rounds 2")
+	$(PY) tests/endurance.py $(ARGS)
 
 lint: $(READY) ## Check style, formatting and types
 	$(PY) -m ruff check .

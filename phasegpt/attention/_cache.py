@@ -78,6 +78,11 @@ class LayerCache:
         """Append new keys and values along time; return all of them."""
         start, end = self._stored, self._stored + k_RHTE.shape[2]
         keys, values = self._buffers or (None, None)
+        if keys is not None and not (_fits(keys, k_RHTE) and _fits(values, v_RHTE)):
+            raise ConfigError(
+                f"the cache holds {_what(keys)}, and {_what(k_RHTE)} came; go on with the rows and "
+                f"the model that filled it, choose rows by select(), or take an empty cache"
+            )
         keys = _with_room(keys, k_RHTE, start, end)
         values = _with_room(values, v_RHTE, start, end)
         keys[:, :, start:end], values[:, :, start:end] = k_RHTE, v_RHTE
@@ -224,6 +229,19 @@ class Cache:
 
     def __len__(self) -> int:
         return len(self.layers)
+
+
+def _fits(buffer: Tensor | None, new_RHTE: Tensor) -> bool:
+    """Whether new tokens belong behind those of a buffer: nothing is broadcast or rounded."""
+    if buffer is None:
+        return True
+    same = buffer.shape[:2] == new_RHTE.shape[:2] and buffer.shape[3] == new_RHTE.shape[3]
+    return same and buffer.dtype == new_RHTE.dtype and buffer.device == new_RHTE.device
+
+
+def _what(x_RHTE: Tensor) -> str:
+    R, H, _, E = x_RHTE.shape
+    return f"keys of {R} rows, {H} heads and width {E} in {x_RHTE.dtype} on {x_RHTE.device}"
 
 
 def _with_room(buffer: Tensor | None, new_RHTE: Tensor, used: int, needed: int) -> Tensor:

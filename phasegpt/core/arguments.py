@@ -116,6 +116,13 @@ def tensor(name: str, value: Any, shape: str = "", *, of: str = "real") -> Tenso
     return value
 
 
+def held(name: str, value: Tensor) -> Tensor:
+    """`value`, a tensor that holds numbers; ConfigError for one on the device meta."""
+    if value.is_meta:
+        raise ConfigError(f"{name} is on the device meta, where a tensor holds no numbers")
+    return value
+
+
 def callables(name: str, value: Any) -> Sequence[Callable[..., Any]]:
     """A list or tuple of things to call; ConfigError."""
     if not isinstance(value, list | tuple):

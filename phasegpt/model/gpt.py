@@ -161,6 +161,10 @@ class GPT(nn.Module):
         # Where these tokens stand.
         if not torch.compiler.is_compiling():
             _check_inputs(idx_BT, cache, perturbations, return_phase, self.config.n_layer)
+            if idx_BT.device != (device := self.lm_head.weight.device):
+                raise ConfigError(
+                    f"idx_BT is on {idx_BT.device} and the model on {device}; move one of them"
+                )
         start = cache.length if cache is not None else 0
         T = idx_BT.shape[1]
         if start + T > self.config.block_size:
@@ -282,6 +286,8 @@ def _check_inputs(
         )
     if cache is not None and not isinstance(cache, Cache):
         raise ConfigError(f"cache is a {type(cache).__name__}; it must come from new_cache()")
+    if cache is not None and len(cache) != layers:
+        raise ConfigError(f"cache is of a model of {len(cache)} layers; this one has {layers}")
     given = perturbations if isinstance(perturbations, Mapping) else {None: perturbations}
     if perturbations is not None and not all(
         isinstance(one, Perturbation) and layer in range(layers) for layer, one in given.items()

@@ -137,6 +137,9 @@ def kuramoto_scan(
     _check("[B,T,C]", theta0, steps, dt, backend, return_order, (omega, coupling))
     if forget is not None and not torch.compiler.is_compiling():
         arguments.tensor("forget", forget)
+        # Of a GPU's tensor nothing is read: that would wait for it. NaN is training's to tell.
+        if forget.device.type == "cpu" and ((forget < 0) | (forget > 1)).any():
+            raise ConfigError("forget holds a number outside of [0, 1]; it is a share per token")
     C = theta0.shape[-1]
     for name, value in (("omega", omega), ("coupling", coupling), ("forget", forget)):
         if value is not None and value.shape != (C,):
@@ -147,6 +150,8 @@ def kuramoto_scan(
         if not isinstance(state, ScanState):
             kind = type(state).__name__
             raise ConfigError(f"state is a {kind}; give None, or what an earlier call returned")
+        for name, value in state._asdict().items():
+            arguments.tensor(name, value)
         if state.cos_SBC.shape[0] != sums:
             raise ConfigError(
                 f"the carried state has {state.cos_SBC.shape[0]} sums and this call needs {sums}; "
@@ -245,7 +250,7 @@ def _check(
     """
     if torch.compiler.is_compiling():
         return  # a graph is made of what a model's configuration has checked
-    arguments.tensor("theta0", theta0, shape)
+    arguments.held("theta0", arguments.tensor("theta0", theta0, shape))
     for name, value in zip(("omega", "coupling"), others, strict=True):
         arguments.tensor(name, value)
     if isinstance(lag, Tensor):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phasegpt.core.arguments import MOST, between, callables, flag, having, real, seen, whole
+from phasegpt.core.arguments import MOST, between, callables, flag, having, held, real, seen, whole
 from phasegpt.core.errors import ConfigError
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "callables",
     "flag",
     "having",
+    "held",
     "processor",
     "real",
     "token_ids",
@@ -34,6 +35,7 @@ def whole_numbers(name: str, value: Any) -> Tensor:
     """A tensor of whole numbers as int64; ConfigError."""
     if not isinstance(value, Tensor):
         raise ConfigError(f"{name} must be a tensor of whole numbers, not {type(value).__name__}")
+    held(name, value)
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise ConfigError(f"{name} are a tensor of {value.dtype}; they must be whole numbers")
     return value.long()

@@ -154,6 +154,7 @@ def fit_logits(logits_NV: Tensor, targets_N: Tensor) -> TemperatureFit:
     targets_N = _values.whole_numbers("targets", targets_N)
     if not isinstance(logits_NV, Tensor) or not logits_NV.is_floating_point():
         raise ConfigError("logits must be a tensor [N,V] of floating-point numbers")
+    _values.held("logits", logits_NV)
     if logits_NV.ndim != 2 or targets_N.shape != logits_NV.shape[:1] or not len(targets_N):
         raise ConfigError(
             f"logits of shape {list(logits_NV.shape)} and targets of {list(targets_N.shape)} must "

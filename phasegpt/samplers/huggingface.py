@@ -97,6 +97,7 @@ class Sampler:
         **model_kwargs: Any,
     ) -> Tensor:
         """Ids[B,T+n]. Raises ConfigError."""
+        decoder(model)
         config = generation_config
         mask = model_kwargs.pop("attention_mask", None)
         past = model_kwargs.pop("past_key_values", None)

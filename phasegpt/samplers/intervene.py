@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.attention._cache import Cache, LayerCache
+from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
 from phasegpt.samplers.options import PhaseSlipOptions
@@ -96,6 +97,7 @@ class EntropyGate:
 
     def __call__(self, logits_BV: Tensor, parts: Sequence[tuple[LayerCache, Tensor]]) -> Tensor:
         """See Gate."""
+        arguments.tensor("logits_BV", logits_BV, "[B,V]", of="floating-point")
         beta = torch.tensor(1 / self.temperature)
         return torch.sigmoid(entropy(sharpened(logits_BV, beta)) - self.center)
 

@@ -288,10 +288,17 @@ def _longer(x_BT: Tensor, fill: int) -> Tensor:
 def _processed(process: Callable[..., Any], ids_BT: Tensor, logits_BV: Tensor) -> Tensor:
     """The logits after one link of the chain; ConfigError for one that gives something else."""
     found = process(ids_BT, logits_BV)
-    if not isinstance(found, Tensor) or found.shape != logits_BV.shape:
-        given = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    if (
+        not isinstance(found, Tensor)
+        or found.shape != logits_BV.shape
+        or not found.is_floating_point()
+        or found.device != logits_BV.device
+    ):
+        given: Any = type(found).__name__
+        if isinstance(found, Tensor):
+            given = f"{list(found.shape)} of {found.dtype} on {found.device}"
         raise ConfigError(
             f"{process!r} in the chain gave {given}; a processor maps (ids, logits) to logits "
-            f"{list(logits_BV.shape)}"
+            f"{list(logits_BV.shape)}, floating-point numbers on {logits_BV.device}"
         )
     return found

@@ -52,6 +52,8 @@ class Decoder(Protocol):
 
 def decoder(model: Any, past_key_values: Any = None) -> Decoder:
     """`model` as the loop sees it; ConfigError for what is no causal language model."""
+    if isinstance(model, nn.Module) and any(p.is_meta for p in model.parameters()):
+        raise ConfigError("the model is on the device meta, where its weights hold no numbers")
     own = getattr(model, "gpt", model)  # PhaseGPTForCausalLM is a GPT of ours inside
     if isinstance(own, GPT) and past_key_values is not None:
         raise ConfigError("a GPT of ours keeps its own cache; set use_cache to True or False")

@@ -69,9 +69,9 @@ def of_tokens(call: Call) -> Call:
 
 
 def _check_logits(logits: Any, shape: str = "") -> None:
-    arguments.tensor("logits", logits, shape, of="floating-point")
-    if not logits.dim() or not logits.shape[-1] or logits.is_meta:
+    arguments.held("logits", arguments.tensor("logits", logits, shape, of="floating-point"))
+    if not logits.dim() or not logits.shape[-1]:
         raise ConfigError(
-            f"logits are a tensor {list(logits.shape)} on {logits.device}; they must be [B,V], "
+            f"logits are a tensor {list(logits.shape)}; they must be [B,V], "
             f"with a number for every token"
         )

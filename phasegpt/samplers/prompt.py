@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.model.gpt import GPT
 from phasegpt.samplers import _values
@@ -43,6 +44,7 @@ class Prompt:
             raise ConfigError(
                 f"attention_mask has shape {shape}, ids {list(ids_BT.shape)}; they must be equal"
             )
+        arguments.held("attention_mask", mask_BT)
         if ((mask_BT != 0) & (mask_BT != 1)).any():
             raise ConfigError("attention_mask may hold 0 (padding) and 1 (text) alone")
         mask_BT = mask_BT.long()

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.attention._cache import LayerCache
+from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import unknown
 from phasegpt.samplers import _values
@@ -70,6 +71,7 @@ class LoopDetector:
 
     def __call__(self, ids_T: Tensor, entropy: float = 0.0) -> bool:
         """See Detector."""
+        arguments.tensor("ids_T", ids_T, "[T]", of="whole")
         T = len(ids_T)
         if self.match >= T:
             return False
@@ -85,6 +87,7 @@ class LoopDetector:
 
     def first(self, ids_T: Tensor) -> int | None:
         """Tokens that are read when `patience` of them in a row look stuck; None: never."""
+        arguments.tensor("ids_T", ids_T, "[T]", of="whole")
         streak = 0
         for length in range(self.match + 1, len(ids_T) + 1):
             streak = streak + 1 if self(ids_T[:length]) else 0

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
 
@@ -70,10 +71,22 @@ class Stop:
             # Enough tokens for the longest string, were every token one byte of UTF-8.
             tail = max(prompt, ids_BT.shape[1] - 4 * max(map(len, self.strings)))
             texts = [self.tokenizer.decode(row) for row in ids_BT[:, tail:].tolist()]
+            if not all(isinstance(text, str) for text in texts):
+                raise ConfigError(
+                    f"tokenizer={arguments.seen(self.tokenizer)} decodes tokens to "
+                    f"{arguments.seen(texts[0])}, which is no text"
+                )
             found = [any(s in text for s in self.strings) for text in texts]
             ends = [a or b for a, b in zip(ends, found, strict=True)]
         for criterion in self.criteria:
-            flags = torch.as_tensor(criterion(ids_BT, None))
+            said = criterion(ids_BT, None)
+            try:
+                flags = torch.as_tensor(said).cpu()
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise ConfigError(
+                    f"a stop criterion gave {arguments.seen(said)}; it must be true or false of "
+                    f"each of {len(ends)} rows"
+                ) from error
             if flags.shape not in ((), (len(ends),)):
                 raise ConfigError(
                     f"a stop criterion gave shape {list(flags.shape)}; it must say of each of "

@@ -31,6 +31,7 @@ def token_texts(tokenizer: Any) -> list[str]:
     special tokens count by their text. (Not for byte pairs that mark the end of a word, as the
     first GPT's: a part of a word would get a space.)
     """
+    _check(tokenizer)
     if not hasattr(tokenizer, "token_bytes"):
         before = tokenizer.encode("a", add_special_tokens=False)
         pairs = [before, *([*before, i] for i in range(token_count(tokenizer)))]
@@ -42,8 +43,15 @@ def token_texts(tokenizer: Any) -> list[str]:
     ]
 
 
+def _check(tokenizer: Any) -> None:
+    """ConfigError for what is no tokenizer."""
+    parts = ("encode", "get_vocab" if hasattr(tokenizer, "get_vocab") else "vocab_size")
+    _values.having("tokenizer", tokenizer, parts, "one of ours, or one of Hugging Face's")
+
+
 def token_count(tokenizer: Any) -> int:
     """One more than the largest id with a text; `tokenizer` is ours or Hugging Face's."""
+    _check(tokenizer)
     if hasattr(tokenizer, "get_vocab"):
         return 1 + max(tokenizer.get_vocab().values())
     return tokenizer.vocab_size

@@ -410,6 +410,8 @@ WRONG_SCAN = {
     r"omega has shape \(2,\); it must be \[C\] = \[3\]": {"omega": torch.zeros(2)},
     r"coupling has shape \(1,\); it must be \[C\] = \[3\]": {"coupling": torch.zeros(1)},
     r"forget has shape \(1,\); it must be \[C\] = \[3\]": {"forget": torch.ones(1)},
+    r"forget holds a number outside of \[0, 1\]": {"forget": torch.tensor([0.5, 1.0, 1.5])},
+    r"cos_SBC is a NoneType": {"state": ScanState(None, None, None)},  # type: ignore[arg-type]
     r"steps=-2": {"steps": -2},
     r"backend='gpu'; choose from: auto, .*reference": {"backend": "gpu"},
     r"carried state has 3 sums and this call needs 2; keep steps": {
