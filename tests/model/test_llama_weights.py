@@ -166,6 +166,16 @@ def test_a_group_shares_its_keys_and_values(make_model: Callable, roughen: Calla
         assert not torch.equal(z[:, 1], z[:, 2])
 
 
+def test_a_head_of_its_own_begins_by_gpt2s_rule(make_model: Callable) -> None:
+    tied, free = (make_model(n_embd=128, tie_embeddings=value) for value in (True, False))
+    head = free.lm_head.weight
+    assert head.std().item() == pytest.approx(0.02, rel=0.05)
+    states = tied.state_dict(), free.state_dict()
+    shared = [name for name in states[0] if name != "lm_head.weight"]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in shared)
+    assert not torch.equal(head, states[1]["transformer.wte.weight"])
+
+
 def test_a_head_of_its_own_travels_everywhere(tmp_path: Path, text: list[str]) -> None:
     words = ["model.tie_embeddings=false", "model.n_kv_head=1", "model.mlp_width=24"]
     run = make_run(tmp_path / "run", "data=text", *text, *words)
