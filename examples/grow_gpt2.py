@@ -1,7 +1,8 @@
-"""Grow oscillators into a GPT-2: first its own logits, then a short finetuning.
+"""Grow oscillators into a GPT-2: first its own logits, then a short finetuning. Needs the extra hf.
 
 The GPT-2 here is a small random one, so that nothing is downloaded; "gpt2" in place of the folder
-is the published one. With its vocabulary at hand, a whole run begins there too:
+is the published one (then layers=[7], and ids of its own tokenizer). A whole run with the published
+weights in FOLDER:
 
     python -m phasegpt.train +experiment=finetune_gpt2 init_from=FOLDER
 """

@@ -1,6 +1,6 @@
 """Train, export, and use the model in transformers and in lm-eval.
 
-The last part needs the extra eval: pip install "phasegpt[eval]".
+Needs the extra hf; its last part needs eval. Start it in an empty folder.
 """
 
 import importlib.util

@@ -27,9 +27,11 @@ class Perplexities(Callback):
 
 small = ["model=nano", "model.n_layer=2", "data.batch_size=4", "attention.layers=[1]"]
 short = ["trainer=cpu", "trainer.max_steps=60", "trainer.val_check_interval=10"]
+# limit_val_batches marks a run as a smoke run, which no table takes in: not for results.
 words = ["+experiment=quickstart", *small, *short, "trainer.limit_val_batches=4"]
 
-seen, stop = Perplexities(), EarlyStopping("val/loss", min_delta=0.21, patience=1)
+stop = EarlyStopping("val/loss", min_delta=0.21, patience=1)  # so strict that it stops here
+seen = Perplexities()
 record = phasegpt.fit(phasegpt.compose(words), "runs/callbacks", callbacks=[seen, stop])
 print(f"stopped at step {record['step']} ({record['stopped']}); perplexities {seen.found}")
 

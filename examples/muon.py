@@ -1,6 +1,6 @@
-"""Train one small model with AdamW and with Muon, with the same steps, and compare the losses.
+"""Train one small model with AdamW and with Muon, with the same steps.
 
-optimizer=NAME takes any file of conf/optimizer; here every optimizer gets a rate that suits it.
+optimizer=NAME takes any file of conf/optimizer. To compare them, sweep optimizer.lr and seed.
 """
 
 import phasegpt

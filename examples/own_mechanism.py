@@ -24,6 +24,7 @@ option.write_text("name: my_mechanism.layer\nlayers: all\ncoupling: 1.0\n")
 small = ["model=nano", "model.n_layer=2", "attention.layers=all", "data.batch_size=4"]
 short = ["trainer=cpu", "trainer.max_steps=20", "trainer.val_check_interval=20"]
 words = ["+experiment=quickstart", "attention=pull", "attention.coupling=0.5", *small, *short]
+# After an edit of the layer give a new folder: one run is of one code.
 record = phasegpt.fit(phasegpt.compose(words, config_dir="my_conf"), "runs/own")
 print(f"perplexity {record['final']['val/ppl']:.2f}, code {record['attention_code']['module']}")
 

@@ -1,6 +1,7 @@
 """Your own files, byte pairs trained on them, and two seeds of two attentions in a table.
 
-The same sweep as a command: python -m phasegpt.train -m +experiment=quickstart data=text
+Needs the extra hf. A sweep of this kind at the quickstart's size:
+python -m phasegpt.train -m +experiment=quickstart data=text
 data.path=my_text data.tokenizer=bpe data.vocab_size=300 attention=softmax,kuramoto seed=1,2
 """
 

@@ -41,7 +41,10 @@ class DataConfig(Section):
         False, "text and hub: true: a document is read, attended to and scored by itself"
     )
     val_fraction: float = option(
-        0.1, "text and hub: the last share of the text, for validation", gt=0, lt=1
+        0.1,
+        "text: last share, for validation; hub without such a split: share of documents, spread",
+        gt=0,
+        lt=1,
     )
     characters: int = option(
         3_000_000, "synthetic only: size of the train split", ge=10_000, le=10_000_000_000

@@ -79,6 +79,12 @@ def fit(
                 )
             if earlier and earlier["config_hash"] != run.hash:
                 raise CheckpointError(difference(run_dir, earlier["config"], run.to_dict()))
+            if changed := code_changed(earlier, run.attention.name):
+                raise CheckpointError(
+                    f"{run_dir} holds a run that cannot be gone on with: {changed}; give a new "
+                    f"folder, there with its weights by init_from={run_dir}, or put the old code "
+                    f"back"
+                )
             if earlier.get("status") == "collapsed":
                 raise Collapsed(
                     f"{run_dir} had collapsed and is left unchanged: {earlier['error']}"
@@ -86,11 +92,6 @@ def fit(
             if earlier.get("status") == "ok":
                 tell(f"{run_dir} is finished; nothing to do")
                 return earlier
-            if changed := code_changed(earlier, run.attention.name):
-                raise CheckpointError(
-                    f"{run_dir} cannot be resumed: {changed}; put the old code back, or begin a "
-                    f"run with its weights: init_from={run_dir}"
-                )
             return _fit(run, folder, gpu, stop, extras)
         finally:
             folder.close()

@@ -35,7 +35,12 @@ class MyConfig(AttentionConfig):
 
 
 class MyMechanism(Attention):
-    """One step of Kuramoto coupling along attention; with K = 0 no token sees another."""
+    """One step of Kuramoto coupling along attention; with K = 0 no token sees another.
+
+    It returns no phases, so nothing measures R. For metrics, `return_phase` and penalties set
+    has_phases and return AttentionOutput(y, Phase(theta, R)); for the monitor and interpret also
+    define trajectory.
+    """
 
     Config = MyConfig
     off = Off({"coupling": 0.0}, "alone")
@@ -61,7 +66,8 @@ class MyMechanism(Attention):
         q = k = v = torch.cat((cos, sin), dim=-1)
         if self.rope:  # a rotary angle is one more phase
             start = cache.length if cache is not None else 0
-            q = k = rotate(q, rotary_angles(start, x_BTD.shape[1], N, x_BTD.device))
+            time, device = x_BTD.shape[1], x_BTD.device
+            q = k = rotate(q, rotary_angles(start, time, N, device, self.rope_theta))
         if cache is not None:
             k, v = cache.update(k, v)
         dropout = self.dropout if self.training else 0.0
