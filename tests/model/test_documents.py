@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SIX_STEPS
+from helpers import NOISY, SIX_STEPS, assert_identical, crash_at
 
 import phasegpt
 from phasegpt.core.composition import compose, plain
@@ -345,3 +345,13 @@ def test_the_rows_of_a_dataset_are_documents(
     monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: {"train": joined, "validation": rows})
     other = prepare(data_config("hub", documents=True, **{**words, "name": "own/other"}))
     assert other.fingerprint != corpus.fingerprint
+
+
+def test_a_training_on_documents_resumes_bit_for_bit(tmp_path: Path) -> None:
+    words = [word for word in NOISY if word != "attention=kuramoto"]
+    words += [*data(tmp_path)[len(SIX_STEPS) :], "attention=phase_sync"]
+    phasegpt.fit(compose(words), tmp_path / "whole")
+    with crash_at(7):
+        phasegpt.fit(compose(words), tmp_path / "cut")
+    phasegpt.fit(compose([*words, "resume=true"]), tmp_path / "cut")
+    assert_identical(tmp_path / "whole", tmp_path / "cut")
