@@ -14,7 +14,7 @@ from helpers import NOISY, SIX_STEPS, assert_identical, crash_at
 
 import phasegpt
 from phasegpt.core.composition import compose, plain
-from phasegpt.core.errors import ConfigError
+from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import hub
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import prepare
@@ -195,6 +195,14 @@ def test_no_first_token_is_a_target_and_every_other_is_once(tmp_path: Path) -> N
     # And the batches are those of the same tokens in one text.
     one = TrainBatches(tokens, block_size=16, batch_size=40, seed=0)[0]
     assert torch.equal(one["idx"], batch["idx"]) and "begins" not in one
+
+
+def test_documents_of_one_token_are_an_error() -> None:
+    tokens, every = np.arange(40), np.arange(40)
+    with pytest.raises(DataError, match="40 documents of a split has one token"):
+        EvalWindows(tokens, context=8, stride=8, documents=every)
+    with pytest.raises(DataError, match="one token"):
+        TrainBatches(tokens, block_size=8, batch_size=2, seed=0, documents=every)
 
 
 @pytest.fixture(scope="module")
