@@ -64,13 +64,13 @@ def memory(process: int) -> int:
 
 
 def watched(work: Callable[[], int], sender: Connection) -> None:
-    """Send (tokens, seconds, peak bytes of this process and its own)."""
+    """Send (tokens, seconds, peak bytes of all processes of this script)."""
     peak, over = 0, threading.Event()
 
     def watch() -> None:
         nonlocal peak
         while not over.wait(0.1):
-            peak = max(peak, memory(os.getpid()))
+            peak = max(peak, memory(os.getppid()))  # with this script itself
 
     thread = threading.Thread(target=watch)
     thread.start()

@@ -43,6 +43,7 @@ class TrainBatches(Dataset):
                 f"the train split has {len(tokens)} tokens, too few for one window of "
                 f"model.block_size={block_size} and its targets; use more text or a smaller block"
             )
+        _check_documents(tokens, documents)
         self.tokens, self.block_size, self.batch_size = tokens, block_size, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.documents = documents
@@ -84,6 +85,15 @@ class TrainBatches(Dataset):
         return self._epochs[epoch]
 
 
+def _check_documents(tokens: np.ndarray, documents: np.ndarray | None) -> None:
+    """DataError for documents of one token each, in which there is nothing to predict."""
+    if documents is not None and len(documents) >= len(tokens):
+        raise DataError(
+            f"each of the {len(documents)} documents of a split has one token, so none can be "
+            f"predicted; use data.documents=false, or longer documents"
+        )
+
+
 def _begins(documents: np.ndarray, start: int, length: int) -> torch.Tensor:
     """Whether each of the `length` + 1 tokens from `start` on begins a document, [T+1]."""
     low, high = np.searchsorted(documents, [start, start + length + 1])
@@ -120,6 +130,7 @@ class EvalWindows(Dataset):
                 f"a split of {len(tokens)} tokens cannot be scored; it needs at least 2"
             )
         check_stride(context, stride)
+        _check_documents(tokens, documents)
         self.tokens, self.stride, self.documents = tokens, stride, documents
         self.tokens_scored = len(tokens) - 1
         self.length = min(context, self.tokens_scored)

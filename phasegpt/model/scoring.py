@@ -167,7 +167,7 @@ def _predictions(
         targets_BT = torch.stack([row["targets"] for row in rows]).to(device)
         with inference(model):
             if "begins" in rows[0]:
-                begins_BT = torch.stack([row["begins"] for row in rows]).to(device)
+                begins_BT = torch.stack([row["begins"] for row in rows])
                 logits_BTV = documents.forward(model, idx_BT, begins_BT).logits
             else:
                 logits_BTV = model(idx_BT).logits

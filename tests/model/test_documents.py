@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import SIX_STEPS
+from helpers import NOISY, SIX_STEPS, assert_identical, crash_at
 
 import phasegpt
 from phasegpt.core.composition import compose, plain
-from phasegpt.core.errors import ConfigError
+from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import hub
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import prepare
@@ -197,6 +197,14 @@ def test_no_first_token_is_a_target_and_every_other_is_once(tmp_path: Path) -> N
     assert torch.equal(one["idx"], batch["idx"]) and "begins" not in one
 
 
+def test_documents_of_one_token_are_an_error() -> None:
+    tokens, every = np.arange(40), np.arange(40)
+    with pytest.raises(DataError, match="40 documents of a split has one token"):
+        EvalWindows(tokens, context=8, stride=8, documents=every)
+    with pytest.raises(DataError, match="one token"):
+        TrainBatches(tokens, block_size=8, batch_size=2, seed=0, documents=every)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     folder = tmp_path_factory.mktemp("documents")
@@ -345,3 +353,13 @@ def test_the_rows_of_a_dataset_are_documents(
     monkeypatch.setattr(hub, "load_dataset", lambda *_, **__: {"train": joined, "validation": rows})
     other = prepare(data_config("hub", documents=True, **{**words, "name": "own/other"}))
     assert other.fingerprint != corpus.fingerprint
+
+
+def test_a_training_on_documents_resumes_bit_for_bit(tmp_path: Path) -> None:
+    words = [word for word in NOISY if word != "attention=kuramoto"]
+    words += [*data(tmp_path)[len(SIX_STEPS) :], "attention=phase_sync"]
+    phasegpt.fit(compose(words), tmp_path / "whole")
+    with crash_at(7):
+        phasegpt.fit(compose(words), tmp_path / "cut")
+    phasegpt.fit(compose([*words, "resume=true"]), tmp_path / "cut")
+    assert_identical(tmp_path / "whole", tmp_path / "cut")
