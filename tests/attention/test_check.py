@@ -212,14 +212,19 @@ def test_an_error_of_the_layer_itself_breaks_the_rule_at_its_line(written: Calla
     assert "ZeroDivisionError" in found.found and "layer.py, line" in found.found
 
 
-def test_the_command_reports_every_rule_and_what_is_optional(
+def test_the_command_reports_rules_and_what_is_optional(
     written: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples" / "my_mechanism")
     with pytest.raises(SystemExit) as end:
-        command(monkeypatch, "check", "my_mechanism.layer", "num_oscillators=4", "--no-compile")
+        rules = ("--only", "shapes", "--only", "causality")
+        command(monkeypatch, "check", "my_mechanism.layer", "num_oscillators=4", *rules)
     out = capsys.readouterr().out
     assert end.value.code == 0, out
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [
+        ["ok", "shapes"],
+        ["ok", "causality"],
+    ]
     assert "'num_oscillators': 4" in out and out.endswith("every rule holds\n")
     for part in OPTIONAL:
         assert f" {part}" in out
