@@ -191,16 +191,14 @@ HEAD = """import torch
 from phasegpt.attention import AttentionOutput
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.phase.steering import Perturbation
-
-class Mine(Kuramoto):
-    """
+"""
 
 
 @pytest.mark.parametrize("fault", PHASED)
 def test_a_mistake_of_phases_or_noise_breaks_its_rule(fault: str, written: Callable) -> None:
     says, method = PHASED[fault]
     rule = fault.partition(":")[0]
-    (found,) = check(written(HEAD + method), only=[rule])
+    (found,) = check(written(f"{HEAD}class Mine(Kuramoto):\n    {method}"), only=[rule])
     assert (found.rule, found.status) == (rule, "BROKEN")
     assert says in found.found
 
