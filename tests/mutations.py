@@ -147,7 +147,7 @@ def main(words: list[str]) -> int:
     unnoticed = []
     with tempfile.TemporaryDirectory() as folder:
         tree = Path(folder)
-        for name in ("phasegpt", "conf", "tests", "scripts", "results", "docs"):
+        for name in ("phasegpt", "conf", "tests", "examples", "scripts", "results", "docs"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / name, tree / name, ignore=ignored)
         for name in (*(p.name for p in ROOT.glob("*.md")), "pyproject.toml", "Makefile"):

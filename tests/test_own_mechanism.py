@@ -25,6 +25,7 @@ from transformers import (
 import phasegpt
 from phasegpt import attention
 from phasegpt.analysis.study import _histograms
+from phasegpt.check import check
 from phasegpt.core import modules
 from phasegpt.core.errors import CheckpointError, ConfigError, NotImported
 from phasegpt.model import checkpoint, loading
@@ -402,6 +403,12 @@ def test_an_installed_mechanism_trains_loads_and_exports_by_its_name(
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(installed)])
     with pytest.raises(CheckpointError, match=r"attention=my_mechanism.*must be installed"):
         phasegpt.load(folder)
+
+
+def test_the_template_as_installed_keeps_the_whole_contract(installed: Path) -> None:
+    findings = check("my_mechanism")
+    assert [f for f in findings if f.status == "BROKEN"] == []
+    assert sum(f.status == "ok" for f in findings) > 15
 
 
 def test_the_yaml_of_the_template_has_the_defaults_of_its_config(installed: Path) -> None:

@@ -22,7 +22,7 @@ HARMONICS = 4  # Daido harmonics R_1..R_4
 #: windows of the validation text each time. Means over tokens that count, heads and rows. The
 #: arrays of the run folder have the same names (phasegpt.training.run_folder.read_phases).
 MEASURES = {
-    "R_start": "R before the first integration step; null sqrt(pi / 4n) of the n phases that R is over",
+    "R_start": "R before the first integration step; null sqrt(pi / 4n), n: phases that R is over",
     "R_end": "R after the last step, without training noise; null as above",
     "dR": "R_end minus R at K = 0 with the same weights and layer inputs; null 0",
     "dR_se": "standard error of dR over rows; coupling synchronizes if dR is well above it",

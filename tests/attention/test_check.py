@@ -192,14 +192,13 @@ from phasegpt.attention import AttentionOutput
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.phase.steering import Perturbation
 """
-MINE = "\nclass Mine(Kuramoto):\n    "
 
 
 @pytest.mark.parametrize("fault", PHASED)
 def test_a_mistake_of_phases_or_noise_breaks_its_rule(fault: str, written: Callable) -> None:
     says, method = PHASED[fault]
     rule = fault.partition(":")[0]
-    (found,) = check(written(HEAD + MINE + method), only=[rule])
+    (found,) = check(written(f"{HEAD}class Mine(Kuramoto):\n    {method}"), only=[rule])
     assert (found.rule, found.status) == (rule, "BROKEN")
     assert says in found.found
 
@@ -211,14 +210,19 @@ def test_an_error_of_the_layer_itself_breaks_the_rule_at_its_line(written: Calla
     assert "ZeroDivisionError" in found.found and "layer.py, line" in found.found
 
 
-def test_the_command_reports_every_rule_and_what_is_optional(
+def test_the_command_reports_rules_and_what_is_optional(
     written: Callable, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples" / "my_mechanism")
     with pytest.raises(SystemExit) as end:
-        command(monkeypatch, "check", "my_mechanism.layer", "num_oscillators=4", "--no-compile")
+        rules = ("--only", "shapes", "--only", "causality")
+        command(monkeypatch, "check", "my_mechanism.layer", "num_oscillators=4", *rules)
     out = capsys.readouterr().out
     assert end.value.code == 0, out
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [
+        ["ok", "shapes"],
+        ["ok", "causality"],
+    ]
     assert "'num_oscillators': 4" in out and out.endswith("every rule holds\n")
     for part in OPTIONAL:
         assert f" {part}" in out
