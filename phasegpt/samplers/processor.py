@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 from torch import Tensor
 
@@ -27,7 +27,7 @@ class Processor(Protocol):
         ...
 
 
-Call = Callable[[Any, Tensor | None, Tensor], Tensor]
+Call = TypeVar("Call", bound=Callable[[Any, Tensor | None, Tensor], Tensor])
 
 
 def of_logits(call: Call) -> Call:
@@ -38,7 +38,7 @@ def of_logits(call: Call) -> Call:
         _check_logits(logits)
         return call(self, ids, logits)
 
-    return checked
+    return cast(Call, checked)
 
 
 def of_tokens(call: Call) -> Call:
@@ -64,7 +64,7 @@ def of_tokens(call: Call) -> Call:
                     raise ConfigError(f"ids hold the token {token}; the logits are of 0..{last}")
         return call(self, ids, logits)
 
-    return checked
+    return cast(Call, checked)
 
 
 def _check_logits(logits: Any, shape: str = "") -> None:
