@@ -27,8 +27,7 @@ class Processor(Protocol):
         ...
 
 
-#: A processor's __call__; mypy sees the same names and types after the check as before it.
-Call = TypeVar("Call", bound=Callable[..., Tensor])
+Call = TypeVar("Call", bound=Callable[[Any, Tensor | None, Tensor], Tensor])
 
 
 def of_logits(call: Call) -> Call:

@@ -114,7 +114,8 @@ def assemble(
 
     # What watches, saves and stops the run, in the order in which it is called.
     attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
-    flops_per_token = 6 * model.num_parameters() + attention
+    # The head is the embedding's matrix, but it multiplies.
+    flops_per_token = 6 * (model.num_parameters() + model.lm_head.weight.numel()) + attention
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
         folder,

@@ -125,7 +125,7 @@ def test_from_the_first_bad_gradient_on_the_weights_stay() -> None:
     assert watch.read() is None
 
 
-def test_flags_are_read_at_once_where_the_optimizer_would_step() -> None:
+def test_flags_are_read_at_once_where_an_optimizer_steps_all_the_same() -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     for optimizer, late in ((torch.optim.SGD([weight]), False),
                             (torch.optim.AdamW([weight], fused=True), True)):  # fmt: skip

@@ -168,6 +168,26 @@ def test_early_stopping_of_lightning_ends_a_run(tmp_path, text):
     assert (record["step"], record["stopped"]) == (4, "callback")
 
 
+class Work(Callback):
+    """What a token costs, as the run's speed counts it."""
+
+    flops = 0.0
+
+    def on_fit_start(self, trainer, pl_module):
+        self.flops = next(c for c in trainer.callbacks if isinstance(c, Metrics)).flops_per_token
+        self.model = pl_module.model
+
+
+def test_the_work_of_a_token_counts_the_head_that_is_the_embedding(tmp_path, text):
+    work = Work()
+    phasegpt.fit(config(text, "trainer.max_steps=1"), tmp_path, callbacks=[work])
+    sizes = work.model.config
+    inside = work.model.num_parameters()
+    head = sizes.vocab_size * sizes.n_embd
+    attention = 12 * sizes.n_layer * sizes.block_size * sizes.n_embd
+    assert work.flops == 6 * (inside + head) + attention
+
+
 class LogsNaN(Callback):
     """A metric of the user's own, which is not finite."""
 
