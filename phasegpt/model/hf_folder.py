@@ -15,7 +15,7 @@ import phasegpt
 from phasegpt.attention import coupled_axis
 from phasegpt.core.errors import ConfigError, OutputError
 from phasegpt.data.hf_tokenizers import prefix_token, tokenizer_config, tokenizer_json
-from phasegpt.model.exported import OF_TRANSFORMERS, STATE_BESIDE, as_json, contents
+from phasegpt.model.exported import CARD, OF_TRANSFORMERS, STATE_BESIDE, as_json, contents
 from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
@@ -57,7 +57,7 @@ def hf_contents(loaded: Loaded, *, licence: str) -> dict[str, bytes]:
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": as_json(tokenizer_config(tokenizer, model.config.block_size)),
         CODE_FILE: CODE.encode(),
-        "README.md": card(loaded, record, licence).encode(),
+        CARD: card(loaded, record, licence).encode(),
     }
 
 
