@@ -29,6 +29,7 @@ from phasegpt.model.run_checkpoints import sha256_of
 SUMS = "SHA256SUMS"
 #: Keys of config.json that transformers needs and a GPTConfig does not have.
 OF_TRANSFORMERS = ("architectures", "auto_map", "dtype")
+CARD = "README.md"
 #: What config.json has where save_pretrained of transformers wrote it, with keys of its own.
 _SAVED = "transformers_version"
 
@@ -61,12 +62,15 @@ def contents(loaded: Loaded) -> dict[str, bytes]:
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
-    """Write an exported folder, with SHA256SUMS over its files; returns it. OutputError."""
+    """Write an exported folder, with SHA256SUMS; returns it. OutputError.
+
+    The model card is not among the sums: it is for people, who edit it on the hub.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_atomic(folder / name, content)
-    _sign(folder, files)
+    _sign(folder, {*files} - {CARD})
     return folder
 
 

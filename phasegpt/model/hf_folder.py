@@ -17,7 +17,7 @@ from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, OutputError
 from phasegpt.data.hf_tokenizers import prefix_token, tokenizer_config, tokenizer_json
 from phasegpt.data.tokenizers import STATE_BESIDE
-from phasegpt.model.exported import OF_TRANSFORMERS, as_json, contents
+from phasegpt.model.exported import CARD, OF_TRANSFORMERS, as_json, contents
 from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import UNITS
 from phasegpt.phase import null_order_parameter
@@ -59,7 +59,7 @@ def hf_contents(loaded: Loaded, *, licence: str) -> dict[str, bytes]:
         "tokenizer.json": tokenizer_json(tokenizer).encode(),
         "tokenizer_config.json": as_json(tokenizer_config(tokenizer, model.config.block_size)),
         CODE_FILE: code(model.config.attention),
-        "README.md": card(loaded, record, licence).encode(),
+        CARD: card(loaded, record, licence).encode(),
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,15 @@ def test_the_folder_is_whole_and_says_so(folder: Path) -> None:
     back = loading.load_run(folder)
     assert back.config is not None
     sums = (folder / "SHA256SUMS").read_text()
-    assert all(file.name in sums for file in folder.iterdir() if file.name != "SHA256SUMS")
+    unsigned = {"SHA256SUMS", "README.md"}
+    assert {file.name for file in folder.iterdir() if file.name not in sums} == unsigned
     assert loading.is_ours(folder)
+
+
+def test_a_card_may_be_edited(folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "README.md").write_text("# Mine")
+    phasegpt.load(copy)
 
 
 def test_an_export_of_an_export_is_the_same_model(
