@@ -34,6 +34,7 @@ def show_runs(folder: Path) -> None:
         for job in found:
             ppl = "-" if job.best is None else f"{job.best:.3f}"
             line = f"{job.name}  {job.status}  step {job.step}  best val/ppl {ppl}"
+            line += "  smoke run" * job.smoke
             print(f"{line}  {job.error or ''}".rstrip())
         print(f"{sweep}: {counted(found)}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
-from phasegpt.core.errors import ConfigError
+from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data._tokenizer import Tokenizer, character_of_byte
 from phasegpt.data.json_tokenizers import JsonTokenizer, library
 from phasegpt.data.tokenizers import CharTokenizer
@@ -46,13 +46,16 @@ def prefix_token(tokenizer: Tokenizer) -> int:
     """The token before a text that nothing precedes: GPT-2's end of text, else that of a line.
 
     The tokenizer itself has no bos_token: a special token is left out of decoded texts, and the
-    ends of lines must stay. Without one, the first character of the alphabet.
+    ends of lines must stay. Without one, the first token.
     """
     if tokenizer.name == "gpt2":
         return int(tokenizer.vocab_size - 1)
     if isinstance(tokenizer, CharTokenizer):
         return max(0, tokenizer.alphabet.find("\n"))
-    return int(tokenizer.encode("\n")[0])
+    try:
+        return int(tokenizer.encode("\n")[0])
+    except DataError:  # a tokenizer without ends of lines
+        return 0
 
 
 def tokenizer_config(tokenizer: Tokenizer, length: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class JsonTokenizer(Tokenizer):
         self._bytes_of = [b""] * self.vocab_size  # a number without a token has no text
         for token, i in vocabulary.items():
             self._bytes_of[i] = _own_bytes(token, decoders)
-        ids = self.encode(_SAMPLE).tolist()
+        ids = self._ids(_SAMPLE)
         theirs = self._fast.decode(ids, skip_special_tokens=False)
         if self.decode(ids) != theirs:
             raise DataError(
@@ -64,14 +64,33 @@ class JsonTokenizer(Tokenizer):
         return {"name": self.name, "json": self.json}
 
     def encode(self, text: str) -> np.ndarray:
-        """Ids of `text`. Raises DataError for what has none and no token for the unknown."""
+        """Ids of `text`, which decode to it again.
+
+        Raises DataError where they would not: a character without a token, a normalizer that
+        takes capitals or accents away. Losses would be those of another text, and its bytes too.
+        """
         try:
-            ids = self._fast.encode(text, add_special_tokens=False).ids
+            ids = self._ids(text)
         except Exception as error:  # of Rust
             raise DataError(
                 f"data.tokenizer=hf has no tokens for {text[:60]!r}: {error!s:.200}"
             ) from None
+        given, found = text.encode(), b"".join([self._bytes_of[i] for i in ids])
+        if found != given:
+            differ = (
+                i for i, pair in enumerate(zip(given, found, strict=False)) if len({*pair}) > 1
+            )
+            at = max(0, next(differ, 0) - 20)
+            shown = [part[at : at + 40].decode(errors="replace") for part in (given, found)]
+            raise DataError(
+                f"data.tokenizer=hf does not keep the text: {shown[0]!r} becomes {shown[1]!r}, and "
+                f"its losses would be those of another text; write the text so that it stays, or "
+                f"use a tokenizer that keeps it, such as a byte-level one"
+            )
         return np.array(ids, dtype=self.dtype)
+
+    def _ids(self, text: str) -> list[int]:
+        return self._fast.encode(text, add_special_tokens=False).ids
 
     def token_bytes(self, token: int) -> bytes:
         """The bytes of one token."""

@@ -152,6 +152,8 @@ Licence: {licence}
 
 def _measured(loaded: Loaded, record: dict[str, Any], unit: str) -> list[str]:
     """The validation of the best checkpoint, and R with dR at the end of the training."""
+    if record.get("smoke"):
+        return ["Nothing: this was a smoke run, which did not train and validate in full."]
     best, final = record.get("best") or {}, record.get("final") or {}
     values = {
         f"validation loss, nats per {unit}": best.get("val/loss"),

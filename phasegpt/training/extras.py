@@ -5,12 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    StochasticWeightAveraging,
+)
 from pytorch_lightning.loggers import Logger
 
 from phasegpt.core import targets
 from phasegpt.core.errors import ConfigError
 from phasegpt.training.config import RunConfig
+
+#: What would train by other values than the run's record has, and what to do instead.
+_AGAINST: dict[type[Callback], str] = {
+    GradientAccumulationScheduler: "set trainer.accumulate_grad_batches",
+    LearningRateFinder: "set optimizer.lr; Tuner(trainer).lr_find(*phasegpt.lightning(cfg)) finds",
+    BatchSizeFinder: "set data.batch_size",
+    StochasticWeightAveraging: "use WeightAveraging, which counts steps: a run is one epoch",
+}
 
 
 def own_extras(
@@ -48,6 +62,18 @@ def _checked(run: RunConfig, name: str, found: list[Any], kind: type) -> list[An
                 f"{name} holds a {class_name(one)}; each must be a {class_name(kind)}, from the "
                 f"package pytorch_lightning"
             )
+        for against, remedy in _AGAINST.items():
+            if isinstance(one, against):
+                raise ConfigError(
+                    f"{name} holds a {class_name(one)}, which would train by other values than "
+                    f"the configuration's; {remedy}"
+                )
+    states = [one.state_key for one in found if _keeps_state(one)]
+    if twice := {key for key in states if states.count(key) > 1}:
+        raise ConfigError(
+            f"{name} has several of {min(twice):.200} with a state_dict, which a checkpoint could "
+            f"not tell apart; leave one, or give the class a state_key that names its arguments"
+        )
     if found and run.trainer.devices > 1:
         raise ConfigError(
             f"{name}=[{', '.join(map(class_name, found))}] with trainer.devices="
@@ -55,6 +81,10 @@ def _checked(run: RunConfig, name: str, found: list[Any], kind: type) -> list[An
             f"set trainer.devices=1"
         )
     return found
+
+
+def _keeps_state(one: Any) -> bool:
+    return isinstance(one, Callback) and type(one).state_dict is not Callback.state_dict
 
 
 def class_name(thing: Any) -> str:

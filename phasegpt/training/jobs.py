@@ -21,6 +21,7 @@ class Job(NamedTuple):
     best: float | None  # val/ppl
     error: str | None
     again: bool = False  # whether the same command, given again, would run it
+    smoke: bool = False  # whether it only tried that a run works
 
 
 def jobs(sweep: Path) -> list[Job]:
@@ -83,4 +84,5 @@ def _job(folder: Path, record: dict[str, Any]) -> Job:
         status = "stopped"
     best = (record.get("best") or {}).get("val/ppl")
     again = status in ("stopped", "failed") and "config_hash" in record
-    return Job(folder.name, status, record.get("step", 0), best, record.get("error"), again)
+    step, error, smoke = record.get("step", 0), record.get("error"), record.get("smoke") is True
+    return Job(folder.name, status, step, best, error, again, smoke)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -118,7 +118,7 @@ def build_schedule(
 
 
 def check_own(config: OptimizerConfig) -> None:
-    """Try an optimizer and a schedule of the user's own on two parameters; ConfigError.
+    """Try one step of an optimizer and a schedule of the user's own on two parameters; ConfigError.
 
     What cannot be imported or called, or cannot be restored from a checkpoint, is known before a
     run begins. The optimizers and schedules of PhaseGPT need no trial.
@@ -136,6 +136,7 @@ def check_own(config: OptimizerConfig) -> None:
     else:
         optimizer = torch.optim.SGD(pair, lr=config.lr)
     scheduler = build_schedule(optimizer, config, 1)
+    _try(optimizer, scheduler, pair, config)
     for name, state in {
         "optimizer": optimizer.state_dict(),
         "optimizer.schedule": scheduler.state_dict(),
@@ -151,6 +152,28 @@ def check_own(config: OptimizerConfig) -> None:
                 f"{name}: its state_dict() cannot be restored from a checkpoint, which holds "
                 f"tensors and plain values alone ({reason:.300}); leave other things out of it"
             ) from error
+
+
+def _try(
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler,
+    parameters: Sequence[nn.Parameter],
+    config: OptimizerConfig,
+) -> None:
+    """One step as in a training; ConfigError for what fails there."""
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    what = f"optimizer._target_={config.target}" if isinstance(config, OwnConfig) else "optimizer"
+    try:
+        optimizer.step(lambda: 0.0)
+        what = "optimizer.schedule"
+        scheduler.step()
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{what} fails at its first step ({reason:.300}); it must work with dense gradients, "
+            f"in several parameter groups"
+        ) from error
 
 
 def schedule(config: OptimizerConfig, max_steps: int) -> Callable[[int], float]:

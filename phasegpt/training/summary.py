@@ -56,6 +56,8 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
         lines.append(f"begins with {start['path']} ({start['sha256'][:16]}): {growth.said(start)}")
     if config.attention_layers:
         lines.append(f"oscillators: {_kernels(parts)}")
+    if t.smoke:
+        lines.append(_SMOKE)
     if not parts.cuda:
         seconds = parts.flops_per_token * parts.tokens_per_step * t.steps / _speed()
         lines.append(f"time: about {duration(seconds)}, if nothing else runs here")
@@ -105,10 +107,11 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     """The summary of a finished run: perplexities, R, the sample `text`, where things are."""
     record = folder.record
     unit = UNITS[run.data.tokenizer]
-    scored = len(corpus.split("val")) - len(corpus.documents.get("val", [0]))
-    batches = run.trainer.val_batches
+    scored, batches = len(corpus.split("val")) - 1, run.trainer.val_batches
     if batches is not None:
         scored = min(scored, batches * run.data.batch_size * run.model.block_size)
+    begins = corpus.documents.get("val", np.empty(0, np.int64))
+    scored -= int(((begins > 0) & (begins <= scored)).sum())
     lines = [
         "",
         f"{run.name}: {record['step']} steps, {record['tokens']:,} tokens in "
@@ -118,11 +121,13 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
         f"  this model      {record['best']['val/ppl']:.3f}   best, at step "
         f"{record['best']['step']}",
     ]
-    if _has_trigram(corpus):
+    if _has_trigram(run, corpus):
         lines.append(f"  trigram model   {math.exp(ngram.trigram(corpus)):.3f}")
-    floor = ngram.floor(corpus)
+    floor = None if run.trainer.smoke else ngram.floor(corpus)
     if floor is not None:
         lines.append(f"  entropy floor   {math.exp(floor):.3f}   only a leak can go below it")
+    if run.trainer.smoke:
+        lines.append(_SMOKE)
     final = record["final"]
     for layer in (m[1] for name in final if (m := _R.fullmatch(name))):
         # R and dR of the same validation windows, so that R - dR is R at K = 0.
@@ -148,11 +153,14 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     return "\n".join(lines)
 
 
-def _has_trigram(corpus: Corpus) -> bool:
-    """Whether a trigram model is counted: of one text, as the model is scored on it."""
-    return corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY and not corpus.documents
+def _has_trigram(run: RunConfig, corpus: Corpus) -> bool:
+    """Whether a trigram model is counted: of one text, all of it, as the model is scored on it."""
+    whole = not corpus.documents and not run.trainer.smoke
+    return whole and corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY
 
 
+#: What is said of a run that only tries whether it works.
+_SMOKE = "SMOKE RUN: not trained and validated in full; its numbers compare with no other run's"
 _NEXT = ("evaluate", "generate", "interpret")
 
 
@@ -225,7 +233,8 @@ def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
     rows = read_metrics(folder.path / "metrics.csv")
     figure = Figure(figsize=(12, 3.8), layout="constrained")
     panels = figure.subplots(1, 3)
-    figure.suptitle(f"{run.name}, seed {run.seed}: {folder.record.get('step', 0)} steps")
+    figure.suptitle(f"{run.name}, seed {run.seed}: {folder.record.get('step', 0)} steps"
+                    f"{', smoke run' * run.trainer.smoke}")  # fmt: skip
 
     def points(name: str) -> list[tuple[float, float]]:
         found = ((row["step"], row[name]) for row in rows if name in row)
@@ -242,9 +251,9 @@ def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
     curve(panels[0], points("train/loss"), "-", label="train")
     curve(panels[0], points("val/loss"), "o-", label="validation")
     curve(panels[1], points("val/ppl"), "o-", label="validation")
-    if _has_trigram(corpus):
+    if _has_trigram(run, corpus):
         level(panels[1], math.exp(ngram.trigram(corpus)), "trigram model", "-.")
-    floor = ngram.floor(corpus)
+    floor = None if run.trainer.smoke else ngram.floor(corpus)
     level(panels[1], None if floor is None else math.exp(floor), "entropy floor")
 
     layers = sorted({int(m[1]) for row in rows for name in row if (m := _R.fullmatch(name))})

@@ -73,6 +73,23 @@ def of_kind(kind: str) -> Tokenizer:
     return JsonTokenizer(byte_level() if kind == "bytes" else sentence_pieces())
 
 
+def test_a_tokenizer_that_changes_the_text_is_refused_there():
+    fast = hf.Tokenizer.from_str(byte_level())
+    fast.normalizer = normalizers.Lowercase()
+    lower = JsonTokenizer(fast.to_str())
+    assert lower.decode(lower.encode("small")) == "small"
+    with pytest.raises(DataError, match=r"does not keep the text: 'a Cat' becomes 'a cat', and"):
+        lower.encode("a Cat")
+    words = hf.Tokenizer(models.WordLevel({"<unk>": 0, "so": 1, "\u2581so": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+    words.decoder = decoders.Metaspace()
+    unknown = JsonTokenizer(words.to_str())
+    assert unknown.encode("so so").tolist() == [1, 2]
+    with pytest.raises(DataError, match=r"'so be' becomes 'so<unk>'"):
+        unknown.encode("so be")
+    assert hf_tokenizers.prefix_token(unknown) == 0  # it has no end of a line
+
+
 @pytest.mark.parametrize("kind", ["bpe", "bytes", "pieces"])
 def test_text_is_taken_to_the_letter(kind: str, tmp_path: Path) -> None:
     tokenizer = of_kind(kind)

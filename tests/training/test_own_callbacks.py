@@ -8,6 +8,8 @@ from helpers import SIX_STEPS, crash_at
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
     LearningRateMonitor,
     ModelCheckpoint,
     ThroughputMonitor,
@@ -124,6 +126,12 @@ def test_a_callback_can_end_a_run_and_bring_a_progress_bar(tmp_path, text):
         ({"callbacks": [Rows()]}, r"callbacks holds a .*Rows; each must be a pytorch_lightning"),
         ({"callbacks": [Counts]}, r"callbacks holds a .*Counts; each must be a"),
         ({"loggers": [None]}, r"loggers holds a builtins.NoneType"),
+        ({"callbacks": [Counts(1), Counts(2)]}, r"several of Counts with a state_dict"),
+        (
+            {"callbacks": [GradientAccumulationScheduler({0: 2})]},
+            r"GradientAccumulationScheduler, .* other values .*; set trainer.accumulate_grad_b",
+        ),
+        ({"callbacks": [LearningRateFinder()]}, r"LearningRateFinder, .*; set optimizer.lr"),
     ],
 )
 def test_what_is_no_callback_or_logger_is_refused(tmp_path, text, given, says):

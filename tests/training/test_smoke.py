@@ -8,7 +8,10 @@ from phasegpt.analysis import verdicts
 from phasegpt.analysis.study import collect
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data.corpus import prepare
+from phasegpt.model.hf_folder import hf_contents
+from phasegpt.model.loading import load_run
 from phasegpt.training.assemble import data_module
+from phasegpt.training.jobs import jobs
 from phasegpt.training.preregistration import read
 from phasegpt.training.run_folder import read_metrics, read_record
 
@@ -37,6 +40,7 @@ def test_fast_dev_run_makes_its_steps_and_all_that_follows(tmp_path, text):
 
 
 def test_limited_validations_score_the_first_batches_alone(tmp_path, text, monkeypatch, capsys):
+    tmp_path = tmp_path / "run"
     from phasegpt.training.lit import LitGPT
 
     batches, real = [], LitGPT.validation_step
@@ -47,7 +51,13 @@ def test_limited_validations_score_the_first_batches_alone(tmp_path, text, monke
     record = trained(tmp_path, text, *words)
     assert batches == [0, 1, 2] * 2
     assert record["smoke"] and record["stopped"] == "max_steps"
-    assert f"({3 * 2 * 16} scored" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"({3 * 2 * 16} scored" in out and "SMOKE RUN: not trained" in out
+    assert "trigram" not in out  # that is of the whole split
+    (job,) = jobs(tmp_path.parent)
+    assert job.smoke and job.status == "ok"
+    card = hf_contents(load_run(tmp_path), licence="mit")["README.md"].decode()
+    assert "this was a smoke run" in card and "perplexity" not in card
 
 
 def test_overfitting_repeats_its_batches(text):
