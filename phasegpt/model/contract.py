@@ -261,6 +261,11 @@ def order(s: Subject) -> None:
         "self.rope is true turn queries and keys with phasegpt.attention.rotate and rotary_angles, "
         "from cache.length on, or raise ConfigError('... positions=learned only') in __init__",
     )
+    other = s.layer(rope_theta=100.0).double()
+    other.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        moved = (other(x).y - layer(x).y).abs().max().item()
+    need(moved > 1e-9, "model.rope_theta changes no y; give self.rope_theta to rotary_angles")
 
 
 def off_control(s: Subject) -> None:

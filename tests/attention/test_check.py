@@ -64,6 +64,7 @@ FAULTS = {
     "leak": ("leave leaky out", ("    off = Off", "    leaky = True\n    off = Off")),
     "mixing": ("an attention layer mixes tokens", (ATTEND, "v")),
     "order": ("rotary_angles", ("if self.rope:", "if False:")),
+    "order: base": ("rope_theta", (", self.rope_theta)", ")")),
     "decoding: nothing kept": ("cache.update(k, v)", (UPDATE, "pass")),
     "decoding: positions": (
         "begin positions at cache.length",
