@@ -28,7 +28,8 @@ from phasegpt.training.collapse_guard import CollapseGuard
 from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
-from phasegpt.training.loggers import AtSteps, MetricsCSV, extra_loggers
+from phasegpt.training.loggers import extra_loggers
+from phasegpt.training.metrics_csv import AtSteps, MetricsCSV
 from phasegpt.training.phase_monitor import PhaseMonitor
 from phasegpt.training.run_folder import RunFolder
 from phasegpt.training.signals import StopSignals

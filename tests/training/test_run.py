@@ -15,7 +15,7 @@ from phasegpt.core.errors import Collapsed, ConfigError
 from phasegpt.model import checkpoint
 from phasegpt.phase.steering import draw_perturbation
 from phasegpt.training.config import RunConfig, run_config
-from phasegpt.training.loggers import MetricsCSV
+from phasegpt.training.metrics_csv import MetricsCSV
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics, read_record
 

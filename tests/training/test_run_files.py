@@ -19,7 +19,7 @@ from phasegpt.model import checkpoint, loading
 from phasegpt.training.config import run_config
 from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
-from phasegpt.training.loggers import MetricsCSV
+from phasegpt.training.metrics_csv import MetricsCSV
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import provenance, read_metrics, read_phases, read_record
 
