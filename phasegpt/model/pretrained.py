@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.data.tokenizers import Tokenizer
+from phasegpt.data.tokenizers import Tokenizer, from_file
 from phasegpt.model import growth, loading, published, shards
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
@@ -20,7 +21,7 @@ class Source(NamedTuple):
     path: str  # as it was named
     sha256: str  # of its weights
     tokenizer: Tokenizer | None  # None: that of a folder in Hugging Face's form
-    family: str | None = None  # the model_type of such a folder
+    folder: Path | None = None  # that folder
 
 
 def read(name: str) -> Source:
@@ -33,7 +34,7 @@ def read(name: str) -> Source:
         return Source(loaded.model, name, loaded.sha256, loaded.tokenizer)
     folder = published.find(name)
     model = GPT.from_hf(folder)
-    return Source(model, name, shards.sha256(folder), None, published.family(folder))
+    return Source(model, name, shards.sha256(folder), None, folder)
 
 
 class Start(NamedTuple):
@@ -65,17 +66,11 @@ def start(name: str, config: GPTConfig, tokenizer: Tokenizer | None = None) -> S
 
 def _check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
     """ConfigError unless a token means the same to both."""
-    if source.family == "llama":
-        raise ConfigError(
-            f"init_from={source.path} is a Llama, whose tokens no data.tokenizer gives; grow it "
-            f"with phasegpt.GPT.from_hf, and train it on its own tokenizer's ids"
-        )
-    if source.tokenizer is None:
-        fits, theirs = tokenizer.name == "gpt2", "gpt2"
-    else:
-        fits = tokenizer.fingerprint == source.tokenizer.fingerprint
-        theirs = source.tokenizer.name
-    if not fits:
+    if source.folder is not None:
+        return _check_published(source.path, source.folder, tokenizer)
+    assert source.tokenizer is not None
+    theirs = source.tokenizer.name
+    if tokenizer.fingerprint != source.tokenizer.fingerprint:
         remedy = f"set data.tokenizer={theirs}"
         if theirs in ("bpe", "hf"):
             remedy = "set data.tokenizer=hf and data.tokenizer_path=EXPORT, an export of that model"
@@ -86,4 +81,23 @@ def _check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
         raise ConfigError(
             f"init_from={source.path} has the tokenizer {theirs}, and data.tokenizer="
             f"{tokenizer.name} gives its tokens another meaning; {remedy}"
+        )
+
+
+def _check_published(path: str, folder: Path, tokenizer: Tokenizer) -> None:
+    """The same for a folder in Hugging Face's form; its tokenizer.json is compared with `hf`."""
+    gpt2 = published.family(folder) == "gpt2"
+    file = folder / "tokenizer.json"
+    if tokenizer.name == "gpt2":
+        fits = gpt2
+    elif tokenizer.name == "hf" and file.is_file():
+        fits = from_file(str(file)).fingerprint == tokenizer.fingerprint
+    else:
+        fits = False
+    if not fits:
+        own = f"data.tokenizer=hf and data.tokenizer_path={file}"
+        raise ConfigError(
+            f"init_from={path} has tokens of its own, and data.tokenizer={tokenizer.name} gives "
+            f"them another meaning; set {'data.tokenizer=gpt2, or ' if gpt2 else ''}{own}"
+            + ("" if file.is_file() else ", which is not there: copy it too")
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -54,6 +55,8 @@ def _fetched(name: str) -> Path:
             hf_hub_download(name, INDEX)
             for file in shards.files(folder):
                 hf_hub_download(name, file)
+        with suppress(EntryNotFoundError):  # also of one that is not in the cache, offline
+            hf_hub_download(name, "tokenizer.json")
     except CheckpointError:
         raise
     except Exception as error:

@@ -9,10 +9,12 @@ import pytest
 import torch
 from helpers import composed, make_run
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import phasegpt
 from phasegpt.core.errors import CheckpointError, ConfigError
+from phasegpt.data.json_tokenizers import JsonTokenizer
 from phasegpt.data.tokenizers import build as tokenizer
 from phasegpt.export import ExportConfig, export
 from phasegpt.model import loading, pretrained
@@ -127,13 +129,27 @@ def test_a_grown_layer_begins_as_llama(
     assert (model(IDS).logits - out.logits).abs().max() > 0.01
 
 
+def of_bytes(alphabet: list[str]) -> JsonTokenizer:
+    """A tokenizer.json whose tokens are the bytes, in the order of their characters."""
+    fast = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    fast.decoder = decoders.ByteLevel()
+    return JsonTokenizer(fast.to_str())
+
+
 def test_a_llama_has_tokens_of_its_own(tmp_path: Path, roughen: Callable[[Any], Any]) -> None:
     llama(roughen, tmp_path)
     config = GPT.from_hf(tmp_path).config
     start = pretrained.start(str(tmp_path), config)
     assert start.taken.new == start.taken.left_over == []
-    with pytest.raises(ConfigError, match="is a Llama, whose tokens no data"):
+    with pytest.raises(ConfigError, match=r"set data\.tokenizer=hf .*, which is not there"):
         pretrained.start(str(tmp_path), config, tokenizer("byte"))
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    own, other = of_bytes(alphabet), of_bytes(alphabet[::-1])
+    (tmp_path / "tokenizer.json").write_text(own.state()["json"])
+    assert pretrained.start(str(tmp_path), config, own).taken.new == []
+    with pytest.raises(ConfigError, match=r"data\.tokenizer=hf gives them another meaning"):
+        pretrained.start(str(tmp_path), config, other)
 
 
 # --- the same body, trained here ---------------------------------------------------------------
