@@ -137,13 +137,18 @@ def flat(node: Any, prefix: str = "") -> dict[str, Any]:
     return {k: v for key in node for k, v in flat(node[key], f"{prefix}.{key}".lstrip(".")).items()}
 
 
+_SHOWN = 100  # names that one error lists
+
+
 def unknown(name: str, allowed: Sequence[str]) -> str:
     """One-line error text for an unknown name, with the nearest allowed ones."""
     name = printable(name)
     if not allowed:
         return f"{name} is unknown; nothing can be set there, so leave it out"
     near = nearest(name, allowed)
-    hint = f"did you mean {near}?" if near else f"choose from: {', '.join(sorted(allowed))}"
+    first, more = sorted(allowed)[:_SHOWN], len(allowed) - _SHOWN
+    choice = f"{', '.join(first)}{f' and {more:,} more' if more > 0 else ''}"
+    hint = f"did you mean {near}?" if near else f"choose from: {choice}"
     return f"{name} is unknown; {hint}"
 
 

@@ -77,6 +77,8 @@ def made(name: str, node: Mapping[str, Any], kind: type[Made], *first: Any, **mo
     """
     target = node["_target_"]
     what = f"{name}: _target_={target}"
+    if first and "_args_" in node:
+        raise ConfigError(f"{name}._args_ would do nothing here; name the arguments")
     try:
         found = instantiate(node, *first, **more)
     except UserError:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.profilers import (
@@ -56,13 +57,16 @@ class Assembled(NamedTuple):
     def fit(self, resume_point: Path | None) -> None:
         """Train, from a checkpoint or from step 0; what is to be saved has been when it ends.
 
-        Whatever restoring raises, up to the first step, is a CheckpointError.
+        Whatever restoring raises, up to the first step, is a CheckpointError, and what Lightning
+        refuses of the user's own callbacks a ConfigError.
         """
         try:
             self.trainer.fit(
                 self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
             )
         except Exception as error:
+            if resume_point is None and isinstance(error, MisconfigurationException):
+                raise ConfigError(f"Lightning refuses: {' '.join(str(error).split())}") from error
             other = isinstance(error, UserError) and not isinstance(error, ConfigError)
             if resume_point is None or self.saver.stepped or other:
                 raise

@@ -165,7 +165,7 @@ def _try(
         parameter.grad = torch.ones_like(parameter)
     what = f"optimizer._target_={config.target}" if isinstance(config, OwnConfig) else "optimizer"
     try:
-        optimizer.step(lambda: 0.0)
+        optimizer.step(closure=lambda: 0.0)
         what = "optimizer.schedule"
         scheduler.step()
     except Exception as error:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from helpers import SIX_STEPS, crash_at
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
@@ -138,6 +139,18 @@ def test_what_is_no_callback_or_logger_is_refused(tmp_path, text, given, says):
     with pytest.raises(ConfigError, match=says):
         phasegpt.fit(config(text), tmp_path / "a", **given)
     assert not (tmp_path / "a").exists()
+
+
+def test_what_lightning_refuses_is_one_error(tmp_path, text):
+    stops = EarlyStopping("train/nothing", patience=1)
+    stops.on_fit_start = lambda *_: _refuse()  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match="Lightning refuses: give an epoch"):
+        phasegpt.fit(config(text), tmp_path / "a", callbacks=[stops])
+    assert read_record(tmp_path / "a")["status"] == "failed"
+
+
+def _refuse() -> None:
+    raise MisconfigurationException("give an\nepoch")
 
 
 @pytest.mark.parametrize("given", [{"callbacks": [Counts()]}, {"loggers": [Rows()]}])

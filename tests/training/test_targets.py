@@ -115,6 +115,7 @@ WRONG = {
     "optimizer._target_=torch.optim.RAdam | +optimizer.beta=1": "unexpected keyword .*'beta'",
     "optimizer._target_=torch.optim.LBFGS": "per-parameter options",
     "optimizer._target_=torch.optim.SparseAdam": "SparseAdam fails at its first step .*dense grad",
+    "optimizer._target_=torch.optim.SGD | +optimizer._args_=[1]": "_args_ would do nothing",
     "optimizer._target_=torch.optim.Rprop | optimizer.weight_decay=0.1": "has no weight_decay",
     f"optimizer._target_={HERE}.Moded": "between which nothing here switches it",
     "optimizer=own": "optimizer._target_ is missing",
