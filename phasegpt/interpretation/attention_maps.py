@@ -69,7 +69,10 @@ def map_measures(maps: Maps, theta_BTHN: Tensor, generator: torch.Generator) -> 
     others = maps.coherent.tril(-1)
     others = others / others.sum(-1, keepdim=True).clamp_min(torch.finfo(others.dtype).tiny)
     # Without its first row and last column this is a causal map again, of what is before t.
-    shuffled = F.pad(permute_within_prefix(others[..., 1:, :-1], generator), (0, 1, 1, 0))
+    before = others[..., 1:, :-1]
+    if before.numel():  # a text of one token has nothing before it
+        before = permute_within_prefix(before, generator)
+    shuffled = F.pad(before, (0, 1, 1, 0))
     first = torch.arange(theta_BTHN.shape[1], device=theta_BTHN.device).view(-1, 1) == 0
     coherence = {"coherence": others, "coherence_shuffled": shuffled}
     return {name: value.transpose(1, 2) for name, value in measures.items()} | {

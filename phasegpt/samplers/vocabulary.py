@@ -31,7 +31,7 @@ def token_texts(tokenizer: Any) -> list[str]:
     special tokens count by their text. (Not for byte pairs that mark the end of a word, as the
     first GPT's: a part of a word would get a space.)
     """
-    _check(tokenizer)
+    _check(tokenizer, "encode")
     if not hasattr(tokenizer, "token_bytes"):
         before = tokenizer.encode("a", add_special_tokens=False)
         pairs = [before, *([*before, i] for i in range(token_count(tokenizer)))]
@@ -43,10 +43,11 @@ def token_texts(tokenizer: Any) -> list[str]:
     ]
 
 
-def _check(tokenizer: Any) -> None:
-    """ConfigError for what is no tokenizer."""
-    parts = ("encode", "get_vocab" if hasattr(tokenizer, "get_vocab") else "vocab_size")
-    _values.having("tokenizer", tokenizer, parts, "one of ours, or one of Hugging Face's")
+def _check(tokenizer: Any, *parts: str) -> None:
+    """ConfigError for what is no tokenizer, or lacks one of the `parts`."""
+    size = "get_vocab" if hasattr(tokenizer, "get_vocab") else "vocab_size"
+    what = "one of ours, or one of Hugging Face's"
+    _values.having("tokenizer", tokenizer, (*parts, size), what)
 
 
 def token_count(tokenizer: Any) -> int:

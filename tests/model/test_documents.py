@@ -258,7 +258,7 @@ def test_interpret_looks_at_the_first_tokens_of_documents(
     trained: tuple[Path, dict[str, Any]],
 ) -> None:
     from phasegpt.interpret import InterpretConfig, token_windows
-    from phasegpt.model.checkpoint import load_run
+    from phasegpt.model.loading import load_run
 
     loaded = load_run(trained[0])
     assert loaded.config is not None
@@ -278,7 +278,7 @@ def test_what_reads_one_text_refuses_a_model_of_documents(
     trained: tuple[Path, dict[str, Any]],
 ) -> None:
     from phasegpt.cli import training_corpus
-    from phasegpt.model.checkpoint import load_run
+    from phasegpt.model.loading import load_run
 
     with pytest.raises(ConfigError, match=r"single documents \(data.documents=true\)"):
         training_corpus(load_run(trained[0]), None, None)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import kernel_checks as checks
 import oracle
+import processes
 import pytest
 import sanitized
 import torch
@@ -168,9 +169,20 @@ def test_results_are_the_same_bits_for_any_number_of_threads(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_the_library_runs_on_the_threads_of_torch(kernels: None) -> None:
-    files = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
-    assert len({file for file in files if "gomp" in Path(file).name}) == 1
+def test_the_library_runs_on_the_threads_of_torch(kernels: None, tmp_path: Path) -> None:
+    """In a process of its own: other tests import libraries that bring another OpenMP."""
+    script = tmp_path / "maps.py"
+    script.write_text(
+        "import torch\nfrom phasegpt import ops\n"
+        "theta = torch.zeros(1, 4, 1, 8)\n"
+        "ops.kuramoto_rows(theta, torch.zeros(1, 8), torch.ones(1), steps=2, dt=0.1)\n"
+        "print(open('/proc/self/maps').read())\n"
+    )
+    done = processes.run(processes.python(script))
+    assert done.returncode == 0, done.stderr
+    files = {Path(line.split()[-1]).name for line in done.stdout.splitlines() if line}
+    assert len({file for file in files if "gomp" in file}) == 1
+    assert cpu.LIBRARY in files
 
 
 def test_the_program_for_compute_sanitizer_runs(kernels: None) -> None:
