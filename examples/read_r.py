@@ -8,7 +8,7 @@ import torch
 import phasegpt
 from phasegpt.training.run_folder import read_phases
 
-small = ["model=nano", "attention.layers=all", "data.batch_size=4", "trainer=cpu"]
+small = ["model=nano", "model.n_layer=2", "attention.layers=all", "trainer=cpu"]
 short = ["trainer.max_steps=40", "trainer.val_check_interval=20"]
 cfg = phasegpt.compose(["+experiment=quickstart", *small, *short])
 record = phasegpt.fit(cfg, "runs/read_r")

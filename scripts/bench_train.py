@@ -209,7 +209,7 @@ def load_report(args: argparse.Namespace) -> dict:
             for round_ in range(args.rounds):
                 for policy in sorted(found, reverse=round_ % 2 == 1):
                     # Any OMP_ variable keeps phasegpt from setting a policy: OpenMP's own then.
-                    chosen = {"OMP_WAIT_POLICY": "passive"}
+                    chosen = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
                     env = own | (chosen if policy == "passive" else {"OMP_DYNAMIC": "false"})
                     done = subprocess.run(
                         words, env=env, capture_output=True, text=True, check=True

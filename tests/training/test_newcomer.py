@@ -173,17 +173,17 @@ def policy(code: str, **env: str) -> str:
     own = {
         k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "MKL_"))
     }
-    code += "; import os; print(os.environ.get('OMP_WAIT_POLICY'))"
+    code += "; import os; print(*map(os.environ.get, ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
     words = {"capture_output": True, "text": True, "check": True, "env": own | env}
     return subprocess.run([sys.executable, "-c", code], **words).stdout.strip()
 
 
 def test_threads_wait_asleep_unless_the_user_set_something_of_openmp():
-    assert policy("import phasegpt") == "passive"
-    assert policy("import phasegpt", OMP_NUM_THREADS="2") == "None"
-    assert policy("import phasegpt", MKL_NUM_THREADS="2") == "None"
-    assert policy("import phasegpt", OMP_WAIT_POLICY="active") == "active"
-    assert policy("import sys; sys.modules['torch'] = sys; import phasegpt") == "None"
+    assert policy("import phasegpt") == "passive 2000"
+    assert policy("import phasegpt", OMP_NUM_THREADS="2") == "None None"
+    assert policy("import phasegpt", MKL_NUM_THREADS="2") == "None None"
+    assert policy("import phasegpt", OMP_WAIT_POLICY="active") == "active None"
+    assert policy("import sys; sys.modules['torch'] = sys; import phasegpt") == "None None"
 
 
 def test_make_train_installs_no_more_than_training_needs():
