@@ -21,6 +21,11 @@ OPTIONAL = {
     "order_parameter": "R is over the oscillators of a head",
     "coupled_axis": "couples the oscillators of a head",
     "first_token": "R counts from the first token, of prefixes from phasegpt.phase.first_prefix",
+    "flops": "its FLOPs are those of its linear maps and of softmax's mixing",
+    "link": "hands no state from layer to layer",
+    "mixes": "mixes tokens",
+    "knows_order": "knows the order of tokens under rotary positions",
+    "dead": "every parameter learns from the first step",
     "trajectory": "phase_monitor and interpret have no path to show",
     "draw_perturbation": "has the noise of its `oscillators`, if it has some",
     "off": "no off control to compare with",
@@ -133,7 +138,7 @@ def check(
 #: Rules that positions cannot change.
 _ONCE = {"options_round_trip", "options_act", "activation_checkpointing", "copies", "no_noise",
          "noise_of_a_sample", "noise_of_its_key", "noise_of_its_own_stream", "noise_size",
-         "noise_acts"}  # fmt: skip
+         "noise_acts", "flops"}  # fmt: skip
 
 
 def _rules(leaky: bool, compile: bool) -> dict[str, Callable[[Subject], None]]:
@@ -160,6 +165,7 @@ def _rules(leaky: bool, compile: bool) -> dict[str, Callable[[Subject], None]]:
         *(contract.shapes, contract.float32_phases, contract.same_logits_with_phases),
         *([contract.leak] if leaky else causal),
         *(contract.off_control, contract_state.order_parameter, contract_state.trajectory),
+        contract.flops,
         *(contract_training.gradients, alive),
         *(contract_training.autocast, contract_training.precise_phases),
         *([contract_training.compiled] if compile else []),

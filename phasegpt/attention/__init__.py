@@ -110,20 +110,71 @@ class Trajectory(NamedTuple):
 
 
 class AttentionOutput(NamedTuple):
-    """What a layer returns: its contribution to the residual stream, and its phases if asked."""
+    """What a layer returns: its contribution to the residual stream, and its phases if asked.
+
+    `carry` is the state that goes from layer to layer, see Link; None from layers without one,
+    past which it goes unchanged.
+    """
 
     y: Tensor  # [B,T,D]
     phase: Phase | None = None
+    carry: Tensor | None = None
 
 
 class Off(NamedTuple):
     """The off control of a mechanism: the options that turn it off, and what the layer then is.
 
     "softmax": softmax attention with the same projections. "alone": no token sees another.
+    "uniform": the mean of the same values over the prefix. "own": another layer, which tests of
+    the mechanism's own compare. `positions`: the model.positions with which it is so, if one alone.
     """
 
     options: Mapping[str, Any]
-    equals: Literal["softmax", "alone"]
+    equals: Literal["softmax", "alone", "uniform", "own"]
+    positions: str | None = None
+
+
+class Flops(NamedTuple):
+    """Forward FLOPs of one token in a layer of T tokens, as they run; a multiply-add is two.
+
+    What torch.utils.flop_counter counts, matrix products, is weights + mixing; elementwise work
+    is a rough count beside it.
+    """
+
+    weights: float  # linear maps of the token by itself
+    mixing: float  # between tokens, with all T keys: what a kernel without skipping computes
+    causal: float  # the same with the keys before it and its own: (T + 1) / 2 on average
+    elementwise: float = 0.0  # sines, exponentials, sums: not matrix products
+
+    @classmethod
+    def of(cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0) -> Flops:
+        """From FLOPs of one pair of tokens, summed over heads."""
+        return cls(weights, per_pair * time, per_pair * (time + 1) / 2, elementwise)
+
+
+class Link(nn.Module, ABC):
+    """What a mechanism does between its blocks with the state they carry from layer to layer.
+
+    A GPT whose layers name it in `Attention.link` makes one, shared by all of them, as
+    `transformer.link`. It runs after every block of the mechanism but the last one; a layer
+    gets the state as `carry` and returns what it began with, or the one it was given.
+    """
+
+    @abstractmethod
+    def forward(self, x_BTD: Tensor, carry: Tensor, *, cache: LayerCache | None = None) -> Tensor:
+        """The carry for the layers above, [B,T,...], from the block's output x, causally."""
+
+    def reset(self, generator: Callable[[str], torch.Generator]) -> None:
+        """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""
+
+    def flops(self, time: int) -> Flops:
+        """FLOPs of one call, see Flops."""
+        return Flops(linear_flops(self), 0.0, 0.0)
+
+
+def linear_flops(module: nn.Module) -> float:
+    """2 for each weight of the linear maps in a module."""
+    return 2.0 * sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +197,14 @@ class Attention(nn.Module, ABC):
     off: ClassVar[Off | None] = None
     #: A layer that sees the future says so; its runs are marked leaky and stay off leaderboards.
     leaky: bool = False
+    #: False for a control that mixes no tokens, or mixes them whatever their order.
+    mixes: bool = True
+    knows_order: bool = True
+    #: Parameters without a gradient at the start: of a named control, which is dead as published.
+    dead: ClassVar[tuple[str, ...]] = ()
+    #: What updates the carry between the blocks of a mechanism that has one; `forward` then takes
+    #: `carry=`, None in the first of them, and returns it.
+    link: ClassVar[type[Link] | None] = None
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"
     #: Where GPT-2's c_attn and c_proj belong in this layer: prefixes of their names there, ("",)
@@ -195,6 +254,10 @@ class Attention(nn.Module, ABC):
     def first_token(self, time: int) -> int:
         """Index of the first of `time` tokens whose R counts: a short prefix agrees by chance."""
         return first_prefix(time) if self.coupled_axis == "prefix" else 0
+
+    def flops(self, time: int) -> Flops:
+        """FLOPs of one token among `time`, see Flops; here its linear maps and softmax's mixing."""
+        return Flops.of(linear_flops(self), 4.0 * self.n_embd, time)
 
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
         """The path of the phases for the layer's input x, or None where there is none to show.

@@ -18,6 +18,7 @@ from phasegpt.attention import (
     Attention,
     AttentionConfig,
     AttentionOutput,
+    Flops,
     LayerShape,
     Off,
     ReturnPhase,
@@ -123,6 +124,11 @@ class Hybrid(Attention):
     def order_parameter(self, theta_BTHN: Tensor) -> Tensor:
         """The partner's."""
         return self.partner.order_parameter(theta_BTHN)
+
+    def flops(self, time: int) -> Flops:
+        """Those of both layers."""
+        parts = zip(self.softmax.flops(time), self.partner.flops(time), strict=True)
+        return Flops(*(a + b for a, b in parts))
 
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
         """The partner's."""

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from phasegpt import ops
 from phasegpt.attention import (
     AttentionOutput,
+    Flops,
     LayerShape,
     Off,
     Phase,
     ReturnPhase,
     Trajectory,
+    linear_flops,
 )
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._oscillators import NoisyConfig, Oscillators
@@ -161,6 +163,14 @@ class Kuramoto(Softmax):
             integrator=self.options.integrator,
             return_order=return_order,
         )
+
+    def flops(self, time: int) -> Flops:
+        """See Attention.flops; keys are 2N wider, and values as wide as they are."""
+        o = self.options
+        wider = 2 * o.num_oscillators if self.beta is not None else 0
+        steps = self.n_head * o.num_oscillators * (4 + 8 * o.steps)
+        pair = 4.0 * self.n_head * (self.head_width + wider)
+        return Flops.of(linear_flops(self), pair, time, steps)
 
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory:
         """See Attention.trajectory; R is over the oscillators of each token and head."""

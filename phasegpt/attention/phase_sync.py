@@ -24,11 +24,13 @@ from phasegpt.attention import (
     Attention,
     AttentionConfig,
     AttentionOutput,
+    Flops,
     LayerShape,
     Off,
     Phase,
     ReturnPhase,
     Trajectory,
+    linear_flops,
 )
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import rotary_angles
@@ -168,6 +170,11 @@ class PhaseSync(Attention):
             state=state,
             return_order=return_order,
         )
+
+    def flops(self, time: int) -> Flops:
+        """See Attention.flops; coupling is elementwise, S sums over the prefix."""
+        channels = self.n_head * self.options.num_oscillators
+        return Flops.of(linear_flops(self), 0.0, time, channels * (4 + 12 * self.options.steps))
 
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory:
         """See Attention.trajectory; with rotary positions the phases contain their drift."""

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from phasegpt.attention import Attention, AttentionOutput, build, layer_class
 from phasegpt.core.errors import ConfigError
@@ -241,6 +243,10 @@ def mixing(s: Subject) -> None:
     moved[:, 4] += 1
     with torch.no_grad():
         change = (layer(moved).y - layer(x).y).abs().amax(-1).squeeze(0)
+    if not layer.mixes:
+        need((change[5:] == 0).all(), f"mixes is False, and token 4 moves a later y by "
+             f"{change[5:].max():.1e}; leave it out")  # fmt: skip
+        return
     need((change[:4] == 0).all(), f"token 4 moves an earlier y by {change[:4].max():.1e}")
     need(
         (change[5:] > 1e-5).all(),
@@ -255,6 +261,10 @@ def order(s: Subject) -> None:
     layer, x = roughen(s.layer()).double(), torch.randn(1, 8, 16, dtype=torch.float64)
     with torch.no_grad():
         moved = (layer(x[:, [0, 3, 2, 1, 4, 5, 6, 7]]).y - layer(x).y)[:, 4:].abs().max().item()
+    if not (layer.mixes and layer.knows_order):
+        need(moved < 1e-12, f"knows_order is False, and another order of the tokens before moves y "
+             f"by {moved:.1e}; leave it out")  # fmt: skip
+        return
     need(
         moved > 1e-9,
         "with model.positions=rope no y depends on the order of the tokens before it; where "
@@ -273,6 +283,10 @@ def off_control(s: Subject) -> None:
     off = s.layer_class.off
     if off is None:
         raise NotApplicable("no off control: set off = Off(options, equals)")
+    if off.equals == "own":
+        raise NotApplicable("the off control is a layer that the mechanism's own tests compare")
+    if off.positions not in (None, s.positions):
+        raise NotApplicable(f"the off control is {off.equals} with positions={off.positions}")
     on, layer = s.layer().double(), s.layer(**off.options).double()
     switches = _switches(on, layer)
     initial = {name: p.detach().clone() for name, p in layer.named_parameters()}
@@ -291,17 +305,44 @@ def off_control(s: Subject) -> None:
         return
     need(
         layer.softmax_parts,
-        f"with {told} the layer is to equal softmax, and softmax_parts does not say where its "
+        f"with {told} the layer is to equal {off.equals}, and softmax_parts does not say where its "
         f"c_attn and c_proj are",
     )
     config = s.config(**off.options)
-    softmax = build("softmax", config, None, 1).double().eval()
+    softmax: Any = build("softmax", config, None, 1).double().eval()
     prefix = layer.softmax_parts[0]
     own = layer.state_dict()
     softmax.load_state_dict({name: own[prefix + name] for name in softmax.state_dict()})
     with torch.no_grad():
-        apart = (layer(x).y - softmax(x).y).abs().max().item()
-    need(apart < 1e-12, f"with {told} y differs from softmax attention's by {apart:.1e}")
+        expected = softmax(x).y
+        if off.equals == "uniform":
+            v = softmax.c_attn(x)[..., -x.shape[-1] :].cumsum(1)
+            expected = softmax.c_proj(v / torch.arange(1, 31).unsqueeze(-1))
+        apart = (layer(x).y - expected).abs().max().item()
+    need(apart < 1e-12, f"with {told} y differs from {off.equals} attention's by {apart:.1e}")
+
+
+# --- cost ------------------------------------------------------------------------------------
+
+
+def flops(s: Subject) -> None:
+    """FLOPs that the layer states are those counted where every product runs, within 2%."""
+    if s.layer_class.leaky:
+        raise NotApplicable("a layer that sees the future enters no table of equal FLOPs")
+    model = s.gpt(n_embd=64, n_head=2, block_size=128)
+    for T in (32, 128):
+        layer, x_BTD = model.blocks[1].attn, torch.randn(1, T, 64)
+        stated = layer.flops(T)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+            layer(x_BTD)
+        counted, told = count.get_total_flops() / T, stated.weights + stated.mixing
+        need(
+            abs(told - counted) <= 0.02 * counted,
+            f"flops({T}) states weights {stated.weights:.0f} + mixing {stated.mixing:.0f} for a "
+            f"token, and {counted:.0f} are counted (torch.utils.flop_counter); state them in "
+            f"Attention.flops with phasegpt.attention.Flops.of",
+        )
+        need(stated.causal <= stated.mixing, "flops().causal is more than mixing")
 
 
 def _switches(on: nn.Module, off: nn.Module) -> set[str]:

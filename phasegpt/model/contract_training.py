@@ -43,14 +43,18 @@ def gradients(s: Subject) -> None:
              "compute in the type of x, and detach nothing")  # fmt: skip
 
 
-def alive(s: Subject, idx: Tensor) -> None:
-    """At initialisation every parameter has a gradient on a text, idx[4,129], and those of
+def alive(s: Subject, idx: Tensor, width: int = 64) -> None:
+    """At initialisation every parameter has a gradient on a text, idx[B,129], and those of
     lr_factors one that is not lost beside the projection's."""
-    model = s.gpt(n_embd=64, n_head=4, block_size=128).train()
+    model = s.gpt(n_embd=width, n_head=max(4, width // 64), block_size=128).train()
     logits = model(idx[:, :-1]).logits
     F.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten()).backward()
+    dead = model.blocks[1].attn.dead
     for name, parameter in model.blocks[1].attn.named_parameters():
         size = None if parameter.grad is None else parameter.grad.norm().item()
+        if name in dead:
+            need(not size or size < 1e-9, f"{name} is called dead, and has gradient {size}")
+            continue
         need(size, f"{name} has gradient {size or 'none'} at initialisation; use it in forward, "
              "and draw it in reset_oscillators so that no factor of 0 hides it")  # fmt: skip
     for name, layer in attention_modules(model.blocks[1]).items():

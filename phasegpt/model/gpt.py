@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from phasegpt.attention import Attention, AttentionOutput, Phase, ReturnPhase, build
+from phasegpt.attention import (
+    Attention,
+    AttentionOutput,
+    Link,
+    Phase,
+    ReturnPhase,
+    build,
+    layer_class,
+)
 from phasegpt.attention._cache import Cache, LayerCache
 from phasegpt.attention._oscillators import Oscillators
 from phasegpt.core import arguments
@@ -56,13 +64,25 @@ class Block(nn.Module):
         cache: LayerCache | None,
         perturbation: Perturbation | None,
         return_phase: ReturnPhase,
+        carry: Tensor | None = None,
+        link: Link | None = None,
     ) -> AttentionOutput:
-        """The block's output as `y`, with its attention's phases."""
+        """The block's output as `y`, with its attention's phases, and the carry for the next."""
+        carried: dict[str, Any] = {} if self.attn.link is None else {"carry": carry}
         mixed = self.attn(
-            self.ln_1(x_BTD), cache=cache, perturbation=perturbation, return_phase=return_phase
+            self.ln_1(x_BTD),
+            cache=cache,
+            perturbation=perturbation,
+            return_phase=return_phase,
+            **carried,
         )
         x_BTD = x_BTD + mixed.y
-        return AttentionOutput(x_BTD + self.mlp(self.ln_2(x_BTD)), mixed.phase)
+        x_BTD = x_BTD + self.mlp(self.ln_2(x_BTD))
+        carry = mixed.carry if carried else carry
+        if link is not None:
+            assert carry is not None  # the first layer of a mechanism with a link begins it
+            carry = link(x_BTD, carry, cache=None if cache is None else cache.child("link"))
+        return AttentionOutput(x_BTD, mixed.phase, carry)
 
 
 class GPT(nn.Module):
@@ -87,6 +107,9 @@ class GPT(nn.Module):
             parts["wpe"] = nn.Embedding(config.block_size, config.n_embd)
         parts["drop"] = nn.Dropout(config.dropout)
         parts["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        linking = layer_class(config.attention).link if config.attention_layers else None
+        if linking is not None:
+            parts["link"] = linking(config, config.attention_options)
         parts["ln_f"] = norm(config)
         self.transformer = nn.ModuleDict(parts)
         if config.kv_heads < config.n_head and not any(b.attn.softmax_parts for b in self.blocks):
@@ -103,6 +126,11 @@ class GPT(nn.Module):
     def blocks(self) -> list[Block]:
         """The blocks in order."""
         return cast(list[Block], list(cast(nn.ModuleList, self.transformer["h"])))
+
+    @property
+    def link(self) -> Link | None:
+        """What updates the carry between blocks, if the mechanism has one."""
+        return cast(Link, self.transformer["link"]) if "link" in self.transformer else None
 
     @property
     def leaky(self) -> bool:
@@ -134,6 +162,8 @@ class GPT(nn.Module):
                     nn.init.zeros_(module.bias)
         for layer, block in enumerate(self.blocks):
             block.attn.reset_oscillators(partial(keyed_generator, "init", seed, f"h.{layer}"))
+        if self.link is not None:
+            self.link.reset(partial(keyed_generator, "init", seed, "link"))
 
     def num_parameters(self, *, non_embedding: bool = True) -> int:
         """Trainable numbers; the tied head counts once, embeddings only if asked."""
@@ -183,16 +213,17 @@ class GPT(nn.Module):
         # Every block adds its attention and its MLP; phase layers hand out their phases.
         recompute = self.config.activation_checkpointing and self.training and cache is None
         phases: dict[int, Phase] = {}
+        carry: Tensor | None = None  # what a mechanism with a link hands from layer to layer
+        linked = self.config.attention_layers[:-1] if self.link is not None else ()
         for layer, block in enumerate(self.blocks):
             perturbation = None if perturbations is None else perturbations.get(layer)
-            if recompute:
-                x_BTD, phase = checkpoint(
-                    block, x_BTD, None, perturbation, return_phase, use_reentrant=False
-                )
-            else:
-                layer_cache = None if cache is None else cache.layers[layer]
-                x_BTD = x_BTD if cache is None else cache.expand(layer, x_BTD)
-                x_BTD, phase = block(x_BTD, layer_cache, perturbation, return_phase)
+            link = self.link if layer in linked else None
+            layer_cache = None if cache is None else cache.layers[layer]
+            if cache is not None:
+                x_BTD = cache.expand(layer, x_BTD)
+                carry = None if carry is None else cache.expand(layer, carry)
+            run = partial(checkpoint, block, use_reentrant=False) if recompute else block
+            x_BTD, phase, carry = run(x_BTD, layer_cache, perturbation, return_phase, carry, link)
             if phase is not None:
                 phases[layer] = phase
 

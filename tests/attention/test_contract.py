@@ -130,11 +130,19 @@ def test_with_rotary_positions_the_layer_knows_the_order_of_tokens(stem: str) ->
 
 @every_case
 def test_the_off_control_equals_what_it_says(stem: str, positions: str) -> None:
-    if stem == "softmax":  # what the others are compared with
-        with pytest.raises(NotApplicable, match="no off control"):
+    off = layer_class(_attention(stem)["name"]).off
+    if off is None:
+        assert stem in ("softmax", "token_shift", "uniform", "no_mixing"), "what others are off"
+    if off is None or off.equals == "own" or off.positions not in (None, positions):
+        with pytest.raises(NotApplicable, match="off control"):
             contract.off_control(subject(stem, positions))
         return
     contract.off_control(subject(stem, positions))
+
+
+@pytest.mark.parametrize("stem", [stem for stem in STEMS if stem not in LEAKY])
+def test_stated_flops_are_those_that_torch_counts(stem: str) -> None:
+    contract.flops(subject(stem))
 
 
 # --- decode ----------------------------------------------------------------------------------
@@ -189,6 +197,13 @@ def test_every_parameter_of_the_mechanism_is_alive_at_init_on_real_text(
     stem: str, positions: str, text_ids: Callable
 ) -> None:
     contract_training.alive(subject(stem, positions), text_ids(4, 129))
+
+
+@every_yaml
+def test_every_parameter_is_alive_at_init_at_the_width_of_gpt2(
+    stem: str, text_ids: Callable
+) -> None:
+    contract_training.alive(subject(stem), text_ids(1, 129), width=768)
 
 
 @every_yaml
