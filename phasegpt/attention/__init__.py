@@ -151,6 +151,14 @@ class Flops(NamedTuple):
         """From FLOPs of one pair of tokens, summed over heads."""
         return cls(weights, per_pair * time, per_pair * (time + 1) / 2, elementwise)
 
+    @classmethod
+    def preceding(
+        cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0
+    ) -> Flops:
+        """The same where a token sees those before it alone, and the first one none."""
+        mixing = per_pair * (time - 1) ** 2 / time
+        return cls(weights, mixing, per_pair * (time - 1) / 2, elementwise)
+
 
 class Link(nn.Module, ABC):
     """What a mechanism does between its blocks with the state they carry from layer to layer.
@@ -207,6 +215,8 @@ class Attention(nn.Module, ABC):
     link: ClassVar[type[Link] | None] = None
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"
+    #: How far bf16 autocast may move a phase, radians: more where attention in bf16 moves phases.
+    phase_error: float = 1e-5
     #: Where GPT-2's c_attn and c_proj belong in this layer: prefixes of their names there, ("",)
     #: for its own; none where it has no use for them.
     softmax_parts: tuple[str, ...] = ()

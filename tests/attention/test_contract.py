@@ -34,12 +34,19 @@ SOFTMAX = [f"{m}.{p}" for m in ("c_attn", "c_proj") for p in LINEAR]
 OSCILLATORS = [f"oscillators.{p}" for p in ("coupling", "omega", "phase.bias", "phase.weight")]
 KURAMOTO = ["beta", *SOFTMAX, *OSCILLATORS]
 PHASE_SYNC = [*(f"c_proj.{p}" for p in LINEAR), *OSCILLATORS]
+TORUS = [
+    *(f"{m}.{p}" for m in ("c_gate", "c_proj") for p in LINEAR),
+    *("oscillators.coupling", "phase.weight", "tau"),
+]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
     "softmax": SOFTMAX,
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
     "as_coded": PHASE_SYNC,
+    "torus": TORUS,
+    "fsn": [*TORUS, "kernel"],
+    "token_shift": [*SOFTMAX, "next_c_proj.weight"],
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
@@ -209,7 +216,7 @@ def test_every_parameter_is_alive_at_init_at_the_width_of_gpt2(
 @every_yaml
 def test_every_oscillator_parameter_is_named_in_lr_factors(stem: str) -> None:
     # Those names are what keeps weight decay away from phases, frequencies and couplings.
-    plain_linear = ("c_attn", "c_proj", "resid_dropout")
+    plain_linear = ("c_attn", "c_gate", "c_proj", "next_c_proj", "resid_dropout")
     for layer in attention_modules(subject(stem).gpt().blocks[1]).values():
         children = [n for n, m in layer.named_children() if isinstance(m, Attention)]
         for name, _ in layer.named_parameters():
