@@ -38,6 +38,9 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("hybrid", {}),
     ("hybrid", {"partner": "phase_sync"}),
     ("as_coded", {}),
+    ("torus", {"positions": "rope"}),
+    ("fsn", {}),
+    ("token_shift", {"positions": "rope"}),
 ]
 
 
