@@ -63,7 +63,7 @@ def test_a_delay_is_a_frustration_by_the_texts_own_step() -> None:
         torch.testing.assert_close(delayed, frustrated, rtol=0, atol=1e-12)
 
 
-def test_where_phases_advance_evenly_the_delay_is_one_constant_frustration(make: Callable) -> None:
+def test_phases_that_advance_evenly_make_the_delay_one_frustration(make: Callable) -> None:
     layer, step = make(harmonics=1, positions="rope"), 0.3
     layer.kernel.data[1] = 0
     layer.kernel.data[0, 0] = 0  # the delayed term alone
