@@ -65,8 +65,8 @@ def trajectories(model: GPT, idx_BT: Tensor) -> dict[int, Trajectory]:
             model.forward(idx_BT)
             paths = {layer: attention[layer].trajectory(x) for layer, x in inputs.items()}
             if model.link is not None:  # what it leads to is what the next layer is handed
-                calls = zip(list(attention)[1:], carried, strict=True)
-                paths |= {layer: model.link.trajectory(*args) for layer, args in calls}
+                calls = dict(zip(list(attention)[1:], carried, strict=True))
+                paths |= {layer: model.link.trajectory(*args) for layer, args in calls.items()}
     finally:
         for hook in hooks:
             hook.remove()
