@@ -55,18 +55,12 @@ def trajectories(model: GPT, idx_BT: Tensor) -> dict[int, Trajectory]:
         for layer, module in attention.items()
         if type(module).trajectory is not Attention.trajectory
     ]
-    carried: list[tuple[Tensor, Tensor]] = []  # what the link is called with, call by call
-    if model.link is not None:
-        hooks.append(model.link.register_forward_pre_hook(lambda _, args: carried.append(args)))
     if not hooks:
         return {}
     try:
         with inference(model):
             model.forward(idx_BT)
             paths = {layer: attention[layer].trajectory(x) for layer, x in inputs.items()}
-            if model.link is not None:  # what it leads to is what the next layer is handed
-                calls = dict(zip(list(attention)[1:], carried, strict=True))
-                paths |= {layer: model.link.trajectory(*args) for layer, args in calls.items()}
     finally:
         for hook in hooks:
             hook.remove()
