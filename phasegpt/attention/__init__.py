@@ -160,6 +160,13 @@ class Link(nn.Module, ABC):
     gets the state as `carry` and returns what it began with, or the one it was given.
     """
 
+    #: As Attention.lr_factors.
+    lr_factors: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(self, config: LayerShape, options: Section) -> None:
+        """From the same sizes and options as the layers."""
+        super().__init__()
+
     @abstractmethod
     def forward(self, x_BTD: Tensor, carry: Tensor, *, cache: LayerCache | None = None) -> Tensor:
         """The carry for the layers above, [B,T,...], from the block's output x, causally."""
@@ -170,6 +177,11 @@ class Link(nn.Module, ABC):
     def flops(self, time: int) -> Flops:
         """FLOPs of one call, see Flops."""
         return Flops(linear_flops(self), 0.0, 0.0)
+
+    def trajectory(self, x_BTD: Tensor, carry: Tensor) -> Trajectory | None:
+        """The path of the carried phases through one call, with `path`: it ends in those that the
+        next layer of the mechanism is handed. None where there is none to show."""
+        return None
 
 
 def linear_flops(module: nn.Module) -> float:

@@ -109,6 +109,12 @@ class GPT(nn.Module):
         parts["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         linking = layer_class(config.attention).link if config.attention_layers else None
         if linking is not None:
+            if len(config.attention_layers) < 2:
+                raise ConfigError(
+                    f"attention={config.attention} hands its state from layer to layer, and "
+                    f"attention.layers={list(config.attention_layers)} is one of model.n_layer="
+                    f"{config.n_layer}; give it two layers at least"
+                )
             parts["link"] = linking(config, config.attention_options)
         parts["ln_f"] = norm(config)
         self.transformer = nn.ModuleDict(parts)
