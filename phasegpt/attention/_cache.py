@@ -68,7 +68,7 @@ class LayerCache:
         if self.phases is not None:
             cos, sin = self.phases[:, :, -1].chunk(2, dim=-1)
             return resultant_length(cos, sin)
-        if self.state is None:
+        if self.state is None or not self.oscillators:
             return None
         cos, sin = self.state.cos_SBC[-1], self.state.sin_SBC[-1]
         R_RC = modulus(cos, sin) / self.state.weight_C
