@@ -49,6 +49,10 @@ STATE_DICT = {
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in PHASE_SYNC),
     ],
+    "lohe": [
+        *("omega", *(f"c_{m}.weight" for m in ("start", "couple", "join"))),
+        *(f"c_{m}.{p}" for m in ("read", "proj") for p in LINEAR),
+    ],
     "uniform": VALUES,
     "no_mixing": VALUES,
 }
