@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -225,8 +225,16 @@ class Lohe(Attention):
         omega = path.new_zeros(self.n_embd // 2) if self.omega is None else self.omega.abs()
         omega = (gamma * omega).atan().div(gamma).unflatten(0, (self.n_head, -1))
         R = torch.stack([self.order_parameter(theta) for theta in path], dim=-1)
-        found: tuple[Any, ...] = (path[0], path[-1], R, omega, omega.new_ones(self.n_head), gamma)
-        return Trajectory(*found, self.order_parameter, path if return_path else None)
+        return Trajectory(
+            path[0],
+            path[-1],
+            R,
+            omega,
+            coupling=omega.new_ones(self.n_head),
+            dt=gamma,
+            order_parameter=self.order_parameter,
+            path=path if return_path else None,
+        )
 
 
 def advance(x: Tensor, y: Tensor, omega_P: Tensor | None, gamma: float) -> Tensor:
