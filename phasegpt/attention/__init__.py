@@ -243,6 +243,11 @@ class Attention(nn.Module, ABC):
     ) -> AttentionOutput:
         """Mix tokens causally. With `cache`, x continues the tokens the cache has seen."""
 
+    @classmethod
+    def phased(cls, options: Section) -> bool:
+        """has_phases of a layer with these options, where it depends on them."""
+        return cls.has_phases
+
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""
 

@@ -251,7 +251,8 @@ class RunConfig(Section):
         from phasegpt.attention import layer_class
 
         layer, somewhere = layer_class(self.attention.name), self.attention.layers != ()
-        phases, rates = (somewhere and bool(x) for x in (layer.has_phases, layer.lr_factors))
+        phased = layer.phased(self.attention.options)
+        phases, rates = (somewhere and bool(x) for x in (phased, layer.lr_factors))
         why, callbacks = "without oscillators in some layer", self.callbacks
         self.regularizer.refuse_idle(phases, why, "mode")
         self.optimizer.refuse_idle(rates, why, "oscillator_lr_factor")
