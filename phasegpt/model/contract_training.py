@@ -25,7 +25,7 @@ NOISE = {"noise_sigma": 0.03, "frequency_jitter": 0.02}
 
 def gradients(s: Subject) -> None:
     """Gradients of every parameter and of the input are those of finite differences, in float64."""
-    layer = roughen(s.layer(**s.shrunk(), n_embd=4).train().double(), 0.7)
+    layer = roughen(s.layer(**s.shrunk(), n_embd=4, block_size=4).train().double(), 0.7)
     names = [n for n, _ in layer.named_parameters()]
     x = torch.randn(1, 4, 4, dtype=torch.float64, requires_grad=True)
 

@@ -40,6 +40,7 @@ STATE_DICT = {
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
     "as_coded": PHASE_SYNC,
+    "fixed_query": ["anchors", "p", *SOFTMAX],
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
@@ -302,7 +303,7 @@ def test_names_of_saved_tensors_are_the_promised_ones(stem: str) -> None:
 @every_yaml
 def test_a_fixed_parameter_is_saved_under_the_same_name_as_a_learned_one(stem: str) -> None:
     switches = [k for k in yaml_options(stem) if k.startswith("learn_")]
-    whole = subject(stem).gpt()
+    whole = subject(stem).gpt(**dict.fromkeys(switches, True))
     model = subject(stem).gpt(**dict.fromkeys(switches, False))
     assert model.state_dict().keys() == whole.state_dict().keys()
     fewer = len(list(whole.parameters())) - len(list(model.parameters()))
