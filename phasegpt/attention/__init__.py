@@ -266,7 +266,7 @@ class Attention(nn.Module, ABC):
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
         """The path of the phases for the layer's input x, or None where there is none to show.
 
-        `return_path`: with the phases at every step.
+        `return_path`: with the phases at every step. A layer with a link takes `carry=` too.
         """
         return None
 
@@ -350,6 +350,7 @@ _PARTS = {
     "rotary_angles": "_functional",
     "rotate": "_functional",
     "split_heads": "_functional",
+    "CoupledPhases": "_oscillators",
     "NoisyConfig": "_oscillators",
     "OscillatorConfig": "_oscillators",
     "Oscillators": "_oscillators",

@@ -27,7 +27,7 @@ from phasegpt.attention import (
     layer_class,
 )
 from phasegpt.attention._cache import Cache, LayerCache
-from phasegpt.attention._oscillators import Oscillators
+from phasegpt.attention._oscillators import CoupledPhases
 from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.randomness import keyed_generator
@@ -138,13 +138,13 @@ class GPT(nn.Module):
         return any(block.attn.leaky for block in self.blocks)
 
     @property
-    def oscillators(self) -> dict[int, Oscillators]:
+    def oscillators(self) -> dict[int, CoupledPhases]:
         """Those of every layer that has some, by layer."""
         return {
             layer: module
             for layer, block in enumerate(self.blocks)
             for module in block.attn.modules()
-            if isinstance(module, Oscillators)
+            if isinstance(module, CoupledPhases)
         }
 
     def reset_parameters(self, seed: int) -> None:
