@@ -46,6 +46,10 @@ class LayerShape(Protocol):
         """D."""
 
     @property
+    def block_size(self) -> int:
+        """T at most."""
+
+    @property
     def bias(self) -> bool:
         """Whether linear maps have one."""
 

@@ -42,6 +42,7 @@ STATE_DICT = {
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
     "as_coded": PHASE_SYNC,
+    "fixed_query": ["anchors", "p", *SOFTMAX],
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
