@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -154,6 +154,21 @@ class Flops(NamedTuple):
     def of(cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0) -> Flops:
         """From FLOPs of one pair of tokens, summed over heads."""
         return cls(weights, per_pair * time, per_pair * (time + 1) / 2, elementwise)
+
+    @classmethod
+    def sum(cls, parts: Iterable[Flops]) -> Flops:
+        """Those of several parts of a model."""
+        return cls(*map(sum, zip(*parts, strict=True)))
+
+    @property
+    def products(self) -> float:
+        """All matrix products, with all T keys: what torch.utils.flop_counter counts."""
+        return self.weights + self.mixing
+
+    @property
+    def causal_products(self) -> float:
+        """The same with the keys before a token and its own alone."""
+        return self.weights + self.causal
 
 
 class Link(nn.Module, ABC):

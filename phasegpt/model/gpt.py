@@ -20,11 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from phasegpt.attention import (
     Attention,
     AttentionOutput,
+    Flops,
     Link,
     Phase,
     ReturnPhase,
     build,
     layer_class,
+    linear_flops,
 )
 from phasegpt.attention._cache import Cache, LayerCache
 from phasegpt.attention._oscillators import CoupledPhases
@@ -178,6 +180,25 @@ class GPT(nn.Module):
             total -= sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
         return total
 
+    def flops(self, time: int, *, backward: bool = False) -> Flops:
+        """FLOPs of one token among `time`: attention, links, MLPs and head, see attention.Flops.
+
+        `backward`: of forward and backward together, three times as many, since a matrix product
+        has two gradients of its size; activations that are computed again are not counted. The
+        elementwise work is that of the attention layers alone.
+        """
+        layers = [block.attn.flops(time) for block in self.blocks]
+        if self.link is not None:
+            layers += [self.link.flops(time)] * len(self._linked)
+        body = [*(block.mlp for block in self.blocks), self.lm_head]
+        layers += [Flops(linear_flops(module), 0.0, 0.0) for module in body]
+        return Flops.sum(layers * (3 if backward else 1))
+
+    @property
+    def _linked(self) -> tuple[int, ...]:
+        """The layers after which the link runs."""
+        return self.config.attention_layers[:-1] if self.link is not None else ()
+
     def forward(
         self,
         idx_BT: Tensor,
@@ -220,7 +241,7 @@ class GPT(nn.Module):
         recompute = self.config.activation_checkpointing and self.training and cache is None
         phases: dict[int, Phase] = {}
         carry: Tensor | None = None  # what a mechanism with a link hands from layer to layer
-        linked = self.config.attention_layers[:-1] if self.link is not None else ()
+        linked = self._linked
         for layer, block in enumerate(self.blocks):
             perturbation = None if perturbations is None else perturbations.get(layer)
             link = self.link if layer in linked else None

@@ -20,6 +20,7 @@ from pytorch_lightning.profilers import (
     SimpleProfiler,
 )
 
+from phasegpt.attention import Flops
 from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import checkpoint
@@ -52,7 +53,7 @@ class Assembled(NamedTuple):
     guard: CollapseGuard | None
     cuda: bool
     tokens_per_step: int
-    flops_per_token: float  # forward and backward: 6 P + 12 L T D
+    flops: Flops  # of a token, forward and backward
 
     def fit(self, resume_point: Path | None) -> None:
         """Train, from a checkpoint or from step 0; what is to be saved has been when it ends.
@@ -118,9 +119,7 @@ def assemble(
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
-    attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
-    # The head is the embedding's matrix, but it multiplies.
-    flops_per_token = 6 * (model.num_parameters() + model.lm_head.weight.numel()) + attention
+    flops = model.flops(model.config.block_size, backward=True)
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
         folder,
@@ -128,7 +127,7 @@ def assemble(
         best_whole=run.callbacks.collapse_guard.action == "rollback",
         stop=stop,
     )
-    metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
+    metrics = cb.Metrics(t.log_every_n_steps, flops.products)
     ours: list[pl.Callback] = [metrics, cb.RngState(), saver]  # Lightning calls savers last
     if first and run.callbacks.phase_monitor.every_n_steps is not None:
         # Before the metrics, whose clock starts again when a validation is over.
@@ -173,7 +172,7 @@ def assemble(
             logger.trainer = trainer
     tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
     tokens_per_step *= t.devices
-    return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops_per_token)
+    return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops)
 
 
 def lightning(config: Any, corpus: Corpus | None = None) -> tuple[LitGPT, DataModule]:

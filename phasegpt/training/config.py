@@ -48,6 +48,7 @@ CAME_LATER: dict[str, Any] = {
     "model.n_kv_head": None,
     "model.rope_theta": 10_000.0,
     "model.mlp_width": None,
+    "model.match_parameters": None,
     "model.tie_embeddings": True,
     "trainer.devices": 1,
     "trainer.fast_dev_run": 0,

@@ -50,7 +50,11 @@ class LitGPT(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.run = RunConfig.parse(config)
-        self.model = GPT(self.run.gpt(vocab_size), seed=self.run.seed)
+        shape = self.run.gpt(vocab_size)
+        if shape.match_parameters:  # what is saved has the width that was found
+            self.run = replace(self.run, model=replace(self.run.model, mlp_width=shape.mlp_width))
+            self.hparams["config"] = self.run.to_dict()
+        self.model = GPT(shape, seed=self.run.seed)
         r = self.run.regularizer
         self.penalty_weight = PenaltyWeight(
             r.schedule, weight=r.weight, target=r.target, warmup_steps=r.warmup_steps
