@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option, shown
-from phasegpt.data.config import DataConfig
+from phasegpt.data.config import DataSection
 from phasegpt.data.corpora import known_vocab_size
 from phasegpt.model.migration import migrated
 
@@ -47,8 +47,9 @@ class ModelSection(Section):
     layer_norm_epsilon: float = option(
         1e-5, "added to the variance, or of rmsnorm to the mean square", gt=0, le=1
     )
-    mlp: Literal["gelu", "swiglu"] = option(
-        "gelu", "4 D wide; swiglu: 8/3 D up to a multiple of 8, arXiv 2002.05202"
+    mlp: Literal["gelu", "swiglu", "none"] = option(
+        "gelu",
+        "4 D wide; swiglu: 8/3 D up to a multiple of 8, arXiv 2002.05202; none: attention alone",
     )
     mlp_width: int | None = option(
         None, "F, width inside the MLP; null: the one that mlp names", ge=1, le=2**24
@@ -65,7 +66,9 @@ class ModelSection(Section):
 
     @property
     def inner_width(self) -> int:
-        """F; swiglu's has as many weights as GELU's at 4 D, up to a multiple of 8."""
+        """F; swiglu's has as many weights as GELU's at 4 D, up to a multiple of 8; 0 without."""
+        if self.mlp == "none":
+            return 0
         return self.mlp_width or (
             -(-self.n_embd // 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
         )
@@ -73,6 +76,7 @@ class ModelSection(Section):
     def check_idle(self) -> None:
         """See Section.check_idle."""
         self.refuse_idle(self.positions == "rope", "positions", "rope_theta")
+        self.refuse_idle(self.mlp != "none", "mlp", "mlp_width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +189,7 @@ class GPTConfig(ModelSection):
 def gpt_config(
     model: ModelSection,
     attention: AttentionSection,
-    data: DataConfig,
+    data: DataSection,
     vocab_size: int | None = None,
 ) -> GPTConfig:
     """The model's flat configuration; its vocabulary is model.vocab_size, or the tokenizer's.
@@ -197,8 +201,8 @@ def gpt_config(
     size = model.vocab_size or tokens
     if size is None:
         raise ConfigError(
-            f"the vocabulary of data.corpus={data.corpus} with data.tokenizer="
-            f"{data.tokenizer} is known only once the text is read; set model.vocab_size"
+            f"the vocabulary of data.corpus={data.corpus} with this tokenizer is known only once "
+            f"the text is read; set model.vocab_size"
         )
     if tokens is not None and size < tokens:
         raise ConfigError(
