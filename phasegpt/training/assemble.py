@@ -23,6 +23,7 @@ from pytorch_lightning.profilers import (
 from phasegpt.attention import Flops
 from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.data.corpus import Corpus, prepare
+from phasegpt.data.tasks import TaskConfig
 from phasegpt.model import checkpoint
 from phasegpt.training import callbacks as cb
 from phasegpt.training.checkpointing import Saver, VerifiedIO
@@ -51,6 +52,7 @@ class Assembled(NamedTuple):
     data: DataModule
     saver: Saver
     guard: CollapseGuard | None
+    solved: cb.Solved | None
     cuda: bool
     tokens_per_step: int
     flops: Flops  # of a token, forward and backward
@@ -114,12 +116,13 @@ def assemble(
         run.compile == "auto"
         and cuda
         and t.steps >= _COMPILE_FROM_STEPS
-        and not run.data.documents  # whose lengths change from batch to batch
+        and not getattr(run.data, "documents", False)  # whose lengths change from batch to batch
     ):
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
-    flops = model.flops(model.config.block_size, backward=True)
+    time = run.data.length if isinstance(run.data, TaskConfig) else model.config.block_size
+    flops = model.flops(time, backward=True)
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
         folder,
@@ -134,6 +137,10 @@ def assemble(
         ours.insert(0, PhaseMonitor(run.callbacks.phase_monitor, folder.path))
     if run.callbacks.early_stopping.patience is not None:
         ours.append(cb.EarlyStopping(run.callbacks.early_stopping))
+    solved = None
+    if run.callbacks.early_stopping.accuracy is not None:
+        solved = cb.Solved(run.callbacks.early_stopping.accuracy)
+        ours.append(solved)
     guard = None
     if run.callbacks.collapse_guard.action is not None:
         guard = CollapseGuard(run.callbacks.collapse_guard, metrics, saver)
@@ -170,9 +177,8 @@ def assemble(
     for logger in trainer.loggers:
         if isinstance(logger, AtSteps):
             logger.trainer = trainer
-    tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
-    tokens_per_step *= t.devices
-    return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops)
+    tokens_per_step = time * run.data.batch_size * t.accumulate_grad_batches * t.devices
+    return Assembled(trainer, lit, data, saver, guard, solved, cuda, tokens_per_step, flops)
 
 
 def lightning(config: Any, corpus: Corpus | None = None) -> tuple[LitGPT, DataModule]:
@@ -198,6 +204,7 @@ def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
         seed=run.seed,
         total_batches=t.steps * t.accumulate_grad_batches,
         overfit_batches=t.overfit_batches,
+        lengths=run.scored_lengths,
     )
 
 

@@ -118,7 +118,7 @@ def _fit(
                 f"the data changed since {folder.path} began; put the old text back, or start anew"
             )
         data_module(run, corpus)
-        if run.callbacks.sample_text.max_new_tokens:
+        if run.callbacks.sample_text.max_new_tokens and corpus.task is None:
             prompt_ids(run, corpus)
         resume_from = resume_point(run, folder)
         start = _start(run, folder, corpus) if resume_from is None else None
@@ -202,6 +202,7 @@ def _train(
     # The result: how far it came, why it ended, the best validation, how fast it was.
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
     early = "callback" if run.callbacks.early_stopping.patience is None else "early_stopping"
+    early = "solved" if parts.solved is not None and parts.solved.reached else early
     stopped = early if last < t.steps else "fast_dev_run" if t.fast_dev_run else "max_steps"
     if parts.guard is not None:
         folder.update(guard=parts.guard.events)
