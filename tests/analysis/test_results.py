@@ -46,7 +46,7 @@ def test_committed_files_follow_from_the_committed_records(study, tmp_path):
     first = {path.name: path.read_bytes() for path in write_study(tmp_path)}
     assert first == {path.name: path.read_bytes() for path in write_study(tmp_path)}
     committed = {p.name for p in study.iterdir() if p.suffix in (".csv", ".md", ".tex", ".png")}
-    strange = {"README.md", "verdicts.md"}
+    strange = {"README.md", "details.md", "verdicts.md"}
     assert committed - strange == {name for name in first if name != "report.html"}
     for name, content in first.items():
         if name.endswith((".csv", ".md", ".tex")):
