@@ -192,7 +192,7 @@ class GPT(nn.Module):
         layers = [block.attn.flops(time) for block in self.blocks]
         if self.link is not None:
             layers += [self.link.flops(time)] * len(self._linked)
-        body = [*(block.mlp for block in self.blocks), self.lm_head]
+        body = [m for m in (*(b.mlp for b in self.blocks), self.lm_head) if m is not None]
         layers += [Flops(linear_flops(module), 0.0, 0.0) for module in body]
         return Flops.sum(layers * (3 if backward else 1))
 
