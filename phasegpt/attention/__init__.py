@@ -169,6 +169,12 @@ class Flops(NamedTuple):
     def causal_products(self) -> float:
         """The same with the keys before a token and its own alone."""
         return self.weights + self.causal
+    def preceding(
+        cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0
+    ) -> Flops:
+        """The same where a token sees those before it alone, and the first one none."""
+        mixing = per_pair * (time - 1) ** 2 / time
+        return cls(weights, mixing, per_pair * (time - 1) / 2, elementwise)
 
 
 class Link(nn.Module, ABC):
@@ -238,6 +244,8 @@ class Attention(nn.Module, ABC):
     link: ClassVar[type[Link] | None] = None
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"
+    #: How far bf16 autocast may move a phase, radians: more where attention in bf16 moves phases.
+    phase_error: float = 1e-5
     #: Where GPT-2's c_attn and c_proj belong in this layer: prefixes of their names there, ("",)
     #: for its own; none where it has no use for them.
     softmax_parts: tuple[str, ...] = ()
