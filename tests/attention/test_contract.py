@@ -36,7 +36,7 @@ KURAMOTO = ["beta", *SOFTMAX, *OSCILLATORS]
 PHASE_SYNC = [*(f"c_proj.{p}" for p in LINEAR), *OSCILLATORS]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
-    "kope": ["mixing", *SOFTMAX],
+    "kope": ["mixing", "oscillators.coupling", *SOFTMAX],
     "softmax": SOFTMAX,
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
