@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -44,6 +44,10 @@ class LayerShape(Protocol):
     @property
     def n_embd(self) -> int:
         """D."""
+
+    @property
+    def block_size(self) -> int:
+        """T at most."""
 
     @property
     def bias(self) -> bool:
@@ -155,6 +159,21 @@ class Flops(NamedTuple):
         """From FLOPs of one pair of tokens, summed over heads."""
         return cls(weights, per_pair * time, per_pair * (time + 1) / 2, elementwise)
 
+    @classmethod
+    def sum(cls, parts: Iterable[Flops]) -> Flops:
+        """Those of several parts of a model."""
+        return cls(*map(sum, zip(*parts, strict=True)))
+
+    @property
+    def products(self) -> float:
+        """All matrix products, with all T keys: what torch.utils.flop_counter counts."""
+        return self.weights + self.mixing
+
+    @property
+    def causal_products(self) -> float:
+        """The same with the keys before a token and its own alone."""
+        return self.weights + self.causal
+
 
 class Link(nn.Module, ABC):
     """What a mechanism does between its blocks with the state they carry from layer to layer.
@@ -242,6 +261,11 @@ class Attention(nn.Module, ABC):
         return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """Mix tokens causally. With `cache`, x continues the tokens the cache has seen."""
+
+    @classmethod
+    def phased(cls, options: Section) -> bool:
+        """has_phases of a layer with these options, where it depends on them."""
+        return cls.has_phases
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""

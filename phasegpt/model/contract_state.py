@@ -138,9 +138,10 @@ def trajectory(s: Subject) -> None:
 
 
 def _with_phases(s: Subject) -> Any:
-    if not s.layer_class.has_phases:
+    layer = s.layer()
+    if not layer.has_phases:
         raise NotApplicable("has_phases is False")
-    return roughen(s.layer()).double()
+    return roughen(layer).double()
 
 
 # --- copies and options ----------------------------------------------------------------------

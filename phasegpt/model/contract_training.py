@@ -26,7 +26,7 @@ NOISE = {"noise_sigma": 0.03, "frequency_jitter": 0.02}
 
 def gradients(s: Subject) -> None:
     """Gradients of every parameter and of the input are those of finite differences, in float64."""
-    model = roughen(s.gpt(**s.shrunk(), n_embd=4).train().double(), 0.7)
+    model = roughen(s.gpt(**s.shrunk(), n_embd=4, block_size=4).train().double(), 0.7)
     layer, link = model.blocks[1].attn, model.link
     x = torch.randn(1, 4, 4, dtype=torch.float64, requires_grad=True)
 

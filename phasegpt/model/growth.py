@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from phasegpt.model.gpt import GPT
 
 #: Options of `model` in which a model may differ from the one that it begins with.
-_FREE = ("block_size", "dropout", "activation_checkpointing")
+_FREE = ("block_size", "dropout", "activation_checkpointing", "match_parameters")
 _POSITIONS, _LAYERS, _LINK = "transformer.wpe.weight", "transformer.h.", "transformer.link."
 
 
@@ -45,6 +45,8 @@ class Taken(NamedTuple):
 def check_shape(path: str, theirs: GPTConfig, config: GPTConfig) -> None:
     """ConfigError that names every key of `model` in which the two must agree and do not."""
     names = [f.name for f in fields(ModelSection) if f.name not in _FREE]
+    if theirs.inner_width == config.inner_width:
+        names.remove("mlp_width")
     if differ := [name for name in names if getattr(theirs, name) != getattr(config, name)]:
         asked = ", ".join(f"{name} is {getattr(config, name)}" for name in differ)
         wanted = " ".join(f"model.{name}={_written(getattr(theirs, name))}" for name in differ)

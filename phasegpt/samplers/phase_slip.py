@@ -317,6 +317,5 @@ def _target(part: LayerCache, target: str) -> int | None:
         return None if part.values is None else part.values.shape[1]
     if part.phases is not None:
         return part.phases.shape[1]
-    if part.state is None or not part.oscillators:
-        return None
-    return part.state.cos_SBC.shape[-1] // part.oscillators
+    phased = part.state is not None and part.oscillators  # a state of sums of values has none
+    return part.state.cos_SBC.shape[-1] // part.oscillators if phased else None
