@@ -58,6 +58,10 @@ class LayerShape(Protocol):
         """Probability."""
 
     @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have the mechanism, in order."""
+
+    @property
     def positions(self) -> str:
         """learned, or rope: rotary, which each layer does itself."""
 
@@ -182,7 +186,7 @@ class Link(nn.Module, ABC):
 
     A GPT whose layers name it in `Attention.link` makes one, shared by all of them, as
     `transformer.link`. It runs after every block of the mechanism but the last one; a layer
-    gets the state as `carry` and returns what it began with, or the one it was given.
+    gets what it returns as `carry`, None in the first one, and returns the state for the next call.
     """
 
     #: As Attention.lr_factors.
@@ -194,7 +198,8 @@ class Link(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, carry: Tensor, *, cache: LayerCache | None = None) -> Tensor:
-        """The carry for the layers above, [B,T,...], from the block's output x, causally."""
+        """What the next layer of the mechanism is handed, [B,T,...], from the block's output x and
+        the state that its layer returned, causally; a cache holds what it needs of the past."""
 
     def reset(self, generator: Callable[[str], torch.Generator]) -> None:
         """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""
@@ -202,11 +207,6 @@ class Link(nn.Module, ABC):
     def flops(self, time: int) -> Flops:
         """FLOPs of one call, see Flops."""
         return Flops(linear_flops(self), 0.0, 0.0)
-
-    def trajectory(self, x_BTD: Tensor, carry: Tensor) -> Trajectory | None:
-        """The path of the carried phases through one call, with `path`: it ends in those that the
-        next layer of the mechanism is handed. None where there is none to show."""
-        return None
 
 
 def linear_flops(module: nn.Module) -> float:

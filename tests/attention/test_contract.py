@@ -41,7 +41,8 @@ TORUS = [
 ]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
-    "kope": ["mixing", *SOFTMAX],
+    "kope": ["mixing", "oscillators.coupling", *SOFTMAX],
+    "selective_rope": ["down.weight", "kernel", "up.weight", *SOFTMAX],
     "softmax": SOFTMAX,
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
