@@ -19,6 +19,7 @@ Shapes: B batch, T tokens, D model width, d oscillator dimension, n sentences.
 import argparse
 import math
 import random
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -232,6 +233,7 @@ def train(arm: str, seeds: list[int], *, epochs: int) -> dict[int, dict[str, Any
             "parameters": sum(w[at].numel() for w in weights.values()),
             "steps": steps,
             "together": seeds,
+            "command": " ".join(["python scripts/reproduce_agreement.py", *sys.argv[1:]]),
         }
         if arm == "fixed_query":
             lengths = weights["attn.anchors"][at, :LONGEST].norm(dim=-1)
