@@ -209,14 +209,14 @@ class PhaseSlip:
                 self._parts.append((part, torch.tensor(sorted(set(heads)))))
         cache.split(min(self._by_layer))
         for part, heads_h in self._parts:
-            part.edit = partial(self._edit, heads_h) if part.values is not None else None
+            part.edit = partial(self._edit, heads_h) if part.keys is not None else None
 
     def before(self) -> None:
         """See Intervention; slips the running sums of phase_sync, which have no positions."""
         if self._partial is not None:
             self._partial.rows = self._batch
         for part, heads in self._parts:
-            if self.target == "phases" and part.state is not None and self._angle:
+            if self.target == "phases" and part.phases is None and self._angle:
                 part.state = self._slip_state(part.state, heads, part.oscillators)
 
     def after(self, logits_RV: Tensor, ids_BT: Tensor, done: Sequence[bool]) -> Tensor:
@@ -262,10 +262,10 @@ class PhaseSlip:
 
     def _edit(self, heads: Tensor, part: LayerCache) -> None:
         """Rotate the window of the copies, which are clean until now but for the newest token."""
-        assert part.keys is not None and part.values is not None
+        assert part.keys is not None
         if not self._angle:
             return
-        B, end = self._batch, part.values.shape[2]
+        B, end = self._batch, part.keys.shape[2]
         start = max(self._memory.protected if self.protect_prompt else 0, end - self.window)
         memory = part.values if self.target == "values" else part.phases
         assert memory is not None

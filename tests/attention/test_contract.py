@@ -37,10 +37,12 @@ PHASE_SYNC = [*(f"c_proj.{p}" for p in LINEAR), *OSCILLATORS]
 VALUES = [f"{m}.{p}" for m in ("c_v", "c_proj") for p in LINEAR]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
+    "kope": ["mixing", *SOFTMAX],
     "softmax": SOFTMAX,
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
     "as_coded": PHASE_SYNC,
+    "fixed_query": ["anchors", "p", *SOFTMAX],
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
@@ -309,8 +311,7 @@ def test_names_of_saved_tensors_are_the_promised_ones(stem: str) -> None:
 @every_yaml
 def test_a_fixed_parameter_is_saved_under_the_same_name_as_a_learned_one(stem: str) -> None:
     switches = [k for k in yaml_options(stem) if k.startswith("learn_")]
-    whole = subject(stem).gpt()
-    model = subject(stem).gpt(**dict.fromkeys(switches, False))
+    whole, model = (subject(stem).gpt(**dict.fromkeys(switches, on)) for on in (True, False))
     assert model.state_dict().keys() == whole.state_dict().keys()
     fewer = len(list(whole.parameters())) - len(list(model.parameters()))
     assert fewer == len(switches)

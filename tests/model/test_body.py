@@ -111,10 +111,16 @@ def test_a_body_has_a_hash_of_its_own_and_the_default_none(word: str) -> None:
     assert composed(default[word]).hash == composed().hash
 
 
-def test_a_compiled_body_computes_the_same(make_model: Callable, roughen: Callable) -> None:
-    need_compiler()
+@pytest.mark.parametrize(
+    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+)
+def test_a_compiled_body_computes_the_same(
+    make_model: Callable, roughen: Callable, backend: str
+) -> None:
+    if backend == "inductor":
+        need_compiler()
     model = roughen(make_model(**BODIES[-1]))
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, backend=backend)
     ids = IDS[:, :8]
     loss = [F.cross_entropy(m(ids).logits.flatten(0, 1), ids.flatten()) for m in (model, compiled)]
     torch.testing.assert_close(loss[1], loss[0])
