@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from phasegpt.analysis.temperature_study import once
+from phasegpt.attention.fixed_query import direction, readout
 from phasegpt.cli import guarded
 
 NOUNS, VERBS, PREPOSITIONS = 50, 30, 7
@@ -112,7 +113,7 @@ def sentences(count: int, seed: int) -> Sentences:
 
 
 class Attend(nn.Module):
-    """One head in which every token sees all tokens of its sentence."""
+    """One head of softmax attention in which every token sees all tokens of its sentence."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -120,30 +121,28 @@ class Attend(nn.Module):
         self.o = nn.Linear(width, width)
 
     def forward(self, x_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
-        score_BTT = self.q(x_BTD) @ self.k(x_BTD).transpose(1, 2) / math.sqrt(x_BTD.shape[-1])
-        return self.o(self.weights(score_BTT, seen_B1T) @ self.v(x_BTD))
+        weights_BTT = self.weights(self.q(x_BTD), self.k(x_BTD), seen_B1T)
+        return self.o(weights_BTT @ self.v(x_BTD))
 
-    def weights(self, score_BTT: Tensor, seen_B1T: Tensor) -> Tensor:
-        """Softmax over what is seen."""
+    def weights(self, q_BTD: Tensor, k_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
+        score_BTT = q_BTD @ k_BTD.transpose(1, 2) / math.sqrt(q_BTD.shape[-1])
         return score_BTT.masked_fill(~seen_B1T, -math.inf).softmax(-1)
 
 
 class FixedQuery(Attend):
-    """fixed_query without a mask, as published: W = softplus(score) pulls x* among the anchors.
-
-    A ~ (1 + x* . a)^p with x* = sum W a / |sum W a|, p = 1. Padding does not pull, but is read; and
-    anchors begin on the circle and are then free.
-    """
+    """phasegpt's fixed_query without its causal mask; as published, padding does not pull x*, but
+    is read."""
 
     def __init__(self, width: int, dimension: int) -> None:
         super().__init__(width)
-        self.anchors = nn.Parameter(F.normalize(torch.randn(PLACES, dimension), dim=-1))
+        self.anchors = nn.Parameter(F.normalize(torch.randn(1, PLACES, dimension), dim=-1))
 
-    def weights(self, score_BTT: Tensor, seen_B1T: Tensor) -> Tensor:
-        anchors_Td = self.anchors[: score_BTT.shape[-1]]
-        star_BTd = F.normalize((F.softplus(score_BTT) * seen_B1T) @ anchors_Td, dim=-1)
-        A_BTT = (1 + star_BTd @ anchors_Td.T).clamp(min=0)
-        return A_BTT / A_BTT.sum(-1, keepdim=True).clamp(min=1e-8)
+    def weights(self, q_BTD: Tensor, k_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
+        q_B1TD, k_B1TD = q_BTD.unsqueeze(1), k_BTD.unsqueeze(1)
+        anchors_1Td = self.anchors[:, : q_BTD.shape[1]]
+        star_B1Td = direction(q_B1TD, k_B1TD, anchors_1Td, seen_B1T.unsqueeze(1))
+        p_1 = q_BTD.new_full((1,), SETTINGS["p"])
+        return readout(star_B1Td, anchors_1Td, p_1).squeeze(1)
 
 
 class AgreementReader(nn.Module):
@@ -236,7 +235,7 @@ def train(arm: str, seeds: list[int], *, epochs: int) -> dict[int, dict[str, Any
             "command": " ".join(["python scripts/reproduce_agreement.py", *sys.argv[1:]]),
         }
         if arm == "fixed_query":
-            lengths = weights["attn.anchors"][at, :LONGEST].norm(dim=-1)
+            lengths = weights["attn.anchors"][at, 0, :LONGEST].norm(dim=-1)
             found[seed]["anchor_lengths"] = lengths.tolist()
     return found
 
