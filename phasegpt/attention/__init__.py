@@ -105,6 +105,7 @@ class Trajectory(NamedTuple):
     dt: float
     order_parameter: Callable[[Tensor], Tensor]
     path: Tensor | None = None  # [S+1,B,T,H,N] before every step and after the last, if asked
+    free: Tensor | None = None  # the path without coupling, where more than omega moves phases
 
     @property
     def steps(self) -> int:
