@@ -57,7 +57,9 @@ class LayerCache:
     def phases(self) -> Tensor | None:
         """(cos theta, sin theta) of the tokens so far, [R,H,T,2N], a view; None without phases."""
         keys = self.keys
-        return keys[..., -2 * self.oscillators :] if keys is not None and self.oscillators else None
+        if keys is None or not self.oscillators or self.state is not None:
+            return None
+        return keys[..., -2 * self.oscillators :]
 
     def order_parameter(self) -> Tensor | None:
         """Attention.order_parameter at the newest token from what is stored of it, [R,H].

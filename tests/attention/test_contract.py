@@ -34,6 +34,7 @@ SOFTMAX = [f"{m}.{p}" for m in ("c_attn", "c_proj") for p in LINEAR]
 OSCILLATORS = [f"oscillators.{p}" for p in ("coupling", "omega", "phase.bias", "phase.weight")]
 KURAMOTO = ["beta", *SOFTMAX, *OSCILLATORS]
 PHASE_SYNC = [*(f"c_proj.{p}" for p in LINEAR), *OSCILLATORS]
+SSA = ["bandwidth", "frequency.weight", *OSCILLATORS[::3], *SOFTMAX]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
     "softmax": SOFTMAX,
@@ -41,6 +42,8 @@ STATE_DICT = {
     "phase_sync": PHASE_SYNC,
     "as_coded": PHASE_SYNC,
     "fixed_query": ["anchors", "p", *SOFTMAX],
+    "ssa": SSA,
+    "ssa_as_published": SSA,
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
