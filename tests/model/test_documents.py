@@ -38,6 +38,8 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("hybrid", {}),
     ("hybrid", {"partner": "phase_sync"}),
     ("as_coded", {}),
+    ("fixed_query", {"positions": "rope"}),
+    ("ssa", {"positions": "rope"}),
 ]
 
 
