@@ -238,7 +238,7 @@ class Attention(nn.Module, ABC):
     #: False for a control that mixes no tokens, or mixes them whatever their order.
     mixes: bool = True
     knows_order: bool = True
-    #: Parameters without a gradient at the start: of a named control, which is dead as published.
+    #: Parameters without a gradient at the start, at GPT-2's width: of a named, dead control.
     dead: ClassVar[tuple[str, ...]] = ()
     #: What updates the carry between the blocks of a mechanism that has one; `forward` then takes
     #: `carry=`, None in the first of them, and returns it.

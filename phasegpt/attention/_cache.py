@@ -72,7 +72,9 @@ class LayerCache:
         keys = self.keys
         if keys is None or self.angles:
             return keys
-        return keys[..., -2 * self.oscillators :] if self.oscillators else None
+        if not self.oscillators or self.state is not None:
+            return None
+        return keys[..., -2 * self.oscillators :]
 
     def order_parameter(self) -> Tensor | None:
         """Attention.order_parameter at the newest token from what is stored of it, [R,H].

@@ -210,7 +210,8 @@ class PhaseSlip:
                 self._parts.append((part, torch.tensor(sorted(set(heads)))))
         cache.split(min(self._by_layer))
         for part, heads_h in self._parts:
-            part.edit = partial(self._edit, heads_h) if part.keys is not None else None
+            edited = part.values if self.target == "values" else part.phases
+            part.edit = partial(self._edit, heads_h) if edited is not None else None
 
     def before(self) -> None:
         """See Intervention; slips the running sums of phase_sync, which have no positions."""

@@ -39,6 +39,7 @@ TORUS = [
     *(f"{m}.{p}" for m in ("c_gate", "c_proj") for p in LINEAR),
     *("oscillators.coupling", "phase.weight", "tau"),
 ]
+SSA = ["bandwidth", "frequency.weight", *OSCILLATORS[::3], *SOFTMAX]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
     "kope": ["mixing", "oscillators.coupling", *SOFTMAX],
@@ -51,6 +52,8 @@ STATE_DICT = {
     "torus": TORUS,
     "fsn": [*TORUS, "kernel"],
     "token_shift": [*SOFTMAX, "next_c_proj.weight"],
+    "ssa": SSA,
+    "ssa_as_published": SSA,
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
