@@ -62,6 +62,10 @@ class TaskConfig(DataSection):
         """Lengths that are validated; those above `length` were never trained on."""
         return (self.length,)
 
+    def lengths_with(self, positions: str) -> tuple[int, ...]:
+        """Those of a model: learned positions have no trained weights beyond `length`."""
+        return tuple(n for n in self.lengths if n <= self.length or positions != "learned")
+
 
 class Task(ABC):
     """Draws examples for a Config; see the module."""
@@ -119,7 +123,9 @@ def task_class(name: str) -> type[Task]:
     return next(
         found
         for found in vars(module).values()
-        if isinstance(found, type) and issubclass(found, Task) and found.__dict__.get("name") == name
+        if isinstance(found, type)
+        and issubclass(found, Task)
+        and found.__dict__.get("name") == name
     )
 
 
@@ -171,9 +177,7 @@ class TaskExamples(torch.utils.data.Dataset):
 class ScoredBatches(IterableDataset):
     """All examples of `split`, length by length, in batches; `length` [] says which it is of."""
 
-    def __init__(
-        self, task: Task, split: str, batch_size: int, lengths: tuple[int, ...]
-    ) -> None:
+    def __init__(self, task: Task, split: str, batch_size: int, lengths: tuple[int, ...]) -> None:
         if split not in ("val", "test"):
             raise ConfigError(f"split={split} of a generated task: choose from val, test")
         self.task, self.split, self.batch_size = task, split, batch_size

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
+from phasegpt.data.tasks import ScoredBatches, Task
 from phasegpt.data.tokenizers import Tokenizer
 from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
 from phasegpt.model import documents
@@ -26,7 +27,7 @@ from phasegpt.model.gpt import GPT
 #: What one token is, by the tokenizer's name.
 UNITS = {
     **{"char": "character", "byte": "byte"},
-    **{"gpt2": "BPE token", "bpe": "BPE token", "hf": "token"},
+    **{"gpt2": "BPE token", "bpe": "BPE token", "hf": "token", "symbols": "scored token"},
 }
 
 
@@ -80,6 +81,36 @@ class Tally:
         if len(sums) > 1:
             scores |= {f"accuracy/{n}": right / count for n, (_, count, right) in sums.items()}
         return scores
+
+
+def score_task(
+    model: GPT,
+    task: Task,
+    split: str,
+    *,
+    batch_size: int,
+    device: torch.device | str | None = None,
+) -> dict[str, float]:
+    """What Tally.scores says of val or test of a generated task, as a run validates it.
+
+    Raises ConfigError for another split and for examples that do not fit the model.
+    """
+    lengths = task.config.lengths_with(model.config.positions)
+    if max(lengths) > model.config.block_size:
+        raise ConfigError(
+            f"data={task.config.corpus} has examples of {max(lengths)} tokens; the model attends "
+            f"to {model.config.block_size} (its block_size)"
+        )
+    if device is not None:
+        model.to(device)
+    device, tally = next(model.parameters()).device, Tally()
+    for batch in ScoredBatches(task, split, batch_size, lengths):
+        idx_BT, targets_BT = batch["idx"].to(device), batch["targets"].to(device)
+        only_BT = targets_BT != IGNORED
+        with inference(model):
+            logits_MV = model(idx_BT, only_BT=only_BT).logits
+        tally.add(logits_MV, targets_BT[only_BT], int(batch["length"]))
+    return Tally.scores(tally.sums(), trained=task.config.length)
 
 
 @dataclass(frozen=True, kw_only=True)

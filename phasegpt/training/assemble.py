@@ -179,7 +179,9 @@ def assemble(
         if isinstance(logger, AtSteps):
             logger.trainer = trainer
     tokens_per_step = time * run.data.batch_size * t.accumulate_grad_batches * t.devices
-    return Assembled(trainer, lit, data, saver, guard, solved, cuda, tokens_per_step, flops_per_token)
+    return Assembled(
+        trainer, lit, data, saver, guard, solved, cuda, tokens_per_step, flops_per_token
+    )
 
 
 def lightning(config: Any, corpus: Corpus | None = None) -> tuple[LitGPT, DataModule]:

@@ -255,14 +255,9 @@ class RunConfig(Section):
 
     @property
     def scored_lengths(self) -> tuple[int, ...]:
-        """Lengths of a task that this model is validated at; none of a text.
-
-        Learned positions have no weights beyond the trained length, so there it is n/a.
-        """
-        if not isinstance(self.data, TaskConfig):
-            return ()
-        learned = self.model.positions == "learned"
-        return tuple(n for n in self.data.lengths if n <= self.data.length or not learned)
+        """Lengths of a task that this model is validated at; none of a text."""
+        task = isinstance(self.data, TaskConfig)
+        return self.data.lengths_with(self.model.positions) if task else ()  # type: ignore
 
     def check_idle(self) -> None:
         """See Section.check_idle; also refuse what is for oscillators where there are none."""

@@ -88,7 +88,8 @@ class LitGPT(pl.LightningModule):
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict[str, Tensor]:
         """Move all but what is read here: reading it back would wait for the GPU."""
-        moved = {name: value for name, value in batch.items() if name in ("idx", "targets")}
+        here = ("sample", "begins", "length")
+        moved = {name: value for name, value in batch.items() if name not in here}
         return batch | super().transfer_batch_to_device(moved, device, dataloader_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
@@ -149,7 +150,7 @@ class LitGPT(pl.LightningModule):
         return drawn
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Add the batch's summed nats, scored tokens and what else is of them; return its phases."""
+        """Add the batch's summed nats, scored tokens or those of a task; return phases."""
         out = self._predict(batch, return_phase=True)
         if self._task is not None:
             self._tally.add(out.logits, self._targets(batch), int(batch["length"]))
