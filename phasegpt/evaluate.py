@@ -157,7 +157,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 
 def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device) -> dict[str, Any]:
-    """Accuracy of a generated task; lengths that the model has no positions for are None."""
+    """Accuracy of a generated task; loads that the model has no positions for are None."""
     from phasegpt.data import tasks
     from phasegpt.data.config import DataSection
     from phasegpt.data.corpus import prepare
@@ -175,13 +175,14 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
     found = scoring.score_task(
         loaded.model, task, settings.split, batch_size=settings.batch_size, device=device
     )
-    lengths = task.config.lengths
-    by_length = {n: found.get(f"accuracy/{n}") for n in lengths} if len(lengths) > 1 else {}
+    loads = task.config.loads
+    by_load = {n: found.get(f"accuracy/{n}") for n in loads} if len(loads) > 1 else {}
     return {
         "checkpoint": os.path.relpath(loaded.path),
         "sha256": loaded.sha256,
         "leaky": loaded.model.leaky,
         "task": data.to_dict(),
+        "trained": task.config.trained,
         "data_fingerprint": prepare(data).fingerprint,
         "split": settings.split,
         "batch_size": settings.batch_size,
@@ -189,7 +190,7 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
         "finite": math.isfinite(found["loss"]),
         "loss": _finite(found["loss"]),
         "accuracy": found["accuracy"],
-        "accuracy_by_length": by_length,
+        "accuracy_by_load": by_load,
         "chance": task.chance,
         "ceiling": task.ceiling,
     }
@@ -197,15 +198,16 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
 
 def generated_table(result: dict[str, Any]) -> str:
     """The result of `evaluate` on a generated task for a person to read."""
-    task, lengths = result["task"], result["accuracy_by_length"]
+    task, loads = result["task"], result["accuracy_by_load"]
     rows = {"loss": result["loss"], "accuracy": result["accuracy"]}
-    rows |= {f"  length {n}": value for n, value in lengths.items()}
+    rows |= {f"  at {n}": value for n, value in loads.items()}
     rows |= {"chance": result["chance"], "ceiling": result["ceiling"]}
-    said = {"loss": "nats per scored token", "ceiling": "of the best predictor there is"}
+    said = {f"  at {n}": "beyond the training" for n in loads if n > result["trained"]}
+    said |= {"loss": "nats per scored token", "ceiling": "of the best predictor there is"}
     lines = [
         f"{result['checkpoint']}  (sha256 {result['sha256'][:16]}, {result['device']})",
         f"{task['corpus']}, split {result['split']}: {task['val_examples']:,} examples"
-        f"{' of each length' if lengths else ''}",
+        f"{' of each' if loads else ''}",
         "",
     ]
     for name, value in rows.items():

@@ -120,7 +120,9 @@ def assemble(
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
-    time = run.data.length if isinstance(run.data, TaskConfig) else model.config.block_size
+    time = model.config.block_size
+    if isinstance(run.data, TaskConfig):
+        time = run.data.time(run.data.trained)
     attention = 12 * model.config.n_layer * time * model.config.n_embd
     # The head is the embedding's matrix, but it multiplies.
     flops_per_token = 6 * (model.num_parameters() + model.lm_head.weight.numel()) + attention
@@ -207,7 +209,7 @@ def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
         seed=run.seed,
         total_batches=t.steps * t.accumulate_grad_batches,
         overfit_batches=t.overfit_batches,
-        lengths=run.scored_lengths,
+        loads=run.loads,
     )
 
 

@@ -24,7 +24,7 @@ def read(row: list[int], pairs: int, half: int) -> list[int]:
 @pytest.mark.parametrize("keys", [{}, {"length": 128, "pairs": 8}, {"length": 16, "pairs": 4}])
 def test_mqar_asks_for_the_value_of_every_key_once(keys):
     t = task("mqar", **keys)
-    rows = t.scored("val", np.arange(300), t.config.length)
+    rows = t.scored("val", np.arange(300), t.config.pairs)
     P, half = t.config.pairs, t.config.vocab_size // 2
     for idx, targets in zip(rows.idx.tolist(), rows.targets.tolist(), strict=True):
         assert targets == read(idx, P, half)
@@ -37,7 +37,7 @@ def test_mqar_asks_for_the_value_of_every_key_once(keys):
 
 def test_mqar_gaps_follow_the_power_law():
     t = task("mqar", pairs=1, length=24, power_a=0.5)
-    place = (t.scored("val", np.arange(20_000), 24).targets != IGNORED).argmax(axis=1)
+    place = (t.scored("val", np.arange(20_000), 1).targets != IGNORED).argmax(axis=1)
     weights = np.arange(1, 12) ** -0.5
     found = np.bincount((place - 2) // 2, minlength=11) / 20_000
     assert np.allclose(found, weights / weights.sum(), atol=0.012)
@@ -45,7 +45,7 @@ def test_mqar_gaps_follow_the_power_law():
 
 def test_mqar_can_fill_its_empty_places():
     t = task("mqar", random_non_queries=True)
-    rows = t.scored("val", np.arange(50), 64)
+    rows = t.scored("val", np.arange(50), 4)
     assert (rows.idx == 0).mean() < 0.02
     assert (rows.targets != IGNORED).sum() == 50 * t.config.pairs
 
@@ -53,4 +53,4 @@ def test_mqar_can_fill_its_empty_places():
 @pytest.mark.parametrize("keys", [{"length": 14}, {"length": 17}, {"vocab_size": 8}])
 def test_mqar_refuses_what_does_not_fit(keys):
     with pytest.raises(ConfigError, match=r"data\.(length|vocab_size)="):
-        MQARConfig(batch_size=1, **keys)
+        MQARConfig(corpus="mqar", batch_size=1, **keys)

@@ -1,5 +1,6 @@
 """What every generated task keeps to: examples by number, one order, positions that are scored."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from phasegpt.core.composition import CONF_DIR, compose
+from phasegpt.core.composition import CONF_DIR, compose, plain
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import tasks
 from phasegpt.data._draws import Draws
@@ -22,8 +23,12 @@ every_task = pytest.mark.parametrize("name", tasks.MODULES)
 
 def task(name: str, **keys: Any) -> tasks.Task:
     """The small version of a task."""
-    data = dict(compose([f"data={name}_small"]).data) | keys
-    return tasks.build(DataSection.parse(data))
+    return tasks.build(DataSection.parse(data_of(f"{name}_small") | keys))
+
+
+@functools.cache
+def data_of(name: str) -> dict[str, Any]:
+    return plain(compose([f"data={name}"]).data)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -81,8 +86,8 @@ def test_examples_are_functions_of_their_number_and_split(name):
     for part in (np.array([3]), np.array([19, 0, 3])):
         for all_rows, rows in zip(whole, t.train(5, part), strict=True):
             assert np.array_equal(all_rows[part], rows)
-    length = t.config.lengths[0]
-    val, test = (t.scored(split, np.arange(20), length) for split in ("val", "test"))
+    load = t.config.loads[0]
+    val, test = (t.scored(split, np.arange(20), load) for split in ("val", "test"))
     assert not np.array_equal(val.idx, test.idx)
     assert not np.array_equal(whole.idx, t.train(6, np.arange(20)).idx)
 
@@ -90,10 +95,10 @@ def test_examples_are_functions_of_their_number_and_split(name):
 @every_task
 @pytest.mark.parametrize("version", ["", "_small"])
 def test_tokens_and_targets_are_in_the_vocabulary(name, version):
-    t = tasks.build(DataSection.parse(dict(compose([f"data={name}{version}"]).data)))
-    longest = t.config.lengths[-1]
+    t = tasks.build(DataSection.parse(data_of(name + version)))
+    longest = t.config.loads[-1]
     found = [t.train(0, np.arange(8))]
-    found += [t.scored("val", np.arange(8), n) for n in {t.config.lengths[0], longest}]
+    found += [t.scored("val", np.arange(8), n) for n in (t.config.loads[0], longest)]
     for rows in found:
         assert rows.idx.dtype == rows.targets.dtype == np.int64
         assert rows.idx.shape == rows.targets.shape
@@ -101,15 +106,15 @@ def test_tokens_and_targets_are_in_the_vocabulary(name, version):
         scored = rows.targets != IGNORED
         assert scored.any(axis=1).all()
         assert rows.targets[scored].min() >= 0 and rows.targets.max() < t.vocab_size
-    assert found[0].idx.shape[1] == t.config.length
-    assert found[-1].idx.shape[1] in (longest, t.config.lengths[0])
+    assert found[0].idx.shape[1] == t.config.time(t.config.trained)
+    assert found[-1].idx.shape[1] == t.config.time(longest)
     assert 0 < t.chance < t.ceiling <= 1
 
 
 @every_task
 def test_chance_is_the_accuracy_of_the_commonest_answer(name):
     t = task(name)
-    rows = t.scored("val", np.arange(2000), t.config.lengths[0])
+    rows = t.scored("val", np.arange(2000), t.config.loads[0])
     answers = rows.targets[rows.targets != IGNORED]
     commonest = np.bincount(answers).max() / len(answers)
     assert abs(commonest - t.chance) < 0.02 + 3 * (t.chance / len(answers)) ** 0.5
@@ -118,10 +123,9 @@ def test_chance_is_the_accuracy_of_the_commonest_answer(name):
 @every_task
 def test_the_files_of_a_task_hold_the_defaults_and_a_smaller_version(name):
     written = yaml.safe_load((CONF_DIR / "data" / f"{name}.yaml").read_text())
-    config = tasks.task_class(name).Config
-    assert written == config(batch_size=written["batch_size"]).to_dict()
-    small = task(name).config
-    assert (small.corpus, small.length <= written["length"]) == (name, True)
+    config, small = tasks.task_class(name).Config, task(name).config
+    assert written == config(corpus=name, batch_size=written["batch_size"]).to_dict()
+    assert small.corpus == name and small != config(corpus=name, batch_size=small.batch_size)
 
 
 @every_task
@@ -167,16 +171,16 @@ def test_a_stream_without_end_repeats_nothing():
     assert len(rows) == 200
 
 
-def test_validation_goes_through_all_examples_length_by_length():
+def test_validation_goes_through_all_examples_load_by_load():
     t = task("mqar", val_examples=5)
-    found = list(tasks.ScoredBatches(t, "val", 3, (64,)))
+    found = list(tasks.ScoredBatches(t, "val", 3, (4,)))
     assert [len(batch["idx"]) for batch in found] == [3, 2]
-    assert [int(batch["length"]) for batch in found] == [64, 64]
-    single = tasks.TaskExamples(t, "val", 64)
+    assert [int(batch["load"]) for batch in found] == [4, 4]
+    single = tasks.TaskExamples(t, "val", 4)
     assert len(single) == 5
     assert torch.equal(found[1]["idx"][1], single[4]["idx"])
     with pytest.raises(ConfigError, match="choose from val, test"):
-        tasks.ScoredBatches(t, "train", 3, (64,))
+        tasks.ScoredBatches(t, "train", 3, (4,))
 
 
 # --- a corpus without a text -------------------------------------------------------------------

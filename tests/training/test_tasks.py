@@ -64,17 +64,17 @@ def test_logits_where_asked_are_those_of_the_whole(make_model: Any, roughen: Any
     torch.testing.assert_close(model(idx, only_BT=only).logits, model(idx).logits[only])
 
 
-def test_a_tally_adds_up_trained_lengths_and_keeps_longer_ones_apart() -> None:
+def test_a_tally_adds_up_trained_loads_and_keeps_those_beyond_apart() -> None:
     tally = Tally()
-    for length, right in ((4, 3), (4, 1), (8, 2)):
+    for load, right in ((4, 3), (4, 1), (8, 2)):
         logits = torch.zeros(5, 3)
         targets = torch.zeros(5, dtype=torch.int64)
         logits[:right, 0] = 9.0
         logits[right:, 1] = 9.0
-        tally.add(logits, targets, length)
+        tally.add(logits, targets, load)
     scores = Tally.scores(tally.sums(), trained=4)
     assert scores["accuracy"] == scores["accuracy/4"] == 0.4
-    assert scores["accuracy/8"] == 0.4
+    assert scores["accuracy/8"] == scores["accuracy/beyond"] == 0.4
     wrong, right = 9 + 2e-4, 2e-4
     assert scores["loss"] == pytest.approx((6 * wrong + 4 * right) / 10, rel=1e-3)
 
@@ -154,8 +154,8 @@ def test_another_generator_is_another_text(run: Path, tmp_path: Path, monkeypatc
     with crash_at(5):
         fit(config(), tmp_path)
     old = recall_tasks.MQAR.draw
-    swapped = lambda self, draws, length=None: old(self, draws, length)._replace(  # noqa: E731
-        idx=old(self, draws, length).idx * 0
+    swapped = lambda self, draws, load=None: old(self, draws, load)._replace(  # noqa: E731
+        idx=old(self, draws, load).idx * 0
     )
     monkeypatch.setattr(recall_tasks.MQAR, "draw", swapped)
     with pytest.raises(CheckpointError, match="the data changed"):
