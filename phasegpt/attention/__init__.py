@@ -174,6 +174,7 @@ class Flops(NamedTuple):
     def causal_products(self) -> float:
         """The same with the keys before a token and its own alone."""
         return self.weights + self.causal
+
     def preceding(
         cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0
     ) -> Flops:
