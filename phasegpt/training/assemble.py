@@ -22,8 +22,8 @@ from pytorch_lightning.profilers import (
 
 from phasegpt.attention import Flops
 from phasegpt.core.errors import ConfigError, UserError
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.corpus import Corpus, prepare
-from phasegpt.data.tasks import TaskConfig
 from phasegpt.model import checkpoint
 from phasegpt.training import callbacks as cb
 from phasegpt.training.checkpointing import Saver, VerifiedIO

@@ -13,8 +13,7 @@ from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
 from phasegpt.core.sections import REQUIRED, Section, flat, option
-from phasegpt.data.config import DataSection
-from phasegpt.data.tasks import TaskConfig
+from phasegpt.data.config import DataSection, TaskConfig
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.migration import as_hashed
 from phasegpt.training.callback_config import CallbacksConfig

@@ -19,8 +19,8 @@ from phasegpt.attention import coupled_axis
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.corpus import Corpus
-from phasegpt.data.tasks import TaskConfig
 from phasegpt.model import growth
 from phasegpt.model.loading import load
 from phasegpt.model.scoring import UNITS

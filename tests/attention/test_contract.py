@@ -233,7 +233,7 @@ def test_every_oscillator_parameter_is_named_in_lr_factors(stem: str) -> None:
         children = [n for n, m in layer.named_children() if isinstance(m, Attention)]
         for name, _ in layer.named_parameters():
             # c_attn, c_proj and their like are GPT-2's plain matrices.
-            if not name.startswith("c_") and name.split(".")[0] not in children:
+            if not name.startswith(("c_", "next_c_")) and name.split(".")[0] not in children:
                 assert name in layer.lr_factors
 
 
