@@ -38,6 +38,7 @@ from phasegpt.attention._functional import rotary_angles, rotate
 from phasegpt.attention.softmax import Softmax
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import option
+from phasegpt.phase.order import cumulative_sum
 from phasegpt.phase.steering import Perturbation
 
 _TAPS = 4  # tokens that one increment is made of
@@ -140,7 +141,8 @@ class SelectiveRope(Softmax):
         window_BSC = torch.cat((past.last_WBC.transpose(0, 1), u_BTC), dim=1)
         kernel_JC = self.kernel.to(u_BTC.dtype).unbind(1)
         taps = (w_C * window_BSC[:, j : j + T] for j, w_C in enumerate(kernel_JC))
-        sums_BTC = sum(taps, u_BTC.new_zeros(())).cumsum(1) + past.total_1BC.transpose(0, 1)
+        increments_BTC = sum(taps, u_BTC.new_zeros(()))
+        sums_BTC = cumulative_sum(increments_BTC, 1) + past.total_1BC.transpose(0, 1)
         if cache is not None:
             last_WBC = window_BSC[:, -(_TAPS - 1) :].transpose(0, 1)
             cache.state = _Sums(sums_BTC[:, -1:].transpose(0, 1), last_WBC)
