@@ -105,6 +105,7 @@ class Trajectory(NamedTuple):
     dt: float
     order_parameter: Callable[[Tensor], Tensor]
     path: Tensor | None = None  # [S+1,B,T,H,N] before every step and after the last, if asked
+    free: Tensor | None = None  # the path without coupling, where more than omega moves phases
 
     @property
     def steps(self) -> int:
@@ -174,6 +175,13 @@ class Flops(NamedTuple):
         """The same with the keys before a token and its own alone."""
         return self.weights + self.causal
 
+    def preceding(
+        cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0
+    ) -> Flops:
+        """The same where a token sees those before it alone, and the first one none."""
+        mixing = per_pair * (time - 1) ** 2 / time
+        return cls(weights, mixing, per_pair * (time - 1) / 2, elementwise)
+
 
 class Link(nn.Module, ABC):
     """What a mechanism does between its blocks with the state they carry from layer to layer.
@@ -231,13 +239,15 @@ class Attention(nn.Module, ABC):
     #: False for a control that mixes no tokens, or mixes them whatever their order.
     mixes: bool = True
     knows_order: bool = True
-    #: Parameters without a gradient at the start: of a named control, which is dead as published.
+    #: Parameters without a gradient at the start, at GPT-2's width: of a named, dead control.
     dead: ClassVar[tuple[str, ...]] = ()
     #: What updates the carry between the blocks of a mechanism that has one; `forward` then takes
     #: `carry=`, None in the first of them, and returns it.
     link: ClassVar[type[Link] | None] = None
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"
+    #: How far bf16 autocast may move a phase, radians: more where attention in bf16 moves phases.
+    phase_error: float = 1e-5
     #: Where GPT-2's c_attn and c_proj belong in this layer: prefixes of their names there, ("",)
     #: for its own; none where it has no use for them.
     softmax_parts: tuple[str, ...] = ()

@@ -104,7 +104,8 @@ class FixedQuery(Softmax):
         (B, H, T, _), U = q.shape, k.shape[2]
         check_table("fixed_query", B, H, T, U, q)
         seen_TU = causal(T, U, q.device)
-        anchors_HUd = self.anchors[:, :U]
+        position_U = torch.arange(U, device=q.device)
+        anchors_HUd = self.anchors[:, position_U]  # a view would not do in torch.export
         star_BHTd = direction(q, k, anchors_HUd, seen_TU)
         A_BHTU = readout(star_BHTd, anchors_HUd, self.p.clamp(min=0), seen_TU)
         y = mixed(A_BHTU, v, self.dropout if self.training else 0.0)

@@ -33,9 +33,14 @@ from phasegpt.data.windows import IGNORED, Order
 #: The module of every task.
 MODULES = {
     "mqar": "recall_tasks",
+    **dict.fromkeys(("recall", "noisy_recall", "fuzzy_recall", "memorization"), "mad_tasks"),
+    **dict.fromkeys(("selective_copy", "copying"), "copying_tasks"),
+    **dict.fromkeys(("induction", "periodic"), "pattern_tasks"),
+    **dict.fromkeys(("parity", "even_pairs", "cycle_navigation"), "formal_tasks"),
+    **dict.fromkeys(("modular_arithmetic", "state_s2", "state_s3"), "formal_tasks"),
 }
 
-_FINGERPRINTED = 64  # examples of every split and length that stand for all
+_FINGERPRINTED = 64  # examples of every split and load that stand for all
 
 
 class Rows(NamedTuple):
@@ -49,18 +54,31 @@ class Rows(NamedTuple):
 class TaskConfig(DataSection):
     """What every task has."""
 
-    length: int = option(64, "T, tokens of an example, in training at most", ge=2, le=2**20)
     examples: int | None = option(
         None, "training examples, in a new order every epoch; null: new ones without end", ge=1
     )
     val_examples: int = option(
-        1000, "examples of validation, and of test, of each length", ge=1, le=10_000_000
+        1000, "examples of validation, and of test, of each load", ge=1, le=10_000_000
     )
 
     @property
-    def lengths(self) -> tuple[int, ...]:
-        """Lengths that are validated; those above `length` were never trained on."""
-        return (self.length,)
+    def trained(self) -> int:
+        """The largest load that is trained on."""
+        raise NotImplementedError
+
+    @property
+    def loads(self) -> tuple[int, ...]:
+        """Loads that are validated: what an accuracy is reported by, such as a length."""
+        return (self.trained,)
+
+    def time(self, load: int) -> int:
+        """T, tokens of an example."""
+        raise NotImplementedError
+
+    def loads_with(self, positions: str) -> tuple[int, ...]:
+        """Those of a model: learned positions have no trained weights beyond the longest."""
+        longest = self.time(self.trained)
+        return tuple(n for n in self.loads if positions != "learned" or self.time(n) <= longest)
 
 
 class Task(ABC):
@@ -77,23 +95,23 @@ class Task(ABC):
         self.config = config
 
     @abstractmethod
-    def draw(self, draws: Draws, length: int | None = None) -> Rows:
-        """One example of each stream; of `length` tokens, None: as in training."""
+    def draw(self, draws: Draws, load: int | None = None) -> Rows:
+        """One example of each stream; of one load, None: as in training."""
 
     def train(self, seed: int, example_B: np.ndarray) -> Rows:
         """Training examples by number."""
         return self.draw(Draws(self.config.corpus, "train", seed, example_B=example_B))
 
-    def scored(self, split: str, example_B: np.ndarray, length: int) -> Rows:
+    def scored(self, split: str, example_B: np.ndarray, load: int) -> Rows:
         """Examples of val or test by number."""
-        return self.draw(Draws(self.config.corpus, split, length, example_B=example_B), length)
+        return self.draw(Draws(self.config.corpus, split, load, example_B=example_B), load)
 
     def meta(self) -> dict[str, Any]:
         """What a run's record says of its data; the digests stand for the generator."""
         number_B = np.arange(_FINGERPRINTED)
         digests = {"train": _digest(self.train(0, number_B))}
         for split in ("val", "test"):
-            rows = [self.scored(split, number_B, length) for length in self.config.lengths]
+            rows = [self.scored(split, number_B, load) for load in self.config.loads]
             digests[split] = _digest(*rows)
         return {
             "corpus": self.config.corpus,
@@ -119,7 +137,9 @@ def task_class(name: str) -> type[Task]:
     return next(
         found
         for found in vars(module).values()
-        if isinstance(found, type) and issubclass(found, Task) and found.__dict__.get("name") == name
+        if isinstance(found, type)
+        and issubclass(found, Task)
+        and found.__dict__.get("name") == name
     )
 
 
@@ -152,10 +172,10 @@ class TaskBatches(torch.utils.data.Dataset):
 
 
 class TaskExamples(torch.utils.data.Dataset):
-    """The examples of `split` of one length, as rows idx [T], targets [T]."""
+    """The examples of `split` of one load, as rows idx [T], targets [T]."""
 
-    def __init__(self, task: Task, split: str, length: int) -> None:
-        self.task, self.split, self.length = task, split, length
+    def __init__(self, task: Task, split: str, load: int) -> None:
+        self.task, self.split, self.load = task, split, load
 
     def __len__(self) -> int:
         return self.task.config.val_examples
@@ -164,32 +184,30 @@ class TaskExamples(torch.utils.data.Dataset):
         """Example i."""
         if not 0 <= i < len(self):
             raise IndexError(i)
-        rows = self.task.scored(self.split, np.array([i]), self.length)
+        rows = self.task.scored(self.split, np.array([i]), self.load)
         return {name: tensor[0] for name, tensor in _tensors(rows).items()}
 
 
 class ScoredBatches(IterableDataset):
-    """All examples of `split`, length by length, in batches; `length` [] says which it is of."""
+    """All examples of `split`, load by load, in batches; `load` [] says of which one is."""
 
-    def __init__(
-        self, task: Task, split: str, batch_size: int, lengths: tuple[int, ...]
-    ) -> None:
+    def __init__(self, task: Task, split: str, batch_size: int, loads: tuple[int, ...]) -> None:
         if split not in ("val", "test"):
             raise ConfigError(f"split={split} of a generated task: choose from val, test")
         self.task, self.split, self.batch_size = task, split, batch_size
-        self.lengths = lengths
+        self.loads = loads
 
     def __len__(self) -> int:
-        return -(-self.task.config.val_examples // self.batch_size) * len(self.lengths)
+        return -(-self.task.config.val_examples // self.batch_size) * len(self.loads)
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of idx [B,T], targets [B,T], length []."""
+        """Batches of idx [B,T], targets [B,T], load []."""
         total = self.task.config.val_examples
-        for length in self.lengths:
+        for load in self.loads:
             for first in range(0, total, self.batch_size):
                 number_B = np.arange(first, min(first + self.batch_size, total))
-                rows = self.task.scored(self.split, number_B, length)
-                yield {**_tensors(rows), "length": torch.tensor(length)}
+                rows = self.task.scored(self.split, number_B, load)
+                yield {**_tensors(rows), "load": torch.tensor(load)}
 
 
 def _tensors(rows: Rows) -> dict[str, torch.Tensor]:
@@ -199,3 +217,14 @@ def _tensors(rows: Rows) -> dict[str, torch.Tensor]:
 def nothing_scored(idx_BT: np.ndarray) -> np.ndarray:
     """Targets [B,T] that are all IGNORED, to be filled."""
     return np.full(idx_BT.shape, IGNORED, dtype=np.int64)
+
+
+def check_loads(name: str, loads: tuple[int, ...], trained: int) -> None:
+    """ConfigError for loads that do not rise, or of which the training has none."""
+    if not loads or any(b <= a for a, b in zip((0, *loads), loads, strict=False)):
+        raise ConfigError(f"{name}={list(loads)} must be whole numbers >= 1 that rise")
+    if loads[0] > trained:
+        raise ConfigError(
+            f"{name}={list(loads)} has none up to {trained}, the training's, by which a run "
+            f"chooses its best step; add one"
+        )

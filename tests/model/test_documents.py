@@ -44,6 +44,8 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("no_mixing", {}),
     ("lohe", {"positions": "rope"}),
     ("lohe", {"group": 2}),
+    ("fixed_query", {"positions": "rope"}),
+    ("ssa", {"positions": "rope"}),
 ]
 
 

@@ -10,7 +10,7 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.samplers import PhaseSlip, RGate, decode
 
 
-@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "hybrid"])
+@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "hybrid", "ssa"])
 def test_phases_slip_and_are_back_for_the_next_token(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
@@ -50,7 +50,7 @@ def test_a_slip_of_phases_keeps_the_size_of_the_running_sums(
     torch.testing.assert_close(turn, torch.full_like(turn, 0.7), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync"])
+@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "ssa"])
 def test_the_R_gate_is_open_only_where_a_head_is_over_synchronized(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
@@ -68,7 +68,10 @@ def test_the_R_gate_is_open_only_where_a_head_is_over_synchronized(
 
 @pytest.mark.parametrize(
     ("attention", "options"),
-    [("kuramoto", {}), ("phase_sync", {}), ("phase_sync", {"forget": 0.8}), ("hybrid", {})],
+    [
+        *(("kuramoto", {}), ("phase_sync", {}), ("phase_sync", {"forget": 0.8}), ("hybrid", {})),
+        ("ssa", {}),
+    ],
 )
 def test_the_R_of_the_gate_is_that_of_the_layer(
     attention: str, options: dict, make_model: Any, roughen: Any
@@ -83,5 +86,5 @@ def test_the_R_of_the_gate_is_that_of_the_layer(
         R = layer.order_parameter(path.path[step])[:, -1]
     found = [part.order_parameter() for part in cache.parts()]
     (gate,) = (R_RH for R_RH in found if R_RH is not None)
-    expected = R.mean(-1) if attention == "phase_sync" else R
+    expected = R.mean(-1) if layer.coupled_axis == "prefix" else R
     torch.testing.assert_close(gate, expected, atol=1e-5, rtol=0)
