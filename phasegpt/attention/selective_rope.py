@@ -101,13 +101,13 @@ class SelectiveRope(Softmax):
         self.kernel = nn.Parameter(torch.zeros(C, _TAPS)) if rank else None
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
-        """W_1 ~ N(0, 1/H), W_2 ~ N(0, 1/rank), w ~ N(0, increment_std^2 / 4): u is N(0, 1)."""
+        """W_1 ~ N(0, 1/D), W_2 ~ N(0, 1/rank), so u ~ N(0, 1/E); w ~ N(0, increment_std^2 E/4)."""
         if self.down is None or self.up is None or self.kernel is None:
             return
         for name, weight, std in (
-            ("down.weight", self.down.weight, self.n_head**-0.5),
+            ("down.weight", self.down.weight, self.n_embd**-0.5),
             ("up.weight", self.up.weight, self.options.rank**-0.5),
-            ("kernel", self.kernel, self.options.increment_std * _TAPS**-0.5),
+            ("kernel", self.kernel, self.options.increment_std * (self.head_width / _TAPS) ** 0.5),
         ):
             nn.init.normal_(weight, std=std, generator=generator(name))
 
