@@ -38,6 +38,7 @@ from phasegpt.attention._functional import rotary_angles, rotate
 from phasegpt.attention.softmax import Softmax
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import option
+from phasegpt.phase.order import cumulative_sum
 from phasegpt.phase.steering import Perturbation
 
 _TAPS = 4  # tokens that one increment is made of
@@ -100,13 +101,13 @@ class SelectiveRope(Softmax):
         self.kernel = nn.Parameter(torch.zeros(C, _TAPS)) if rank else None
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
-        """W_1 ~ N(0, 1/H), W_2 ~ N(0, 1/rank), w ~ N(0, increment_std^2 / 4): u is N(0, 1)."""
+        """W_1 ~ N(0, 1/D), W_2 ~ N(0, 1/rank), so u ~ N(0, 1/E); w ~ N(0, increment_std^2 E/4)."""
         if self.down is None or self.up is None or self.kernel is None:
             return
         for name, weight, std in (
-            ("down.weight", self.down.weight, self.n_head**-0.5),
+            ("down.weight", self.down.weight, self.n_embd**-0.5),
             ("up.weight", self.up.weight, self.options.rank**-0.5),
-            ("kernel", self.kernel, self.options.increment_std * _TAPS**-0.5),
+            ("kernel", self.kernel, self.options.increment_std * (self.head_width / _TAPS) ** 0.5),
         ):
             nn.init.normal_(weight, std=std, generator=generator(name))
 
@@ -140,7 +141,8 @@ class SelectiveRope(Softmax):
         window_BSC = torch.cat((past.last_WBC.transpose(0, 1), u_BTC), dim=1)
         kernel_JC = self.kernel.to(u_BTC.dtype).unbind(1)
         taps = (w_C * window_BSC[:, j : j + T] for j, w_C in enumerate(kernel_JC))
-        sums_BTC = sum(taps, u_BTC.new_zeros(())).cumsum(1) + past.total_1BC.transpose(0, 1)
+        increments_BTC = sum(taps, u_BTC.new_zeros(()))
+        sums_BTC = cumulative_sum(increments_BTC, 1) + past.total_1BC.transpose(0, 1)
         if cache is not None:
             last_WBC = window_BSC[:, -(_TAPS - 1) :].transpose(0, 1)
             cache.state = _Sums(sums_BTC[:, -1:].transpose(0, 1), last_WBC)

@@ -81,6 +81,21 @@ def test_run_json_and_phases_are_those_of_one_process(one, two):
     assert left["step"].tolist() == right["step"].tolist() == [2, 4, 5]
 
 
+def test_two_processes_train_a_coupling_that_all_layers_share(tmp_path, text):
+    """Its weights are used twice in a step, and computed again in the backward pass."""
+    own = ("attention.layers", "attention.num", "attention.noise", "attention.freq")
+    words = [word for word in TINY if not word.startswith((*own, "regularizer."))]
+    words += ["attention=kope", "attention.layers=all", "model.n_layer=3", "trainer.max_steps=2"]
+    words += ["model.activation_checkpointing=true", "attention.learn_coupling=true"]
+    for name, more in (("one", []), ("two", TWO)):
+        fit(phasegpt.compose([*words, *text, *more]), tmp_path / name)
+    a, b = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    assert [row["train/loss"] for row in b] == pytest.approx([row["train/loss"] for row in a])
+    a, b = (checkpoint.read(tmp_path / n / "checkpoints" / "last.ckpt") for n in ("one", "two"))
+    assert any("link" in name for name in a["state_dict"])
+    torch.testing.assert_close(b["state_dict"], a["state_dict"])
+
+
 def test_two_processes_resume_with_dropout_to_the_same_bytes(tmp_path, text):
     words = [*TWO, "model.dropout=0.2", "trainer.precision=32-true"]
     run(tmp_path / "whole", text, *words)
