@@ -111,9 +111,7 @@ def test_a_body_has_a_hash_of_its_own_and_the_default_none(word: str) -> None:
     assert composed(default[word]).hash == composed().hash
 
 
-@pytest.mark.parametrize(
-    "backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_body_computes_the_same(
     make_model: Callable, roughen: Callable, backend: str
 ) -> None:
