@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -155,6 +155,21 @@ class Flops(NamedTuple):
         """From FLOPs of one pair of tokens, summed over heads."""
         return cls(weights, per_pair * time, per_pair * (time + 1) / 2, elementwise)
 
+    @classmethod
+    def sum(cls, parts: Iterable[Flops]) -> Flops:
+        """Those of several parts of a model."""
+        return cls(*map(sum, zip(*parts, strict=True)))
+
+    @property
+    def products(self) -> float:
+        """All matrix products, with all T keys: what torch.utils.flop_counter counts."""
+        return self.weights + self.mixing
+
+    @property
+    def causal_products(self) -> float:
+        """The same with the keys before a token and its own alone."""
+        return self.weights + self.causal
+
 
 class Link(nn.Module, ABC):
     """What a mechanism does between its blocks with the state they carry from layer to layer.
@@ -163,6 +178,13 @@ class Link(nn.Module, ABC):
     `transformer.link`. It runs after every block of the mechanism but the last one; a layer
     gets the state as `carry` and returns what it began with, or the one it was given.
     """
+
+    #: As Attention.lr_factors.
+    lr_factors: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(self, config: LayerShape, options: Section) -> None:
+        """From the same sizes and options as the layers."""
+        super().__init__()
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, carry: Tensor, *, cache: LayerCache | None = None) -> Tensor:
@@ -174,6 +196,11 @@ class Link(nn.Module, ABC):
     def flops(self, time: int) -> Flops:
         """FLOPs of one call, see Flops."""
         return Flops(linear_flops(self), 0.0, 0.0)
+
+    def trajectory(self, x_BTD: Tensor, carry: Tensor) -> Trajectory | None:
+        """The path of the carried phases through one call, with `path`: it ends in those that the
+        next layer of the mechanism is handed. None where there is none to show."""
+        return None
 
 
 def linear_flops(module: nn.Module) -> float:
@@ -234,6 +261,11 @@ class Attention(nn.Module, ABC):
         return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """Mix tokens causally. With `cache`, x continues the tokens the cache has seen."""
+
+    @classmethod
+    def phased(cls, options: Section) -> bool:
+        """has_phases of a layer with these options, where it depends on them."""
+        return cls.has_phases
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""

@@ -39,6 +39,8 @@ class LayerCache:
         #: N where there are phases: cos and sin of a token's N phases are the last 2N entries of
         #: each of its keys, or the state's channels are H x N.
         self.oscillators = 0
+        #: Whether phases in keys are coupled over the prefix, not over the oscillators of a token.
+        self.over_prefix = False
         #: Called by `update` when the new tokens are in and before they are read.
         self.edit: Callable[[LayerCache], None] | None = None
         self._children: dict[str, LayerCache] = {}
@@ -50,8 +52,10 @@ class LayerCache:
 
     @property
     def values(self) -> Tensor | None:
-        """Values of the tokens so far, [R,H,T,E], a view; None before the first update."""
-        return None if self._buffers is None else self._buffers[1][:, :, : self._stored]
+        """Values of the tokens so far, [R,H,T,E], a view; None where there are none."""
+        if self._buffers is None or not self._buffers[1].shape[-1]:
+            return None
+        return self._buffers[1][:, :, : self._stored]
 
     @property
     def phases(self) -> Tensor | None:
@@ -67,17 +71,24 @@ class LayerCache:
         Of prefixes the mean over a head's channels, and of the phases before the last step: the
         running sums are those that pull. None where no phases are stored.
         """
+        if self.phases is not None and self.over_prefix:
+            cos, sin = self.phases.float().mean(2).chunk(2, dim=-1)
+            return modulus(cos, sin).mean(dim=-1)
         if self.phases is not None:
             cos, sin = self.phases[:, :, -1].chunk(2, dim=-1)
             return resultant_length(cos, sin)
-        if self.state is None:
+        if self.state is None or not self.oscillators:
             return None
         cos, sin = self.state.cos_SBC[-1], self.state.sin_SBC[-1]
         R_RC = modulus(cos, sin) / self.state.weight_C
         return R_RC.unflatten(-1, (-1, self.oscillators)).mean(dim=-1)
 
-    def update(self, k_RHTE: Tensor, v_RHTE: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        """Append new keys and values along time; return all of them."""
+    def update(
+        self, k_RHTE: Tensor, v_RHTE: Tensor | None = None, *_: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append new keys and values along time, or keys alone; return all of them."""
+        if v_RHTE is None:
+            v_RHTE = k_RHTE[..., :0]
         start, end = self._stored, self._stored + k_RHTE.shape[2]
         keys, values = self._buffers or (None, None)
         if keys is not None and not (_fits(keys, k_RHTE) and _fits(values, v_RHTE)):
@@ -123,7 +134,7 @@ class LayerCache:
             chosen._buffers = tuple(b[rows_R] for b in self._buffers)  # type: ignore[assignment]
         chosen.state = _on_rows(self.state, lambda x: x[:, rows_R])
         chosen.length, chosen._stored = self.length, self._stored
-        chosen.oscillators = self.oscillators
+        chosen.oscillators, chosen.over_prefix = self.oscillators, self.over_prefix
         chosen._children = {name: c._select(rows_R) for name, c in self._children.items()}
         return chosen
 

@@ -124,7 +124,7 @@ class Ssa(Attention):
     }
 
     def __init__(self, config: LayerShape, options: SsaConfig, layer: int) -> None:
-        """Values `c_attn`, projection `c_proj`, `frequency`, `bandwidth` [H] and the phases."""
+        """Values `c_v`, projection `c_proj`, `frequency`, `bandwidth` [H] and the phases."""
         super().__init__(config, options, layer)
         H, C = config.n_head, config.n_embd
         self.d_w = options.frequency_dim or self.head_width
@@ -135,7 +135,7 @@ class Ssa(Attention):
             )
         s_squared = 2 * self.d_w if options.scale is None else options.scale**2
         self.unit = s_squared / (2 * self.d_w)
-        self.c_attn = nn.Linear(C, C, bias=config.bias)  # values alone
+        self.c_v = nn.Linear(C, C, bias=config.bias)
         self.c_proj = nn.Linear(C, C, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.frequency = nn.Linear(C, H * self.d_w, bias=False)
@@ -167,7 +167,7 @@ class Ssa(Attention):
         """See Attention.forward; `phase.R` is over the prefix of each channel, [B,T,H,N]."""
         if return_phase and cache is not None:
             raise ConfigError("ssa has no prefix R with a cache; call without one")
-        v_BHUE = split_heads(self.c_attn(x_BTD), self.n_head)
+        v_BHUE = split_heads(self.c_v(x_BTD), self.n_head)
         omega_BHTd = self._frequencies(x_BTD, 0 if cache is None else cache.length)
         theta = R = r_BHT = None
         if self.has_phases:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option
@@ -12,10 +13,33 @@ from phasegpt.data.rows import kind
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Section):
-    """The `data` group: which text, how it is cut into tokens, and the batch."""
+class DataSection(Section):
+    """The `data` group: a text (DataConfig), or a generated task (phasegpt.data.tasks).
+
+    `parse` gives the section of what data.corpus names.
+    """
 
     section: ClassVar[str] = "data"
+    corpus: str = option(REQUIRED, "the text, or the task")
+    batch_size: int = option(REQUIRED, "sequences in a batch of one process", ge=1, le=1_000_000)
+    num_workers: int = option(0, "processes that load batches; 0: none", ge=0, le=1024)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Any:
+        """From the group's keys; ConfigError."""
+        if cls is not DataSection:
+            return super().parse(values)
+        from phasegpt.data import tasks
+
+        name = values.get("corpus")
+        task = isinstance(name, str) and name in tasks.MODULES
+        return (tasks.task_class(name).Config if task else DataConfig).parse(values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(DataSection):
+    """A text: which, how it is cut into tokens, and the batch."""
+
     corpus: Literal["shakespeare", "wikitext2", "text", "hub", "synthetic"] = option(
         REQUIRED, "the text"
     )
@@ -49,8 +73,6 @@ class DataConfig(Section):
     characters: int = option(
         3_000_000, "synthetic only: size of the train split", ge=10_000, le=10_000_000_000
     )
-    batch_size: int = option(REQUIRED, "sequences in a batch of one process", ge=1, le=1_000_000)
-    num_workers: int = option(0, "processes that load batches; 0: none", ge=0, le=1024)
     cache_dir: str | None = option(
         None, "folder of token caches; null: $XDG_CACHE_HOME/phasegpt or ~/.cache/phasegpt"
     )

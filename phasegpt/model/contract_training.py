@@ -5,6 +5,7 @@ See phasegpt.model.contract. Shapes: B batch, T time, D model width, S steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,18 +27,31 @@ NOISE = {"noise_sigma": 0.03, "frequency_jitter": 0.02}
 
 def gradients(s: Subject) -> None:
     """Gradients of every parameter and of the input are those of finite differences, in float64."""
-    layer = roughen(s.layer(**s.shrunk(), n_embd=4, block_size=4).train().double(), 0.7)
-    names = [n for n, _ in layer.named_parameters()]
+    model = roughen(s.gpt(**s.shrunk(), n_embd=4, block_size=4).train().double(), 0.7)
+    layer, link = model.blocks[1].attn, model.link
     x = torch.randn(1, 4, 4, dtype=torch.float64, requires_grad=True)
+    _exact(lambda out: (out.y, *(out.phase or ())), layer, (x,), return_phase=True)
+    if link is not None:
+        carry = torch.randn_like(layer(x).carry)
+        _exact(lambda carry: (carry,), link, (x, carry.requires_grad_()))
 
-    def f(x: Tensor, *values: Tensor) -> tuple[Tensor, ...] | Tensor:
-        parameters = dict(zip(names, values, strict=True))
-        out = torch.func.functional_call(layer, parameters, (x,), {"return_phase": True})
-        return out.y if out.phase is None else (out.y, out.phase.theta, out.phase.R)
 
-    values = [p.detach().clone().requires_grad_() for p in layer.parameters()]
+def _exact(
+    parts: Callable[[Any], tuple[Tensor, ...]], module: nn.Module, inputs: tuple[Tensor, ...],
+    **words: Any,
+) -> None:  # fmt: skip
+    """gradcheck of a module's outputs in its inputs and parameters."""
+    names = [n for n, _ in module.named_parameters()]
+
+    def f(*values: Tensor) -> tuple[Tensor, ...]:
+        parameters = dict(zip(names, values[len(inputs) :], strict=True))
+        return parts(
+            torch.func.functional_call(module, parameters, values[: len(inputs)], dict(words))
+        )
+
+    values = [p.detach().clone().requires_grad_() for p in module.parameters()]
     try:
-        torch.autograd.gradcheck(f, (x, *values))
+        torch.autograd.gradcheck(f, (*inputs, *values))
     except GradcheckError as error:
         lines = " ".join(str(error).split())
         need(False, f"a gradient is not that of finite differences in float64: {lines:.300}; "
@@ -52,7 +66,8 @@ def alive(s: Subject, idx: Tensor, width: int = 64) -> None:
     F.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten()).backward()
     dead = model.blocks[1].attn.dead
     dies = width >= DEAD_WIDTH
-    for name, parameter in model.blocks[1].attn.named_parameters():
+    handed = () if model.link is None else model.link.named_parameters(prefix="link")
+    for name, parameter in (*model.blocks[1].attn.named_parameters(), *handed):
         size = None if parameter.grad is None else parameter.grad.norm().item()
         if name in dead:
             need(

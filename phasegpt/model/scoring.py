@@ -6,7 +6,7 @@ Shapes: B batch, T time, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,6 +48,38 @@ def token_nats(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 def perplexity(total_nats: float, units: float) -> float:
     """exp(nats / units), at most e^709, where floats end: records stay finite."""
     return math.exp(min(total_nats / units, 709.0))
+
+
+class Tally:
+    """What a model scores on rows of a generated task, of several lengths."""
+
+    def __init__(self) -> None:
+        """Nothing scored yet."""
+        self._sums: dict[int, Tensor] = {}  # nats, scored tokens, right ones: float64 [3]
+
+    def add(self, logits_MV: Tensor, targets_M: Tensor, length: int) -> None:
+        """The scored positions of some rows of one length."""
+        total, count = nats(logits_MV, targets_M)
+        right = (logits_MV.argmax(-1) == targets_M).sum()
+        found = torch.stack([total.detach(), count.double(), right.double()])
+        self._sums[length] = self._sums[length] + found if length in self._sums else found
+
+    def sums(self) -> dict[int, list[float]]:
+        """By length: nats, scored tokens, right ones."""
+        return {length: found.tolist() for length, found in self._sums.items()}
+
+    @staticmethod
+    def scores(sums: Mapping[int, Sequence[float]], trained: int) -> dict[str, float]:
+        """loss (nats per scored token), ppl and accuracy of the lengths up to `trained`.
+
+        Of several lengths accuracy/LENGTH of each, trained or longer, too.
+        """
+        within = [found for length, found in sums.items() if length <= trained]
+        total, count, right = (sum(column) for column in zip(*within, strict=True))
+        scores = {"loss": total / count, "ppl": perplexity(total, count), "accuracy": right / count}
+        if len(sums) > 1:
+            scores |= {f"accuracy/{n}": right / count for n, (_, count, right) in sums.items()}
+        return scores
 
 
 @dataclass(frozen=True, kw_only=True)

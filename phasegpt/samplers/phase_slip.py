@@ -217,7 +217,7 @@ class PhaseSlip:
         if self._partial is not None:
             self._partial.rows = self._batch
         for part, heads in self._parts:
-            if self.target == "phases" and part.state is not None and self._angle:
+            if self.target == "phases" and part.phases is None and self._angle:
                 part.state = self._slip_state(part.state, heads, part.oscillators)
 
     def after(self, logits_RV: Tensor, ids_BT: Tensor, done: Sequence[bool]) -> Tensor:
@@ -263,10 +263,10 @@ class PhaseSlip:
 
     def _edit(self, heads: Tensor, part: LayerCache) -> None:
         """Rotate the window of the copies, which are clean until now but for the newest token."""
-        assert part.keys is not None and part.values is not None
+        assert part.keys is not None
         if not self._angle:
             return
-        B, end = self._batch, part.values.shape[2]
+        B, end = self._batch, part.keys.shape[2]
         start = max(self._memory.protected if self.protect_prompt else 0, end - self.window)
         memory = part.values if self.target == "values" else part.phases
         assert memory is not None
@@ -318,4 +318,5 @@ def _target(part: LayerCache, target: str) -> int | None:
         return None if part.values is None else part.values.shape[1]
     if part.phases is not None:
         return part.phases.shape[1]
-    return None if part.state is None else part.state.cos_SBC.shape[-1] // part.oscillators
+    phased = part.state is not None and part.oscillators  # a state of sums of values has none
+    return part.state.cos_SBC.shape[-1] // part.oscillators if phased else None

@@ -20,8 +20,10 @@ from pytorch_lightning.profilers import (
     SimpleProfiler,
 )
 
+from phasegpt.attention import Flops
 from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.data.corpus import Corpus, prepare
+from phasegpt.data.tasks import TaskConfig
 from phasegpt.model import checkpoint
 from phasegpt.training import callbacks as cb
 from phasegpt.training.checkpointing import Saver, VerifiedIO
@@ -50,9 +52,10 @@ class Assembled(NamedTuple):
     data: DataModule
     saver: Saver
     guard: CollapseGuard | None
+    solved: cb.Solved | None
     cuda: bool
     tokens_per_step: int
-    flops_per_token: float  # forward and backward: 6 P + 12 L T D
+    flops: Flops  # of a token, forward and backward
 
     def fit(self, resume_point: Path | None) -> None:
         """Train, from a checkpoint or from step 0; what is to be saved has been when it ends.
@@ -113,14 +116,13 @@ def assemble(
         run.compile == "auto"
         and cuda
         and t.steps >= _COMPILE_FROM_STEPS
-        and not run.data.documents  # whose lengths change from batch to batch
+        and not getattr(run.data, "documents", False)  # whose lengths change from batch to batch
     ):
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
-    attention = 12 * model.config.n_layer * model.config.block_size * model.config.n_embd
-    # The head is the embedding's matrix, but it multiplies.
-    flops_per_token = 6 * (model.num_parameters() + model.lm_head.weight.numel()) + attention
+    time = run.data.length if isinstance(run.data, TaskConfig) else model.config.block_size
+    flops = model.flops(time, backward=True)
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
         folder,
@@ -128,13 +130,17 @@ def assemble(
         best_whole=run.callbacks.collapse_guard.action == "rollback",
         stop=stop,
     )
-    metrics = cb.Metrics(t.log_every_n_steps, flops_per_token)
+    metrics = cb.Metrics(t.log_every_n_steps, flops.products)
     ours: list[pl.Callback] = [metrics, cb.RngState(), saver]  # Lightning calls savers last
     if first and run.callbacks.phase_monitor.every_n_steps is not None:
         # Before the metrics, whose clock starts again when a validation is over.
         ours.insert(0, PhaseMonitor(run.callbacks.phase_monitor, folder.path))
     if run.callbacks.early_stopping.patience is not None:
         ours.append(cb.EarlyStopping(run.callbacks.early_stopping))
+    solved = None
+    if run.callbacks.early_stopping.accuracy is not None:
+        solved = cb.Solved(run.callbacks.early_stopping.accuracy)
+        ours.append(solved)
     guard = None
     if run.callbacks.collapse_guard.action is not None:
         guard = CollapseGuard(run.callbacks.collapse_guard, metrics, saver)
@@ -171,9 +177,8 @@ def assemble(
     for logger in trainer.loggers:
         if isinstance(logger, AtSteps):
             logger.trainer = trainer
-    tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
-    tokens_per_step *= t.devices
-    return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops_per_token)
+    tokens_per_step = time * run.data.batch_size * t.accumulate_grad_batches * t.devices
+    return Assembled(trainer, lit, data, saver, guard, solved, cuda, tokens_per_step, flops)
 
 
 def lightning(config: Any, corpus: Corpus | None = None) -> tuple[LitGPT, DataModule]:
@@ -199,6 +204,7 @@ def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
         seed=run.seed,
         total_batches=t.steps * t.accumulate_grad_batches,
         overfit_batches=t.overfit_batches,
+        lengths=run.scored_lengths,
     )
 
 

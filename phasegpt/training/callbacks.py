@@ -167,6 +167,31 @@ class EarlyStopping(LightningEarlyStopping):
             trainer.should_stop = True
 
 
+class Solved(Callback):
+    """Stops where val/accuracy of a task reaches a threshold; a resumed run stays stopped."""
+
+    def __init__(self, accuracy: float) -> None:
+        """Not reached yet."""
+        self.accuracy, self.reached = accuracy, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether it was reached."""
+        return {"reached": self.reached}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.reached = state_dict["reached"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stop again if it was reached."""
+        trainer.should_stop |= self.reached
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stop; the Saver comes after this."""
+        if trainer.state.fn == "fit" and pl_module.validation["val/accuracy"] >= self.accuracy:
+            self.reached = trainer.should_stop = True
+
+
 class Progress(Callback):
     """A bar with loss, R and tokens per second; plain lines where there is no terminal.
 
@@ -206,9 +231,12 @@ class Progress(Callback):
             self._tokens = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Show the perplexity."""
-        ppl = pl_module.validation["val/ppl"]
-        line = f"step {trainer.global_step}/{self.max_steps} validation perplexity {ppl:.4g}"
+        """Show the perplexity, of a task its accuracy too."""
+        found = pl_module.validation
+        line = f"step {trainer.global_step}/{self.max_steps} validation perplexity "
+        line += f"{found['val/ppl']:.4g}"
+        if "val/accuracy" in found:
+            line += f", accuracy {found['val/accuracy']:.4f}"
         if self._bar is None:
             tell(line)
         else:

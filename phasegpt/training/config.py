@@ -13,7 +13,8 @@ from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
 from phasegpt.core.sections import REQUIRED, Section, flat, option
-from phasegpt.data.config import DataConfig
+from phasegpt.data.config import DataSection
+from phasegpt.data.tasks import TaskConfig
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.migration import as_hashed
 from phasegpt.training.callback_config import CallbacksConfig
@@ -43,11 +44,13 @@ CAME_LATER: dict[str, Any] = {
     "data.documents": False,
     "data.tokenizer_path": None,
     "data.vocab_size": None,
+    "callbacks.early_stopping.accuracy": None,
     "model.norm": "layernorm",
     "model.mlp": "gelu",
     "model.n_kv_head": None,
     "model.rope_theta": 10_000.0,
     "model.mlp_width": None,
+    "model.match_parameters": None,
     "model.tie_embeddings": True,
     "trainer.devices": 1,
     "trainer.fast_dev_run": 0,
@@ -233,7 +236,7 @@ class RunConfig(Section):
     )
     attention: AttentionSection
     model: ModelSection
-    data: DataConfig
+    data: DataSection
     optimizer: OptimizerConfig
     regularizer: RegularizerConfig = RegularizerConfig()
     trainer: TrainerConfig
@@ -244,6 +247,23 @@ class RunConfig(Section):
         """Also check that attention and model fit."""
         super().__post_init__()
         GPTConfig.from_sections(self.model, self.attention, vocab_size=2)
+        longest = max(self.scored_lengths, default=0)
+        if longest > self.model.block_size:
+            raise ConfigError(
+                f"data={self.data.corpus} has examples of {longest} tokens, and "
+                f"model.block_size={self.model.block_size}; raise that, or lower the length"
+            )
+
+    @property
+    def scored_lengths(self) -> tuple[int, ...]:
+        """Lengths of a task that this model is validated at; none of a text.
+
+        Learned positions have no weights beyond the trained length, so there it is n/a.
+        """
+        if not isinstance(self.data, TaskConfig):
+            return ()
+        learned = self.model.positions == "learned"
+        return tuple(n for n in self.data.lengths if n <= self.data.length or not learned)
 
     def check_idle(self) -> None:
         """See Section.check_idle; also refuse what is for oscillators where there are none."""
@@ -251,13 +271,20 @@ class RunConfig(Section):
         from phasegpt.attention import layer_class
 
         layer, somewhere = layer_class(self.attention.name), self.attention.layers != ()
-        phases, rates = (somewhere and bool(x) for x in (layer.has_phases, layer.lr_factors))
+        phased = layer.phased(self.attention.options)
+        phases, rates = (somewhere and bool(x) for x in (phased, layer.lr_factors))
         why, callbacks = "without oscillators in some layer", self.callbacks
         self.regularizer.refuse_idle(phases, why, "mode")
         self.optimizer.refuse_idle(rates, why, "oscillator_lr_factor")
         callbacks.phase_monitor.refuse_idle(phases, why, "band")
         of_R = ("R_low", "R_high", "patience", "coupling_factor")
         callbacks.collapse_guard.refuse_idle(phases, why, *of_R)
+        task = isinstance(self.data, TaskConfig)
+        callbacks.early_stopping.refuse_idle(task, "without a generated task", "accuracy")
+        sample = callbacks.sample_text
+        if task and sample.max_new_tokens:
+            why = "with a generated task, which has no text"
+            sample.refuse_idle(False, why, "prompt", "temperature", "max_new_tokens")
 
     def gpt(self, vocab_size: int | None = None) -> GPTConfig:
         """The configuration of its model; see phasegpt.model.config.gpt_config."""
@@ -273,7 +300,8 @@ class RunConfig(Section):
             node = plain
             for parent in parents:
                 node = node[parent]
-            if key not in CAME_LATER or node[last] == CAME_LATER[key]:
+            # Of data a task has other keys than a text.
+            if last in node and (key not in CAME_LATER or node[last] == CAME_LATER[key]):
                 node.pop(last)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 

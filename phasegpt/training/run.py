@@ -6,6 +6,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
+from phasegpt.attention import Flops
 from phasegpt.core import arguments
 from phasegpt.core.composition import to_yaml
 from phasegpt.core.console import show, tell
@@ -21,6 +23,7 @@ from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, Interr
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import pretrained
+from phasegpt.model.gpt import GPT
 from phasegpt.model.loaded import code_changed
 from phasegpt.training import multiprocess
 from phasegpt.training.assemble import Assembled, assemble, data_module
@@ -115,7 +118,7 @@ def _fit(
                 f"the data changed since {folder.path} began; put the old text back, or start anew"
             )
         data_module(run, corpus)
-        if run.callbacks.sample_text.max_new_tokens:
+        if run.callbacks.sample_text.max_new_tokens and corpus.task is None:
             prompt_ids(run, corpus)
         resume_from = resume_point(run, folder)
         start = _start(run, folder, corpus) if resume_from is None else None
@@ -192,17 +195,14 @@ def _train(
         if start is not None:  # the other processes get the weights from this one
             start.fill(model)
             folder.update(init_from=start.record)
-        parameters = {
-            "non_embedding": model.num_parameters(),
-            "all": model.num_parameters(non_embedding=False),
-        }
-        folder.update(parameters=parameters, leaky=model.leaky)
+        folder.update(**_size(model, parts.flops), leaky=model.leaky)
         tell(header(run, folder, parts))
         parts.fit(resume_from)
 
     # The result: how far it came, why it ended, the best validation, how fast it was.
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
     early = "callback" if run.callbacks.early_stopping.patience is None else "early_stopping"
+    early = "solved" if parts.solved is not None and parts.solved.reached else early
     stopped = early if last < t.steps else "fast_dev_run" if t.fast_dev_run else "max_steps"
     if parts.guard is not None:
         folder.update(guard=parts.guard.events)
@@ -219,6 +219,31 @@ def _train(
         final=_final(folder.path),
     )
     return parts
+
+
+def _size(model: GPT, flops: Flops) -> dict[str, Any]:
+    """Parameters of a model and FLOPs of a token; of one that matches softmax the width found.
+
+    FLOPs are of training, forward and backward, at the full context: matrix products with all keys
+    and with the causal ones alone, and a rough count of the attention's elementwise work.
+    """
+    found: dict[str, Any] = {}
+    parameters = {
+        "non_embedding": model.num_parameters(),
+        "all": model.num_parameters(non_embedding=False),
+    }
+    if model.config.match_parameters is not None:
+        plain = replace(model.config, attention_layers=(), mlp_width=None, match_parameters=None)
+        with torch.device("meta"):
+            parameters["softmax"] = GPT(plain, seed=0).num_parameters(non_embedding=False)
+        found["mlp_width"] = model.config.mlp_width
+    counts = {"full": flops.products, "causal": flops.causal_products}
+    counts["elementwise"] = flops.elementwise
+    return {
+        **found,
+        "parameters": parameters,
+        "flops_per_token": {name: round(count) for name, count in counts.items()},
+    }
 
 
 def _present(run: RunConfig, folder: RunFolder, corpus: Corpus, parts: Assembled) -> None:

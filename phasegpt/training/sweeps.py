@@ -78,14 +78,14 @@ def _reserve_gpus(config: Any) -> None:
     """Have launchers that hide every GPU that was not asked for give the jobs what they train on.
 
     What the user set stays. A job on this machine sees all of its GPUs and takes number n modulo
-    their number; a Ray task has those of its own.
+    their number.
     """
     from omegaconf import open_dict, read_write
 
     launcher, target = config.hydra.launcher, config.hydra.launcher._target_
-    local, ray = target.endswith("submitit_launcher.LocalLauncher"), target.endswith("RayLauncher")
+    local = target.endswith("submitit_launcher.LocalLauncher")
     slurm = target.endswith("submitit_launcher.SlurmLauncher")
-    if config.trainer.accelerator == "cpu" or not (local or ray or slurm):
+    if config.trainer.accelerator == "cpu" or not (local or slurm):
         return
     import torch
 
@@ -95,9 +95,6 @@ def _reserve_gpus(config: Any) -> None:
             launcher.gpus_per_node = here
         if slurm and launcher.gpus_per_node is None:  # there may be none where it is submitted
             launcher.gpus_per_node = config.trainer.devices
-        if ray and launcher.ray.remote.get("num_gpus") is None:
-            asked = config.trainer.accelerator == "cuda" or here > 0
-            launcher.ray.remote.num_gpus = config.trainer.devices if asked else 0
 
 
 def _planned(config: Any) -> list[dict[str, Any]]:

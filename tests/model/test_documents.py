@@ -38,6 +38,10 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("hybrid", {}),
     ("hybrid", {"partner": "phase_sync"}),
     ("as_coded", {}),
+    ("uniform", {}),
+    ("no_mixing", {}),
+    ("lohe", {"positions": "rope"}),
+    ("lohe", {"group": 2}),
     ("fixed_query", {"positions": "rope"}),
     ("ssa", {"positions": "rope"}),
 ]

@@ -24,7 +24,9 @@ def agree(run: Any, model: GPT, text_ids: Callable[[int, int], torch.Tensor]) ->
         run(text_ids(1, longest + 1))
 
 
-@pytest.mark.parametrize("mechanism", ["softmax", "phase_sync", "fixed_query", "ssa"])
+@pytest.mark.parametrize(
+    "mechanism", ["softmax", "phase_sync", "uniform", "lohe", "fixed_query", "ssa"]
+)
 def test_a_program_gives_the_models_logits_at_any_shape(
     mechanism: str,
     make_model: Callable[..., GPT],

@@ -1,0 +1,235 @@
+"""Subject-verb agreement with fixed_query attention: a published result of others, trained anew.
+
+    python scripts/reproduce_agreement.py --out results/reproductions/agreement
+
+Pasqualetti and Guo (arXiv 2606.12059) train a reader of one layer and one head to say whether the
+verb of a sentence agrees with its subject, with oscillators on a circle or with softmax, 5 seeds
+each. This is their task and their training, outside of the GPT: every token sees all others,
+padding aside. What is there is not trained again. At the defaults about 20 minutes of one CPU core.
+
+A sentence is "the NOUN VERB ." or, in 60% of cases, "the NOUN PREP the NOUN VERB ."; half of all
+verbs agree with the first noun, and half of the second nouns have its number. Words are numbers
+here: what they are called changes nothing. Two nouns are the same in singular and plural, so nobody
+can say whether their verb agrees: that is the ceiling. One plural noun is spelled as a verb, and
+its singular as that verb's plural.
+
+Shapes: B batch, T tokens, D model width, d oscillator dimension, n sentences.
+"""
+
+import argparse
+import math
+import random
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from phasegpt.analysis.temperature_study import once
+from phasegpt.cli import guarded
+
+NOUNS, VERBS, PREPOSITIONS = 50, 30, 7
+#: Pairs of nouns with one form for both numbers, and the noun that is also the verb.
+ONE_FORM, VERB_NOUN, VERB_OF_IT = (17, 38), 42, 8
+PAD, BEGIN, END, THE, STOP = 0, 1, 2, 4, 5  # 3 stands for unknown words, of which there are none
+LONGEST, PLACES = 9, 50  # tokens of the longest sentence; positions that have anchors
+SETTINGS: dict[str, Any] = {
+    "d_model": 32, "heads": 1, "layers": 1, "d_ff": 64, "d_osc": 2, "p": 1, "dropout": 0.1,
+    "lr": 5e-4, "weight_decay": 1e-4, "batch": 64, "epochs": 20, "clip": 1.0,
+    "sentences": 40_000, "validation": 4_000,
+}  # fmt: skip
+ARMS = ("fixed_query", "softmax")
+
+
+# --- the task --------------------------------------------------------------------------------
+
+
+def words() -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[int], int]:
+    """(singular, plural) of nouns and verbs, prepositions, as ids, and the size of it all."""
+    free = iter(range(STOP + 1, 10_000))
+    verbs = [(next(free), next(free)) for _ in range(VERBS)]
+    nouns = []
+    for noun in range(NOUNS):
+        if noun == VERB_NOUN:
+            nouns.append((verbs[VERB_OF_IT][1], verbs[VERB_OF_IT][0]))
+            continue
+        one = next(free)
+        nouns.append((one, one if noun in ONE_FORM else next(free)))
+    prepositions = [next(free) for _ in range(PREPOSITIONS)]
+    return nouns, verbs, prepositions, next(free)
+
+
+class Sentences(NamedTuple):
+    """What is read, and what is asked of it."""
+
+    ids_nT: Tensor  # PAD behind the end
+    verb_n: Tensor  # where it stands
+    agrees_n: Tensor  # bool
+    simple_n: Tensor  # without a second noun
+    hard_n: Tensor  # its second noun has the other number
+    open_n: Tensor  # the subject has one form for both numbers
+
+    def accuracy(self, says_n: Tensor) -> dict[str, float]:
+        """Share of right answers, percent: of all sentences, simple ones and hard ones."""
+        right = (says_n == self.agrees_n).double()
+        every = torch.ones_like(self.simple_n)
+        groups = {"all": every, "simple": self.simple_n, "hard": self.hard_n}
+        return {name: 100 * float(right[group].mean()) for name, group in groups.items()}
+
+    def ceiling(self) -> dict[str, float]:
+        """Expected accuracy of a reader who knows every number and guesses where it is open."""
+        open_n, every = self.open_n.double(), torch.ones_like(self.simple_n)
+        groups = {"all": every, "simple": self.simple_n, "hard": self.hard_n}
+        return {name: 100 * (1 - float(open_n[g].mean()) / 2) for name, g in groups.items()}
+
+
+def sentences(count: int, seed: int) -> Sentences:
+    """`count` sentences, drawn as theirs are: the same random numbers in the same order."""
+    rng = random.Random(seed)
+    nouns, verbs, prepositions, _ = words()
+    numbers = range(NOUNS)
+    rows: list[list[int]] = []
+    facts: list[tuple[int, bool, bool, bool, bool]] = []
+    for _ in range(count):
+        second, singular = rng.random() < 0.6, rng.random() < 0.5
+        subject, agrees = rng.choice(numbers), rng.random() < 0.5
+        verb = verbs[rng.choice(range(VERBS))][singular != agrees]
+        text, same = [BEGIN, THE, nouns[subject][not singular]], True
+        if second:
+            preposition, same = rng.choice(prepositions), rng.random() < 0.5
+            other = nouns[rng.choice(numbers)][singular != same]
+            text += [preposition, THE, other]
+        rows.append([*text, verb, STOP, END] + [PAD] * (LONGEST - len(text) - 3))
+        facts.append((len(text), agrees, not second, not same, subject in ONE_FORM))
+    verb_n, *truths = (torch.tensor(column) for column in zip(*facts, strict=True))
+    return Sentences(torch.tensor(rows), verb_n, *truths)
+
+
+# --- the reader ------------------------------------------------------------------------------
+
+
+class Attend(nn.Module):
+    """One head in which every token sees all tokens of its sentence."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
+        self.o = nn.Linear(width, width)
+
+    def forward(self, x_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
+        score_BTT = self.q(x_BTD) @ self.k(x_BTD).transpose(1, 2) / math.sqrt(x_BTD.shape[-1])
+        return self.o(self.weights(score_BTT, seen_B1T) @ self.v(x_BTD))
+
+    def weights(self, score_BTT: Tensor, seen_B1T: Tensor) -> Tensor:
+        """Softmax over what is seen."""
+        return score_BTT.masked_fill(~seen_B1T, -math.inf).softmax(-1)
+
+
+class FixedQuery(Attend):
+    """fixed_query without a mask, as published: W = softplus(score) pulls x* among the anchors.
+
+    A ~ (1 + x* . a)^p with x* = sum W a / |sum W a|, p = 1. Padding does not pull, but is read; and
+    anchors begin on the circle and are then free.
+    """
+
+    def __init__(self, width: int, dimension: int) -> None:
+        super().__init__(width)
+        self.anchors = nn.Parameter(F.normalize(torch.randn(PLACES, dimension), dim=-1))
+
+    def weights(self, score_BTT: Tensor, seen_B1T: Tensor) -> Tensor:
+        anchors_Td = self.anchors[: score_BTT.shape[-1]]
+        star_BTd = F.normalize((F.softplus(score_BTT) * seen_B1T) @ anchors_Td, dim=-1)
+        A_BTT = (1 + star_BTd @ anchors_Td.T).clamp(min=0)
+        return A_BTT / A_BTT.sum(-1, keepdim=True).clamp(min=1e-8)
+
+
+class AgreementReader(nn.Module):
+    """Embedding and sines, one block, and one number at the verb: above 0 it agrees."""
+
+    def __init__(self, arm: str) -> None:
+        super().__init__()
+        D, hidden, rate = SETTINGS["d_model"], SETTINGS["d_ff"], SETTINGS["dropout"]
+        self.embedding = nn.Embedding(words()[-1], D, padding_idx=PAD)
+        place_T1 = torch.arange(LONGEST).unsqueeze(-1)
+        angle_TP = place_T1 * 10_000.0 ** (-torch.arange(0, D, 2) / D)
+        waves_TD = torch.stack((angle_TP.sin(), angle_TP.cos()), -1).flatten(1)
+        self.register_buffer("waves_TD", waves_TD, persistent=False)
+        self.drop = nn.Dropout(rate)
+        self.ln_1, self.ln_2, self.ln_f = (nn.LayerNorm(D) for _ in range(3))
+        self.attn = FixedQuery(D, SETTINGS["d_osc"]) if arm == "fixed_query" else Attend(D)
+        self.mlp = nn.Sequential(
+            nn.Linear(D, hidden),
+            nn.GELU(),
+            nn.Dropout(rate),
+            nn.Linear(hidden, D),
+            nn.Dropout(rate),
+        )
+        self.head = nn.Linear(D, 1)
+
+    def forward(self, ids_BT: Tensor, verb_B: Tensor) -> Tensor:
+        """How much it thinks that the verb agrees, [B]."""
+        x_BTD = self.drop(self.embedding(ids_BT) + self.waves_TD)
+        x_BTD = x_BTD + self.attn(self.ln_1(x_BTD), (ids_BT != PAD).unsqueeze(1))
+        x_BTD = x_BTD + self.mlp(self.ln_2(x_BTD))
+        at_verb_BD = self.ln_f(x_BTD)[torch.arange(len(ids_BT)), verb_B]
+        return self.head(at_verb_BD).squeeze(-1)
+
+
+def train(arm: str, seed: int, *, epochs: int, command: str) -> dict[str, Any]:
+    """One run: accuracy on the validation sentences after every epoch; the last one counts."""
+    torch.manual_seed(seed)
+    model, size = AgreementReader(arm), SETTINGS["batch"]
+    data, held = sentences(SETTINGS["sentences"], 0), sentences(SETTINGS["validation"], 1)
+    steps = epochs * math.ceil(len(data.ids_nT) / size)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=SETTINGS["lr"], weight_decay=SETTINGS["weight_decay"]
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    curve = []
+    for epoch in range(epochs):
+        model.train()
+        for rows in torch.randperm(len(data.ids_nT)).split(size):
+            says_B = model(data.ids_nT[rows], data.verb_n[rows])
+            loss = F.binary_cross_entropy_with_logits(says_B, data.agrees_n[rows].float())
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), SETTINGS["clip"])
+            optimizer.step()
+            schedule.step()
+        model.eval()
+        with torch.no_grad():
+            curve.append(held.accuracy(model(held.ids_nT, held.verb_n) > 0))
+        print(f"{arm} seed {seed} epoch {epoch + 1}: {curve[-1]['all']:.2f}", flush=True)
+    found = {
+        "accuracy": curve[-1],
+        "curve": curve,
+        "ceiling": held.ceiling(),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": steps,
+        "command": command,
+    }
+    if arm == "fixed_query":
+        found["anchor_lengths"] = model.attn.anchors[:LONGEST].norm(dim=-1).tolist()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the records")
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--epochs", type=int, default=SETTINGS["epochs"])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    command = f"python scripts/reproduce_agreement.py --out {args.out}"
+    settings = {**SETTINGS, "epochs": args.epochs}
+    for seed in args.seeds:
+        for arm in args.arms:
+            make = partial(train, arm, seed, epochs=args.epochs, command=command)
+            once(args.out, arm, seed, settings, make)
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))
