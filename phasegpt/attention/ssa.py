@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -140,9 +140,14 @@ class Ssa(Attention):
         self.resid_dropout = nn.Dropout(config.dropout)
         self.frequency = nn.Linear(C, H * self.d_w, bias=False)
         self.bandwidth = nn.Parameter(torch.zeros(H))  # alpha is its softplus
-        self.has_phases = options.locking
+        self.has_phases = self.phased(options)
         if options.locking:
             self.oscillators = _Phases(C, H, self.head_width, options)
+
+    @classmethod
+    def phased(cls, options: Any) -> bool:
+        """See Attention.phased: the off control has none."""
+        return bool(options.locking)
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """W_w ~ N(0, 1/C) and W_th ~ N(0, theta_std^2 / C), or GPT-2's 0.02; alpha and K."""
