@@ -41,6 +41,7 @@ from phasegpt.attention._functional import (
     rotate,
     split_heads,
 )
+from phasegpt.attention._oscillators import CoupledPhases, projected_phases
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import Section, option
 from phasegpt.phase import prefix_order_parameter
@@ -110,6 +111,11 @@ class Lohe(Attention):
         self.c_couple = nn.Linear(D, 3 * D, bias=False)
         self.c_join = nn.Linear(D, D, bias=False)
         self.omega = nn.Parameter(torch.zeros(D // 2)) if self.options.omega else None
+        self.oscillators: CoupledPhases | None = None
+        if self.has_phases:
+            steps, dt = self.options.steps, self.options.gamma
+            self.oscillators = CoupledPhases(self.n_head, D // n // self.n_head, steps=steps, dt=dt)
+            self.oscillators.couple(1.0, learn=False)
         self.c_read = nn.Linear(D, READ * D, bias=config.bias)
         self.c_proj = nn.Linear(D, D, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -139,46 +145,79 @@ class Lohe(Attention):
         """See Attention.forward; `phase.R` is over the prefix of each oscillator, [B,T,H,N]."""
         if return_phase and self.has_phases and cache is not None:
             raise ConfigError("lohe has no prefix R with a cache; call without one")
-        path = self.states(x_BTD, cache)
+        x, theta = self._settled(x_BTD, cache), None
+        if self.has_phases:
+            theta, x = x, _points(x)
         if cache is not None:
             cache.length += x_BTD.shape[1]
-        read = self.c_read(path[-1].flatten(2).to(x_BTD.dtype))
+        read = self.c_read(x.flatten(2).to(x_BTD.dtype))
         norms = torch.linalg.vector_norm(read.unflatten(-1, (-1, READ)), dim=-1)
         y_BTD = self.resid_dropout(self.c_proj(norms))
-        if not (return_phase and self.has_phases):
+        if return_phase == "coupling" and theta is not None:
+            theta = self._settled(x_BTD, coupling_only=True)
+        if not return_phase or theta is None:
             return AttentionOutput(y_BTD)
-        if return_phase == "coupling":
-            path = self.states(x_BTD, None, coupling_only=True)
-        theta = self._angles(path)[-1]
         return AttentionOutput(y_BTD, Phase(theta, self.order_parameter(theta)))
 
-    def states(
+    def _settled(
         self, x_BTD: Tensor, cache: LayerCache | None = None, *, coupling_only: bool = False
-    ) -> list[Tensor]:
-        """x before every step and after the last, S + 1 of [B,T,G,n].
+    ) -> Tensor:
+        """x after S steps, [B,T,G,n], or its phases, [B,T,H,N]."""
+        start, advance = self.dynamics(x_BTD, cache, coupling_only=coupling_only)
+        if self.oscillators is None:
+            return advance(start, self.options.steps)
+        return self.oscillators(advance, start, self.oscillators.frequencies())
+
+    def dynamics(
+        self,
+        x_BTD: Tensor,
+        cache: LayerCache | None = None,
+        *,
+        coupling_only: bool = False,
+        coupled: bool = True,
+    ) -> tuple[Tensor, Callable[..., Tensor]]:
+        """Where x begins, and `advance(x, steps)`: points [B,T,G,n], or phases [B,T,H,N].
 
         `coupling_only`: see ReturnPhase; the values are the same, and no gradient reaches omega, a
-        turn that the tokens have in common at the start, or the token mean of the drive.
+        turn that the tokens have in common at the start, or the token mean of the drive. Without
+        `coupled` each token follows its own drive.
         """
         device, dtype = x_BTD.device.type, torch.promote_types(x_BTD.dtype, torch.float32)
-        omega = None if self.omega is None else self.omega.abs().to(dtype)
         lower = torch.is_autocast_enabled(device) and not self.has_phases
-        with torch.autocast(device, enabled=False):
-            drive = x_BTD.to(dtype).unflatten(-1, (-1, self.options.group))
-            start = F.linear(x_BTD.to(dtype), self.c_start.weight.to(dtype))
-            x = F.normalize(start.view_as(drive), dim=-1)
-            if coupling_only:
-                omega = None if omega is None else omega.detach()
-                mean = drive.mean(1, keepdim=True)
-                x, drive = _unturned(x), drive - (mean - mean.detach())
-            path = [x]
-            for step in range(self.options.steps):
-                part = None if cache is None else cache.child(f"step{step}")
+        omega = None if self.omega is None else self.omega.abs().to(dtype)
+        drive = x_BTD.to(dtype).unflatten(-1, (-1, self.options.group))
+        start = projected_phases(self.c_start, x_BTD).view_as(drive)
+        if coupling_only:
+            omega = None if omega is None else omega.detach()
+            drive = _without_mean(drive)
+
+        def step(x: Tensor, at: int) -> Tensor:
+            part = None if cache is None else cache.child(f"step{at}")
+            y = drive
+            if coupled:
                 with torch.autocast(device, enabled=lower):
-                    y = self._coupling(x.flatten(2).to(x_BTD.dtype), part)
-                x = advance(x, y.to(dtype).view_as(x) + drive, omega, self.options.gamma)
-                path.append(x)
-        return path
+                    pull = self._coupling(x.flatten(2).to(x_BTD.dtype), part)
+                y = y + pull.to(dtype).view_as(x)
+            with torch.autocast(device, enabled=False):
+                return advance_points(x, y, omega, self.options.gamma)
+
+        def points(x: Tensor, steps: int = 1) -> Tensor:
+            for at in range(steps):
+                x = step(x, at)
+            return x
+
+        def phases(theta: Tensor, steps: int = 1) -> Tensor:
+            x = _points(theta)
+            for at in range(steps):
+                old, x = x, step(x, at)
+                theta = theta + _turn(old, x).view_as(theta)
+            return theta
+
+        if not self.has_phases:
+            return F.normalize(start, dim=-1), points
+        a, b = start.unbind(-1)
+        theta = torch.atan2(b, a).unflatten(-1, (self.n_head, -1))
+        return _without_mean(theta) if coupling_only else theta, phases
 
     def _coupling(self, x_BTD: Tensor, cache: LayerCache | None) -> Tensor:
         """W_j MHA(x), [B,T,D], over the tokens so far."""
@@ -192,19 +231,13 @@ class Lohe(Attention):
             k, v = cache.update(k, v)
         dropout = self.dropout if self.training else 0.0
         y = causal_attention(q, k, v, scale=self.head_width**-0.5, dropout=dropout)
+        if self.oscillators is not None:  # what the tools that look at coupling may change
+            y = y * self.oscillators.coupling.to(y.dtype).view(-1, 1, 1)
         return self.c_join(join_heads(y))
 
     def order_parameter(self, theta_BTHN: Tensor) -> Tensor:
         """R over the prefix of each oscillator, [B,T,H,N]."""
         return prefix_order_parameter(theta_BTHN)
-
-    def _angles(self, path: list[Tensor]) -> Tensor:
-        """Phases along a path of points on circles, radians, not wrapped, [S+1,B,T,H,N]."""
-        x_SBTG, y_SBTG = torch.stack(path).unbind(-1)
-        (a, c), (b, d) = ((z[:-1], z[1:]) for z in (x_SBTG, y_SBTG))
-        turn = torch.atan2(a * d - b * c, a * c + b * d)  # from each point to the next
-        first = torch.atan2(y_SBTG[:1], x_SBTG[:1])
-        return torch.cat((first, first + turn.cumsum(0))).unflatten(-1, (self.n_head, -1))
 
     def flops(self, time: int) -> Flops:
         """See Attention.flops; every step projects and attends anew."""
@@ -217,27 +250,31 @@ class Lohe(Attention):
 
         R is over the prefix of each oscillator, all weighing the same: the field that pulls, y, is
         of attention and the drive, and has no R of its own. K is 1, dt gamma, and omega what a lone
-        oscillator turns in a step, atan(gamma omega), over gamma.
+        oscillator turns in a step, atan(gamma omega), over gamma. Without coupling the drive
+        still pulls.
         """
-        if not self.has_phases:
+        if self.oscillators is None:
             return None
-        gamma, path = self.options.gamma, self._angles(self.states(x_BTD))
-        omega = path.new_zeros(self.n_embd // 2) if self.omega is None else self.omega.abs()
-        omega = (gamma * omega).atan().div(gamma).unflatten(0, (self.n_head, -1))
-        R = torch.stack([self.order_parameter(theta) for theta in path], dim=-1)
+        start, advance = self.dynamics(x_BTD)
+        path, gamma = self.oscillators.path(advance, start), self.options.gamma
+        alone = self.dynamics(x_BTD, coupled=False)[1]
+        omega = path.new_zeros(self.oscillators.shape)
+        if self.omega is not None:
+            omega = (gamma * self.omega.abs()).atan().div(gamma).view_as(omega)
         return Trajectory(
-            path[0],
+            start,
             path[-1],
-            R,
+            torch.stack([self.order_parameter(theta) for theta in path], dim=-1),
             omega,
-            coupling=omega.new_ones(self.n_head),
-            dt=gamma,
-            order_parameter=self.order_parameter,
+            self.oscillators.coupling,
+            gamma,
+            self.order_parameter,
             path=path if return_path else None,
+            free=self.oscillators.path(alone, start),
         )
 
 
-def advance(x: Tensor, y: Tensor, omega_P: Tensor | None, gamma: float) -> Tensor:
+def advance_points(x: Tensor, y: Tensor, omega_P: Tensor | None, gamma: float) -> Tensor:
     """One step of unit vectors x [...,G,n] towards y: Pi(x + gamma (Omega x + y - <y,x> x)).
 
     Omega turns each pair of numbers, (a, b) to omega (-b, a); omega_P [G n/2], None for 0. What is
@@ -251,10 +288,18 @@ def advance(x: Tensor, y: Tensor, omega_P: Tensor | None, gamma: float) -> Tenso
     return F.normalize(x + gamma * tangent, dim=-1)
 
 
-def _unturned(x_BTG2: Tensor) -> Tensor:
-    """Points on circles as they are, without the gradient of a turn common to all tokens."""
-    a, b = x_BTG2.unbind(-1)
-    common = torch.atan2(b, a).mean(1, keepdim=True)
-    back = common.detach() - common  # 0, with a gradient
-    cos, sin = back.cos(), back.sin()
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+def _points(theta_BTHN: Tensor) -> Tensor:
+    """Phases as points on circles, [B,T,G,2]."""
+    return torch.stack((theta_BTHN.cos(), theta_BTHN.sin()), dim=-1).flatten(2, 3)
+
+
+def _turn(old_BTG2: Tensor, new_BTG2: Tensor) -> Tensor:
+    """The angle from points on circles to others, [B,T,G]."""
+    (a, b), (c, d) = old_BTG2.unbind(-1), new_BTG2.unbind(-1)
+    return torch.atan2(a * d - b * c, a * c + b * d)
+
+
+def _without_mean(x: Tensor) -> Tensor:
+    """x [B,T,...] as it is, without the gradient of its token mean."""
+    mean = x.mean(1, keepdim=True)
+    return x - (mean - mean.detach())

@@ -121,7 +121,9 @@ def assemble(
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
-    time = run.data.length if isinstance(run.data, TaskConfig) else model.config.block_size
+    time = model.config.block_size
+    if isinstance(run.data, TaskConfig):
+        time = run.data.time(run.data.trained)
     flops = model.flops(time, backward=True)
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
@@ -204,7 +206,7 @@ def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
         seed=run.seed,
         total_batches=t.steps * t.accumulate_grad_batches,
         overfit_batches=t.overfit_batches,
-        lengths=run.scored_lengths,
+        loads=run.loads,
     )
 
 

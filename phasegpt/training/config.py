@@ -247,23 +247,20 @@ class RunConfig(Section):
         """Also check that attention and model fit."""
         super().__post_init__()
         GPTConfig.from_sections(self.model, self.attention, vocab_size=2)
-        longest = max(self.scored_lengths, default=0)
-        if longest > self.model.block_size:
-            raise ConfigError(
-                f"data={self.data.corpus} has examples of {longest} tokens, and "
-                f"model.block_size={self.model.block_size}; raise that, or lower the length"
-            )
+        if isinstance(self.data, TaskConfig):
+            longest = max(map(self.data.time, (self.data.trained, *self.loads)))
+            if longest > self.model.block_size:
+                raise ConfigError(
+                    f"data={self.data.corpus} has examples of {longest} tokens, and "
+                    f"model.block_size={self.model.block_size}; raise that, or shorten them"
+                )
 
     @property
-    def scored_lengths(self) -> tuple[int, ...]:
-        """Lengths of a task that this model is validated at; none of a text.
-
-        Learned positions have no weights beyond the trained length, so there it is n/a.
-        """
-        if not isinstance(self.data, TaskConfig):
-            return ()
-        learned = self.model.positions == "learned"
-        return tuple(n for n in self.data.lengths if n <= self.data.length or not learned)
+    def loads(self) -> tuple[int, ...]:
+        """Loads of a task that this model is validated at; none of a text."""
+        if isinstance(self.data, TaskConfig):
+            return self.data.loads_with(self.model.positions)
+        return ()
 
     def check_idle(self) -> None:
         """See Section.check_idle; also refuse what is for oscillators where there are none."""

@@ -92,7 +92,8 @@ class LitGPT(pl.LightningModule):
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict[str, Tensor]:
         """Move all but what is read here: reading it back would wait for the GPU."""
-        moved = {name: value for name, value in batch.items() if name in ("idx", "targets")}
+        here = ("sample", "begins", "load")
+        moved = {name: value for name, value in batch.items() if name not in here}
         return batch | super().transfer_batch_to_device(moved, device, dataloader_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
@@ -153,10 +154,10 @@ class LitGPT(pl.LightningModule):
         return drawn
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Add the batch's summed nats, scored tokens and what else is of them; return its phases."""
+        """Add the batch's summed nats, scored tokens or those of a task; return phases."""
         out = self._predict(batch, return_phase=True)
         if self._task is not None:
-            self._tally.add(out.logits, self._targets(batch), int(batch["length"]))
+            self._tally.add(out.logits, self._targets(batch), int(batch["load"]))
             return {"phase": out.phase}
         total, count = nats(out.logits, batch["targets"])
         self._val_nats += total.double()
@@ -181,7 +182,7 @@ class LitGPT(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """`val/loss` (nats per token), `val/ppl` and `val/bpb` of what was scored.
 
-        Of a task `val/accuracy` in place of the last, and `val/accuracy/LENGTH` of several.
+        Of a task `val/accuracy` in place of the last, and `val/accuracy/LOAD` of several.
         """
         self.validation = self._scores("val")
 
@@ -201,7 +202,7 @@ class LitGPT(pl.LightningModule):
         # Every process scores the whole split; what follows from it must be the same on all.
         if self._task is not None:
             sums = self.trainer.strategy.broadcast(self._tally.sums())
-            found = Tally.scores(sums, trained=self._task.length)
+            found = Tally.scores(sums, trained=self._task.trained)
         else:
             three = self._val_nats.item(), self._val_tokens.item(), self._val_bytes.item()
             total, tokens, count = self.trainer.strategy.broadcast(three)

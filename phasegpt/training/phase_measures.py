@@ -44,6 +44,7 @@ def measure(path: Trajectory, band: tuple[float, ...]) -> dict[str, Tensor]:
     first = _first(path)
     dim = 1 if path.over_prefix else -1  # along which phases are coupled
     free = phase.uncoupled_phases(theta0, path.omega, steps=S, dt=dt)
+    free = free if path.free is None else path.free[-1]
     R_BTH = order(path, theta)
     gain_BTH = R_BTH - order(path, free)
     ppc = phase.prefix_ppc(theta)[:, first:] if path.over_prefix else phase.ppc(theta)

@@ -181,17 +181,18 @@ def _of_text(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str
 
 
 def _of_task(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str]:
-    """The accuracy of a task, by length where there are several, and what it compares with."""
+    """The accuracy of a task, by load where there are several, and what it compares with."""
     assert corpus.task is not None and isinstance(run.data, TaskConfig)
     best, task = record["best"], corpus.task
     lines = [
         f"validation accuracy of data={run.data.corpus}:",
         f"  this model      {best['val/accuracy']:.4f}   best loss, at step {best['step']}",
     ]
-    for length in run.data.lengths if len(run.data.lengths) > 1 else ():
-        value = best.get(f"val/accuracy/{length}")
-        shown = "n/a      learned positions end" if value is None else f"{value:.4f}"
-        lines.append(f"  length {length:<8} {shown}")
+    for at in run.data.loads if len(run.data.loads) > 1 else ():
+        value = best.get(f"val/accuracy/{at}")
+        shown = "n/a   " if value is None else f"{value:.4f}"
+        said = "   beyond the training" if at > run.data.trained else ""
+        lines.append(f"    at {at:<9} {shown}{said}")
     lines.append(f"  chance          {task.chance:.4f}")
     if task.ceiling < 1:
         lines.append(f"  ceiling         {task.ceiling:.4f}   of the best predictor there is")

@@ -9,14 +9,18 @@ import torch
 from helpers import ROOT
 from naive import lohe as naive
 
-from phasegpt.attention.lohe import Lohe, LoheConfig, _unturned, advance
+from phasegpt.attention.lohe import Lohe, LoheConfig, advance_points
 from phasegpt.core.composition import compose
 from phasegpt.core.errors import ConfigError
+from phasegpt.interpretation.interventions import interventions
+from phasegpt.interpretation.synchronization import BAND, measure
 from phasegpt.model import contract, contract_state, contract_training
 from phasegpt.model.contract import Subject
 from phasegpt.phase import mean_field_force
 from phasegpt.samplers import PhaseSlip, decode
+from phasegpt.training import phase_measures
 from phasegpt.training.config import run_config
+from phasegpt.training.phase_monitor import trajectories
 
 F64 = torch.float64
 AKORN = ROOT / "tests" / "fixtures" / "public" / "akorn.npz"
@@ -27,6 +31,17 @@ def layer_of(make_model: Callable[..., Any], roughen: Callable[..., Any], **word
     layer = roughen(model.blocks[0].attn.double(), 0.5)
     assert isinstance(layer, Lohe)
     return layer
+
+
+def states(layer: Lohe, h_BTD: torch.Tensor) -> list[torch.Tensor]:
+    """x after every step, [B,T,D]."""
+    x, advance = layer.dynamics(h_BTD)
+    found = []
+    for _ in range(layer.options.steps):
+        x = advance(x, 1)
+        points = torch.stack((x.cos(), x.sin()), -1) if layer.has_phases else x
+        found.append(points.flatten(2))
+    return found
 
 
 def heads(width: int, count: int) -> list[list[int]]:
@@ -54,7 +69,7 @@ def test_the_layer_equals_loops_over_numbers(
         return mixed @ weight["c_join.weight"].T
 
     o, omega = layer.options, weight.get("omega")
-    states = naive.states(
+    expected_states = naive.states(
         h.numpy() @ weight["c_start.weight"].T,
         h.numpy(),
         couple,
@@ -63,13 +78,13 @@ def test_the_layer_equals_loops_over_numbers(
         gamma=o.gamma,
         steps=o.steps,
     )
-    norms = naive.readout(states[-1], weight["c_read.weight"], weight["c_read.bias"])
+    norms = naive.readout(expected_states[-1], weight["c_read.weight"], weight["c_read.bias"])
     expected = norms @ weight["c_proj.weight"].T + weight["c_proj.bias"]
     with torch.no_grad():
-        found = layer.states(h.unsqueeze(0))
+        found = states(layer, h.unsqueeze(0))
         y = layer(h.unsqueeze(0)).y
-    for mine, loops in zip(found[1:], states, strict=True):
-        np.testing.assert_allclose(mine[0].flatten(1).numpy(), loops, atol=1e-10)
+    for mine, loops in zip(found, expected_states, strict=True):
+        np.testing.assert_allclose(mine[0].numpy(), loops, atol=1e-10)
     np.testing.assert_allclose(y[0].numpy(), expected, atol=1e-10)
 
 
@@ -134,7 +149,7 @@ def test_on_circles_the_tangent_to_the_mean_is_kuramotos_force() -> None:
     theta_N = torch.randn(9, dtype=F64) * 3
     x = torch.stack((theta_N.cos(), theta_N.sin()), -1)
     mean = x.mean(0).expand_as(x)
-    new = advance(x.unsqueeze(-2), mean.unsqueeze(-2), None, 0.3).squeeze(-2)
+    new = advance_points(x.unsqueeze(-2), mean.unsqueeze(-2), None, 0.3).squeeze(-2)
     turn = torch.atan2(new[:, 1], new[:, 0]) - theta_N
     expected = (0.3 * mean_field_force(theta_N)).atan()
     torch.testing.assert_close(turn.sin(), expected.sin(), atol=1e-12, rtol=0)
@@ -163,6 +178,35 @@ def test_a_rule_of_the_contract_holds_where_there_are_phases(
     rule(subject)
 
 
+def test_the_report_reads_phases_and_changes_their_coupling(
+    make_model: Callable, roughen: Callable, text_ids: Callable
+) -> None:
+    model, ids = roughen(make_model("lohe", group=2, layers=(1,)), 0.3), text_ids(3, 41)
+    measured = measure(model, ids)
+    (row,), (found,) = measured.statistics["layers"], measured.traces
+    with torch.no_grad():
+        out = model(ids[:, :-1], return_phase=True)
+    torch.testing.assert_close(found.theta_BTHN, out.phase[1].theta)
+    (path,) = trajectories(model, ids[:, :-1]).values()
+    monitored = phase_measures.measure(path, BAND)
+    assert monitored["dR"].mean().item() == pytest.approx(row["dR"]["mean"], abs=2e-5)
+    effects = {e.name: e.loss_BT for e in interventions(model, ids)}
+    torch.testing.assert_close(effects["K x 1"], measured.loss_BT)
+    assert (effects["K x 0"] - measured.loss_BT).abs().max() > 1e-4
+
+
+def test_phases_without_coupling_follow_their_own_drive(
+    make_model: Callable, roughen: Callable
+) -> None:
+    layer, h = layer_of(make_model, roughen, group=2), torch.randn(1, 6, 16, dtype=F64)
+    with torch.no_grad():
+        free = layer.trajectory(h).free
+        layer.oscillators.coupling.zero_()
+        torch.testing.assert_close(layer(h, return_phase=True).phase.theta, free[-1])
+        alone = layer(h[:, 5:], return_phase=True).phase.theta
+    torch.testing.assert_close(alone[:, 0], free[-1][:, 5])
+
+
 def test_only_groups_of_two_have_phases(make_model: Callable) -> None:
     layer = make_model("lohe", layers=(1,)).blocks[1].attn
     x = torch.randn(1, 5, layer.n_embd)
@@ -171,7 +215,7 @@ def test_only_groups_of_two_have_phases(make_model: Callable) -> None:
     assert layer(x, return_phase=True).phase is None
 
 
-def test_a_penalty_through_the_coupling_does_not_move_omega(
+def test_a_penalty_through_the_coupling_moves_nothing_that_is_shared(
     make_model: Callable, roughen: Callable
 ) -> None:
     layer = layer_of(make_model, roughen, group=2)
@@ -184,18 +228,11 @@ def test_a_penalty_through_the_coupling_does_not_move_omega(
     assert "omega" not in norms["coupling"]
     for name in ("c_couple.weight", "c_join.weight", "c_start.weight"):
         assert norms["coupling"][name] > 1e-6
-
-
-def test_a_turn_that_all_tokens_share_has_no_gradient_through_the_coupling() -> None:
-    theta, weight = torch.randn(2, 9, 3, dtype=F64), torch.randn(2, 9, 3, 2, dtype=F64)
-    common = torch.zeros(2, 1, 3, dtype=F64, requires_grad=True)
-    x = torch.stack(((theta + common).cos(), (theta + common).sin()), -1)
-    still = _unturned(x)
-    torch.testing.assert_close(still, x)
-    moved, blocked = (torch.autograd.grad((weight * z).sum(), common, retain_graph=True)[0]
-                      for z in (x, still))  # fmt: skip
-    assert moved.abs().min() > 1e-3
-    assert blocked.abs().max() < 1e-12
+    for how in (False, True):  # what moves all tokens alike has no gradient at the start
+        h.requires_grad_()
+        theta, _ = layer.dynamics(h, coupling_only=how)
+        (pull,) = torch.autograd.grad(theta[..., 0, 0].sum(), h)
+        assert (pull.abs().max() < 1e-12) == how
 
 
 # --- options, memory, samplers ---------------------------------------------------------------

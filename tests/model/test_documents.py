@@ -38,6 +38,8 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("hybrid", {}),
     ("hybrid", {"partner": "phase_sync"}),
     ("as_coded", {}),
+    ("kope", {"positions": "rope", "coupling": 0.5}),
+    ("selective_rope", {}),
     ("uniform", {}),
     ("no_mixing", {}),
     ("lohe", {"positions": "rope"}),

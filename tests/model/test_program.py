@@ -25,7 +25,7 @@ def agree(run: Any, model: GPT, text_ids: Callable[[int, int], torch.Tensor]) ->
 
 
 @pytest.mark.parametrize(
-    "mechanism", ["softmax", "phase_sync", "uniform", "lohe", "fixed_query", "ssa"]
+    "mechanism", ["phase_sync", "lohe", "kope", "selective_rope", "fixed_query", "ssa"]
 )
 def test_a_program_gives_the_models_logits_at_any_shape(
     mechanism: str,
@@ -34,7 +34,8 @@ def test_a_program_gives_the_models_logits_at_any_shape(
     text_ids: Callable[[int, int], torch.Tensor],
 ) -> None:
     options = {"num_oscillators": 4, "steps": 3} if mechanism == "phase_sync" else {}
-    model = make_model(mechanism, n_layer=1, block_size=40, positions="rope", **options)
+    layers = 2 if mechanism == "kope" else 1
+    model = make_model(mechanism, n_layer=layers, block_size=40, positions="rope", **options)
     roughen(model).train()
     run = program(model).module()
     assert model.training
