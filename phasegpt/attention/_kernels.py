@@ -5,7 +5,7 @@ Any positive kernel with rows that sum to 1 is a softmax of its logarithm,
     A_tu = kappa_tu / sum_u kappa_tu = softmax_u(log kappa_tu),
 
 so 0 is a logarithm of -inf, and nothing overflows. The table of B H T U numbers is held whole, and
-in training eight or nine such tables for every layer. FlexAttention could spare them on a GPU; it
+in training six to nine such tables for every layer. FlexAttention could spare them on a GPU; it
 has no backward on CPUs, where no test would see it: there is one form for all devices.
 
 Shapes: B batch, H heads, T queries, U keys, E width of a value.
