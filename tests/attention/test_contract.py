@@ -39,7 +39,7 @@ TORUS = [
     *(f"{m}.{p}" for m in ("c_gate", "c_proj") for p in LINEAR),
     *("oscillators.coupling", "phase.weight", "tau"),
 ]
-SSA = ["bandwidth", "frequency.weight", *OSCILLATORS[::3], *SOFTMAX]
+SSA = ["bandwidth", "frequency.weight", *OSCILLATORS[::3], *VALUES]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
     "kope": ["mixing", "oscillators.coupling", *SOFTMAX],
