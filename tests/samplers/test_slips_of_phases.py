@@ -105,7 +105,7 @@ def test_the_R_of_the_gate_is_that_of_the_layer(
         layer(x_BTD, cache=cache)
         path = layer.trajectory(x_BTD, return_path=True)
         # What pulled the newest token in the last step is what a memory of prefixes holds.
-        step = -2 if path.over_prefix else -1
+        step = -1 if attention in ("kuramoto", "hybrid", "ssa") else -2
         R = layer.order_parameter(path.path[step])[:, -1]
     found = [part.order_parameter() for part in cache.parts()]
     (gate,) = (R_RH for R_RH in found if R_RH is not None)
