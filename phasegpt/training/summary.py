@@ -86,7 +86,8 @@ def _cost(folder: RunFolder) -> str:
 
 def _device(run: RunConfig, parts: Assembled) -> str:
     """The device; of a CPU how its threads wait, and why it is not a GPU."""
-    devices = "" if run.trainer.devices == 1 else f"{run.trainer.devices} x "
+    processes = run.trainer.processes
+    devices = "" if processes == 1 else f"{processes} x "
     if parts.cuda:
         return f"{devices}{torch.cuda.get_device_name(parts.trainer.strategy.root_device)}"
     threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "not set")

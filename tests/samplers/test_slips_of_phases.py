@@ -10,9 +10,7 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.samplers import PhaseSlip, RGate, decode
 
 
-@pytest.mark.parametrize(
-    "mechanism", ["kuramoto", "phase_sync", "hybrid", "torus", "fsn", "ssa"]
-)
+@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "hybrid", "torus", "fsn", "ssa"])
 def test_phases_slip_and_are_back_for_the_next_token(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
