@@ -24,7 +24,7 @@ from torch.utils.data import IterableDataset
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.data._draws import Draws
-from phasegpt.data.config import TaskConfig, task_class
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.windows import IGNORED, Order
 
 _FINGERPRINTED = 64  # examples of every split and load that stand for all
@@ -83,11 +83,6 @@ def _digest(*parts: Rows) -> str:
         for array in rows:
             whole.update(np.ascontiguousarray(array, dtype="<i8").data)
     return whole.hexdigest()
-
-
-def build(config: TaskConfig) -> Task:
-    """The task of a configuration."""
-    return task_class(config.corpus)(config)
 
 
 class TaskBatches(torch.utils.data.Dataset):
