@@ -13,7 +13,7 @@ here: what they are called changes nothing. Two nouns are the same in singular a
 can say whether their verb agrees: that is the ceiling. One plural noun is spelled as a verb, and
 its singular as that verb's plural.
 
-Shapes: B batch, T tokens, D model width, d oscillator dimension, n sentences.
+Shapes: B batch, T tokens, Y tokens that look, D model width, d oscillator dimension, n sentences.
 """
 
 import argparse
@@ -113,20 +113,20 @@ def sentences(count: int, seed: int) -> Sentences:
 
 
 class Attend(nn.Module):
-    """One head of softmax attention in which every token sees all tokens of its sentence."""
+    """One head of softmax attention: tokens y see all tokens x of their sentence, [B,Y,D]."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(width, width, bias=False) for _ in range(3))
         self.o = nn.Linear(width, width)
 
-    def forward(self, x_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
-        weights_BTT = self.weights(self.q(x_BTD), self.k(x_BTD), seen_B1T)
-        return self.o(weights_BTT @ self.v(x_BTD))
+    def forward(self, y_BYD: Tensor, x_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
+        weights_BYT = self.weights(self.q(y_BYD), self.k(x_BTD), seen_B1T)
+        return self.o(weights_BYT @ self.v(x_BTD))
 
-    def weights(self, q_BTD: Tensor, k_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
-        score_BTT = q_BTD @ k_BTD.transpose(1, 2) / math.sqrt(q_BTD.shape[-1])
-        return score_BTT.masked_fill(~seen_B1T, -math.inf).softmax(-1)
+    def weights(self, q_BYD: Tensor, k_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
+        score_BYT = q_BYD @ k_BTD.transpose(1, 2) / math.sqrt(q_BYD.shape[-1])
+        return score_BYT.masked_fill(~seen_B1T, -math.inf).softmax(-1)
 
 
 class FixedQuery(Attend):
@@ -137,16 +137,19 @@ class FixedQuery(Attend):
         super().__init__(width)
         self.anchors = nn.Parameter(F.normalize(torch.randn(1, PLACES, dimension), dim=-1))
 
-    def weights(self, q_BTD: Tensor, k_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
-        q_B1TD, k_B1TD = q_BTD.unsqueeze(1), k_BTD.unsqueeze(1)
-        anchors_1Td = self.anchors[:, : q_BTD.shape[1]]
-        star_B1Td = direction(q_B1TD, k_B1TD, anchors_1Td, seen_B1T.unsqueeze(1))
-        p_1 = q_BTD.new_full((1,), SETTINGS["p"])
-        return readout(star_B1Td, anchors_1Td, p_1).squeeze(1)
+    def weights(self, q_BYD: Tensor, k_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
+        q_B1YD, k_B1TD = q_BYD.unsqueeze(1), k_BTD.unsqueeze(1)
+        anchors_1Td = self.anchors[:, : k_BTD.shape[1]]
+        star_B1Yd = direction(q_B1YD, k_B1TD, anchors_1Td, seen_B1T.unsqueeze(1))
+        p_1 = q_BYD.new_full((1,), SETTINGS["p"])
+        return readout(star_B1Yd, anchors_1Td, p_1).squeeze(1)
 
 
 class AgreementReader(nn.Module):
-    """Embedding and sines, one block, and one number at the verb: above 0 it agrees."""
+    """Embedding and sines, one block, and one number at the verb: above 0 it agrees.
+
+    Since there is one block, nothing but the verb's row of it is computed.
+    """
 
     def __init__(self, arm: str) -> None:
         super().__init__()
@@ -171,10 +174,12 @@ class AgreementReader(nn.Module):
     def forward(self, ids_BT: Tensor, verb_B: Tensor) -> Tensor:
         """How much it thinks that the verb agrees, [B]."""
         x_BTD = self.drop(self.embedding(ids_BT) + self.waves_TD)
-        x_BTD = x_BTD + self.attn(self.ln_1(x_BTD), (ids_BT != PAD).unsqueeze(1))
-        x_BTD = x_BTD + self.mlp(self.ln_2(x_BTD))
-        at_verb_BD = self.ln_f(x_BTD)[torch.arange(len(ids_BT)), verb_B]
-        return self.head(at_verb_BD).squeeze(-1)
+        verb_B1D = verb_B.view(-1, 1, 1).expand(-1, 1, x_BTD.shape[-1])
+        y_B1D, h_BTD = x_BTD.gather(1, verb_B1D), self.ln_1(x_BTD)
+        seen_B1T = (ids_BT != PAD).unsqueeze(1)
+        y_B1D = y_B1D + self.attn(h_BTD.gather(1, verb_B1D), h_BTD, seen_B1T)
+        y_B1D = y_B1D + self.mlp(self.ln_2(y_B1D))
+        return self.head(self.ln_f(y_B1D)).flatten()
 
 
 def train(arm: str, seeds: list[int], *, epochs: int) -> dict[int, dict[str, Any]]:

@@ -175,6 +175,7 @@ class Flops(NamedTuple):
         """The same with the keys before a token and its own alone."""
         return self.weights + self.causal
 
+    @classmethod
     def preceding(
         cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0
     ) -> Flops:

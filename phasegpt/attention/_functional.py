@@ -72,9 +72,14 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: 
 def preceding_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: float) -> Tensor:
     """The same with each query seeing the keys before its own alone: one SDPA call.
 
-    q[B,H,Tq,E] are the last Tq of Tk + 1 tokens, k[B,H,Tk,E] and v[B,H,Tk,Ev] are of all but the
-    last. The first token of all sees none and gets 0.
+    The key and the value of the newest token count nowhere. The first token sees none and gets 0.
     """
-    first = q.shape[2] > k.shape[2]  # is among the queries
+    if torch.compiler.is_exporting():  # any length, where a slice would ask for two tokens
+        t = torch.arange(q.shape[2], device=q.device)
+        mask = t < t.clamp(min=1).unsqueeze(-1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return y * (t > 0).unsqueeze(-1)
+    first = q.shape[2] == k.shape[2]  # is among the queries
+    k, v = k[:, :, :-1], v[:, :, :-1]
     y = causal_attention(q[:, :, 1:] if first else q, k, v, scale=scale, dropout=dropout)
     return F.pad(y, (0, 0, 1, 0)) if first else y

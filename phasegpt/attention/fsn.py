@@ -84,7 +84,7 @@ class Fsn(Torus):
         theirs = mine if cache is None else every[..., 0, :].flatten(-2)
         q, k = self._features(mine, theirs, gate_BHTN)
         values = self._folded(every).flatten(-3).to(q.dtype)
-        mean = preceding_attention(q, k[:, :, :-1], values, scale=1.0, dropout=self._dropout)
+        mean = preceding_attention(q, k, values, scale=1.0, dropout=self._dropout)
         (cos, sin), (x, y) = own.unbind(-3), mean.to(own.dtype).view_as(own).unbind(-3)
         return (cos * y - sin * x).sum(-2)
 
@@ -95,11 +95,13 @@ class Fsn(Torus):
         return torch.stack((angles.cos(), angles.sin()), dim=-3)
 
     def _folded(self, every: Tensor) -> Tensor:
-        """sum_d c^md exp(i m theta_{u+d}) of the tokens u that have a next, [B,H,T-1,2,M,N]."""
-        time = every.shape[2] - 1
+        """sum_d c^md exp(i m theta_{u+d}) of every token u, [B,H,T,2,M,N].
+
+        That of the newest token, which has no next one, counts nowhere.
+        """
         x = y = every.new_zeros(())
         for d, (re, im) in enumerate(self.kernel.to(every.dtype).unsqueeze(3).unbind(1)):
-            cos, sin = every[:, :, d : d + time].unbind(-3)
+            cos, sin = every.roll(-d, 2).unbind(-3)
             x, y = x + re * cos - im * sin, y + re * sin + im * cos
         return torch.stack((x, y), dim=-3)
 

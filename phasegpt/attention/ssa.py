@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -124,7 +124,7 @@ class Ssa(Attention):
     }
 
     def __init__(self, config: LayerShape, options: SsaConfig, layer: int) -> None:
-        """Values `c_attn`, projection `c_proj`, `frequency`, `bandwidth` [H] and the phases."""
+        """Values `c_v`, projection `c_proj`, `frequency`, `bandwidth` [H] and the phases."""
         super().__init__(config, options, layer)
         H, C = config.n_head, config.n_embd
         self.d_w = options.frequency_dim or self.head_width
@@ -135,14 +135,19 @@ class Ssa(Attention):
             )
         s_squared = 2 * self.d_w if options.scale is None else options.scale**2
         self.unit = s_squared / (2 * self.d_w)
-        self.c_attn = nn.Linear(C, C, bias=config.bias)  # values alone
+        self.c_v = nn.Linear(C, C, bias=config.bias)
         self.c_proj = nn.Linear(C, C, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         self.frequency = nn.Linear(C, H * self.d_w, bias=False)
         self.bandwidth = nn.Parameter(torch.zeros(H))  # alpha is its softplus
-        self.has_phases = options.locking
+        self.has_phases = self.phased(options)
         if options.locking:
             self.oscillators = _Phases(C, H, self.head_width, options)
+
+    @classmethod
+    def phased(cls, options: Any) -> bool:
+        """See Attention.phased: the off control has none."""
+        return bool(options.locking)
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """W_w ~ N(0, 1/C) and W_th ~ N(0, theta_std^2 / C), or GPT-2's 0.02; alpha and K."""
@@ -167,7 +172,7 @@ class Ssa(Attention):
         """See Attention.forward; `phase.R` is over the prefix of each channel, [B,T,H,N]."""
         if return_phase and cache is not None:
             raise ConfigError("ssa has no prefix R with a cache; call without one")
-        v_BHUE = split_heads(self.c_attn(x_BTD), self.n_head)
+        v_BHUE = split_heads(self.c_v(x_BTD), self.n_head)
         omega_BHTd = self._frequencies(x_BTD, 0 if cache is None else cache.length)
         theta = R = r_BHT = None
         if self.has_phases:
@@ -199,19 +204,18 @@ class Ssa(Attention):
 
         `own`, bool broadcastable to it: where key and query are one token. r None: log J.
         """
-        square = omega_BHTd.square().sum(-1)[..., None] + omega_BHUd.square().sum(-1)[..., None, :]
-        square = (square - 2 * omega_BHTd @ omega_BHUd.transpose(-2, -1)).clamp(min=0)
-        square = (self.unit * square).masked_fill(own, 0.0)  # what is left on it is rounding
-        alpha_H11 = F.softplus(self.bandwidth.to(square.dtype)).view(-1, 1, 1)
-        log_J = -alpha_H11 * square
+        alpha_H11 = F.softplus(self.bandwidth.to(omega_BHTd.dtype)).view(-1, 1, 1)
+        unit = (alpha_H11 * self.unit).sqrt()  # so that J = exp(-distance^2)
+        square = _square_distances(unit * omega_BHTd, unit * omega_BHUd)
+        log_J = -square.masked_fill(own, 0.0)  # what is left on it is rounding
         if r_BHT is None:
             return log_J
-        pull = self.oscillators.coupling.to(square.dtype).view(-1, 1) * r_BHT
-        pull = pull.square().clamp(min=torch.finfo(square.dtype).tiny)[..., None]
         # (dw / (K r J))^2. Pairs are unlocked long before the exponent is cut, against overflow.
-        ratio = square * (-2 * log_J).clamp(max=30.0).exp() / pull
-        strength = torch.log1p(-ratio.clamp(max=EDGE**2)) / 2
-        return (log_J + strength).masked_fill(ratio > 1, -torch.inf)
+        pull = self.oscillators.coupling.to(log_J.dtype).view(-1, 1) * r_BHT
+        pull = (alpha_H11 * pull[..., None].square()).clamp(min=torch.finfo(log_J.dtype).tiny)
+        ratio = log_J * (-2 * log_J).clamp(max=30.0).exp() * -(1 / pull)
+        strength = torch.log1p(-ratio.clamp(max=EDGE**2))
+        return torch.add(log_J, strength, alpha=0.5).masked_fill(ratio > 1, -torch.inf)
 
     def _frequencies(self, x_BTD: Tensor, start: int) -> Tensor:
         """omega, [B,H,T,d] in float32 at least, turned when positions are rotary."""
@@ -251,7 +255,7 @@ class Ssa(Attention):
         """See Attention.flops; distances and values."""
         H, d = self.n_head, self.d_w
         elementwise = 20.0 * H * time + 6.0 * self.n_embd
-        return Flops.of(linear_flops(self), 2.0 * H * (d + self.head_width), time, elementwise)
+        return Flops.of(linear_flops(self), 2.0 * H * (d + 2 + self.head_width), time, elementwise)
 
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
         """See Attention.trajectory: of no steps, since nothing moves the phases."""
@@ -261,6 +265,15 @@ class Ssa(Attention):
         R, omega = self.order_parameter(theta)[..., None], oscillators.frequencies()
         found = (theta, theta, R, omega, oscillators.coupling, oscillators.dt)
         return Trajectory(*found, self.order_parameter, theta[None] if return_path else None)
+
+
+def _square_distances(a_BHTd: Tensor, b_BHUd: Tensor) -> Tensor:
+    """|a_t - b_u|^2 as one product, [B,H,T,U]."""
+    one = a_BHTd.new_ones(())
+    a2, b2 = a_BHTd.square().sum(-1, keepdim=True), b_BHUd.square().sum(-1, keepdim=True)
+    left = torch.cat((-2 * a_BHTd, a2, one.expand_as(a2)), -1)
+    right = torch.cat((b_BHUd, one.expand_as(b2), b2), -1)
+    return (left @ right.transpose(-2, -1)).clamp(min=0)
 
 
 def _draw(linear: nn.Linear, std: float, generator: torch.Generator) -> None:

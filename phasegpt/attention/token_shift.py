@@ -66,9 +66,9 @@ class TokenShift(Softmax):
         q, k, v = self.project(x_BTD, cache)
         if cache is not None:
             k, v = cache.update(k, v)
-        pairs = torch.cat((v[:, :, :-1], v[:, :, 1:]), dim=-1)
+        pairs = torch.cat((v, v.roll(-1, 2)), dim=-1)  # the newest token's counts nowhere
         dropout, scale = self.dropout if self.training else 0.0, self.head_width**-0.5
-        found = preceding_attention(q, k[:, :, :-1], pairs, scale=scale, dropout=dropout)
+        found = preceding_attention(q, k, pairs, scale=scale, dropout=dropout)
         own, following = (join_heads(z) for z in found.chunk(2, dim=-1))
         return AttentionOutput(self.resid_dropout(self.c_proj(own) + self.next_c_proj(following)))
 

@@ -14,7 +14,7 @@ from phasegpt.core import diskcache
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import read_json
 from phasegpt.data import corpora, downloads, encoding, tasks, tokenizers
-from phasegpt.data.config import DataConfig, DataSection
+from phasegpt.data.config import DataConfig, DataSection, TaskConfig
 
 _FORMAT = 1  # of the token cache; raise it when tokens or meta.json change meaning
 _HASHED_BYTES = 1 << 28  # token files up to this size are hashed again at every opening
@@ -74,7 +74,7 @@ def prepare(
     of the file of hf, and of the training of bpe. Raises ConfigError and DataError as
     phasegpt.data.corpora does, DataError for a damaged cache.
     """
-    if isinstance(config, tasks.TaskConfig):
+    if isinstance(config, TaskConfig):
         task = tasks.build(config)
         return Corpus({}, tokenizers.Symbols(task.vocab_size), task.meta(), task=task)
     assert isinstance(config, DataConfig)

@@ -14,10 +14,8 @@ Shapes: B rows, T time.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -25,20 +23,9 @@ import torch
 from torch.utils.data import IterableDataset
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import option
 from phasegpt.data._draws import Draws
-from phasegpt.data.config import DataSection
+from phasegpt.data.config import TaskConfig, task_class
 from phasegpt.data.windows import IGNORED, Order
-
-#: The module of every task.
-MODULES = {
-    "mqar": "recall_tasks",
-    **dict.fromkeys(("recall", "noisy_recall", "fuzzy_recall", "memorization"), "mad_tasks"),
-    **dict.fromkeys(("selective_copy", "copying"), "copying_tasks"),
-    **dict.fromkeys(("induction", "periodic"), "pattern_tasks"),
-    **dict.fromkeys(("parity", "even_pairs", "cycle_navigation"), "formal_tasks"),
-    **dict.fromkeys(("modular_arithmetic", "state_s2", "state_s3"), "formal_tasks"),
-}
 
 _FINGERPRINTED = 64  # examples of every split and load that stand for all
 
@@ -48,37 +35,6 @@ class Rows(NamedTuple):
 
     idx: np.ndarray
     targets: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig(DataSection):
-    """What every task has."""
-
-    examples: int | None = option(
-        None, "training examples, in a new order every epoch; null: new ones without end", ge=1
-    )
-    val_examples: int = option(
-        1000, "examples of validation, and of test, of each load", ge=1, le=10_000_000
-    )
-
-    @property
-    def trained(self) -> int:
-        """The largest load that is trained on."""
-        raise NotImplementedError
-
-    @property
-    def loads(self) -> tuple[int, ...]:
-        """Loads that are validated: what an accuracy is reported by, such as a length."""
-        return (self.trained,)
-
-    def time(self, load: int) -> int:
-        """T, tokens of an example."""
-        raise NotImplementedError
-
-    def loads_with(self, positions: str) -> tuple[int, ...]:
-        """Those of a model: learned positions have no trained weights beyond the longest."""
-        longest = self.time(self.trained)
-        return tuple(n for n in self.loads if positions != "learned" or self.time(n) <= longest)
 
 
 class Task(ABC):
@@ -127,20 +83,6 @@ def _digest(*parts: Rows) -> str:
         for array in rows:
             whole.update(np.ascontiguousarray(array, dtype="<i8").data)
     return whole.hexdigest()
-
-
-def task_class(name: str) -> type[Task]:
-    """The task `name`. Raises ConfigError."""
-    if name not in MODULES:
-        raise ConfigError(f"data={name} is no task; choose from: {', '.join(sorted(MODULES))}")
-    module = importlib.import_module(f"phasegpt.data.{MODULES[name]}")
-    return next(
-        found
-        for found in vars(module).values()
-        if isinstance(found, type)
-        and issubclass(found, Task)
-        and found.__dict__.get("name") == name
-    )
 
 
 def build(config: TaskConfig) -> Task:

@@ -146,8 +146,11 @@ def compiled(s: Subject) -> None:
     model = s.gpt(**s.shrunk(), layers=(0,), n_layer=1)
     idx = tokens(2, 8)
     one = torch.compile(model, fullgraph=True, backend="aot_eager")
+    pairs = []
     try:
-        pairs = [(model(idx, return_phase=p), one(idx, return_phase=p)) for p in (False, True)]
+        for p in (False, True):  # the first without gradients, whose graph would not be used
+            with torch.set_grad_enabled(p):
+                pairs.append((model(idx, return_phase=p), one(idx, return_phase=p)))
     except torch._dynamo.exc.TorchDynamoException as error:
         lines = " ".join(str(error).split())
         need(False, f"torch.compile(fullgraph=True) breaks: {lines:.300}; branch on options, never "

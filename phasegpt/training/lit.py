@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from phasegpt.attention import Phase
 from phasegpt.core import targets
 from phasegpt.core.errors import Collapsed, ConfigError
-from phasegpt.data.tasks import TaskConfig
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.tokenizers import from_state
 from phasegpt.data.windows import IGNORED
 from phasegpt.model import documents

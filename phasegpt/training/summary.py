@@ -19,8 +19,8 @@ from phasegpt.attention import coupled_axis
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.corpus import Corpus
-from phasegpt.data.tasks import TaskConfig
 from phasegpt.model import growth
 from phasegpt.model.loading import load
 from phasegpt.model.scoring import UNITS
@@ -86,7 +86,8 @@ def _cost(folder: RunFolder) -> str:
 
 def _device(run: RunConfig, parts: Assembled) -> str:
     """The device; of a CPU how its threads wait, and why it is not a GPU."""
-    devices = "" if run.trainer.devices == 1 else f"{run.trainer.devices} x "
+    processes = run.trainer.processes
+    devices = "" if processes == 1 else f"{processes} x "
     if parts.cuda:
         return f"{devices}{torch.cuda.get_device_name(parts.trainer.strategy.root_device)}"
     threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "not set")

@@ -39,7 +39,7 @@ TORUS = [
     *(f"{m}.{p}" for m in ("c_gate", "c_proj") for p in LINEAR),
     *("oscillators.coupling", "phase.weight", "tau"),
 ]
-SSA = ["bandwidth", "frequency.weight", *OSCILLATORS[::3], *SOFTMAX]
+SSA = ["bandwidth", "frequency.weight", *OSCILLATORS[::3], *VALUES]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
     "kope": ["mixing", "oscillators.coupling", *SOFTMAX],
@@ -233,7 +233,7 @@ def test_every_oscillator_parameter_is_named_in_lr_factors(stem: str) -> None:
         children = [n for n, m in layer.named_children() if isinstance(m, Attention)]
         for name, _ in layer.named_parameters():
             # c_attn, c_proj and their like are GPT-2's plain matrices.
-            if not name.startswith("c_") and name.split(".")[0] not in children:
+            if not name.startswith(("c_", "next_c_")) and name.split(".")[0] not in children:
                 assert name in layer.lr_factors
 
 

@@ -2,16 +2,21 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import SIX_STEPS
 from naive.fsn import fsn as naive
 from naive.token_shift import token_shift as naive_shift
 from torch.nn import functional as F
 
 from phasegpt.attention.fsn import Fsn
 from phasegpt.attention.token_shift import TokenShift
+from phasegpt.core.composition import compose
+from phasegpt.training.run import fit
+from phasegpt.training.run_folder import read_metrics, read_phases
 
 F64 = torch.float64
 
@@ -58,7 +63,7 @@ def test_a_delay_is_a_frustration_by_the_texts_own_step() -> None:
         torch.testing.assert_close(delayed, frustrated, rtol=0, atol=1e-12)
 
 
-def test_where_phases_advance_evenly_the_delay_is_one_constant_frustration(make: Callable) -> None:
+def test_phases_that_advance_evenly_make_the_delay_one_frustration(make: Callable) -> None:
     layer, step = make(harmonics=1, positions="rope"), 0.3
     layer.kernel.data[1] = 0
     layer.kernel.data[0, 0] = 0  # the delayed term alone
@@ -150,3 +155,20 @@ def test_token_shift_copies_what_followed_the_token_that_it_matches(shift: Token
         shift.next_c_proj.weight.copy_(eye)
         y = shift(x.unsqueeze(0)).y[0, -1, :E]
     torch.testing.assert_close(y, x[1, :E], rtol=0, atol=1e-4)  # 0 was followed by 2
+
+
+# --- in a run --------------------------------------------------------------------------------
+
+
+def test_a_run_is_monitored_and_held_by_a_regularizer(tmp_path: Path, text: list[str]) -> None:
+    words = [w for w in SIX_STEPS if not w.startswith(("attention.num", "attention.steps"))]
+    words += [*text, "attention=fsn", "regularizer=center", "regularizer.through=coupling"]
+    fit(compose([*words, "callbacks.sample_text.max_new_tokens=0"]), tmp_path)
+    rows = {int(row["step"]): row for row in read_metrics(tmp_path / "metrics.csv")}
+    last = rows[6]
+    assert last["reg/coherence"] > 0
+    assert last["phase/budget/layer1"] == pytest.approx(1, abs=0.01)
+    gain = last["phase/val/R_end/layer1"] - last["phase/val/R_start/layer1"]
+    assert last["phase/val/dR/layer1"] == pytest.approx(gain, abs=1e-6)
+    assert gain != 0
+    assert read_phases(tmp_path)["layer1/R_HS"].shape == (2, 2, 2)

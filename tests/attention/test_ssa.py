@@ -67,7 +67,7 @@ def test_weights_equal_loops_over_the_equations(
     with torch.no_grad():
         expected = naive(attn, x, d_w, s)
         torch.testing.assert_close(weights(attn, x), expected, atol=1e-10, rtol=0)
-        y = mixed(expected, attn.c_attn(x).unflatten(-1, (2, -1)).transpose(1, 2))
+        y = mixed(expected, attn.c_v(x).unflatten(-1, (2, -1)).transpose(1, 2))
         y = attn.c_proj(y.transpose(1, 2).flatten(2))
         torch.testing.assert_close(attn(x).y, y, atol=1e-10, rtol=0)
     locked = (expected > 0).double().mean().item()
@@ -151,7 +151,7 @@ def test_as_published_nothing_locks_at_256_wide_and_no_gradient_comes(
     assert locked(model, idx[:, :-1]) == 0
     attn = model.blocks[1].attn
     x = torch.randn(2, 40, 256)
-    assert torch.equal(attn(x).y, attn.c_proj(attn.c_attn(x)))  # every token alone
+    assert torch.equal(attn(x).y, attn.c_proj(attn.c_v(x)))  # every token alone
     logits = model(idx[:, :-1]).logits
     F.cross_entropy(logits.flatten(0, 1), idx[:, 1:].flatten()).backward()
     for name, parameter in attn.named_parameters():
@@ -182,7 +182,7 @@ def test_without_locking_it_is_attention_by_a_gaussian_of_the_distance(layer: Ma
     assert attn.trajectory(x) is None
     alpha = (F.softplus(attn.bandwidth) * 0.49 / 4).view(-1, 1, 1)
     omega = attn.frequency(x).unflatten(-1, (2, 2)).transpose(1, 2)
-    v = attn.c_attn(x).unflatten(-1, (2, -1)).transpose(1, 2)
+    v = attn.c_v(x).unflatten(-1, (2, -1)).transpose(1, 2)
     q = torch.cat((2 * alpha * omega, -alpha.expand(2, 2, 12, 1)), -1)
     k = torch.cat((omega, omega.square().sum(-1, keepdim=True)), -1)
     y = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1.0)

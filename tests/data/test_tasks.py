@@ -13,12 +13,12 @@ from phasegpt.core.composition import CONF_DIR, compose, plain
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import tasks
 from phasegpt.data._draws import Draws
-from phasegpt.data.config import DataSection
+from phasegpt.data.config import TASKS, DataSection, task_class
 from phasegpt.data.corpus import prepare
 from phasegpt.data.windows import IGNORED
 
 ROOT = Path(__file__).resolve().parents[2]
-every_task = pytest.mark.parametrize("name", tasks.MODULES)
+every_task = pytest.mark.parametrize("name", TASKS)
 
 
 def task(name: str, **keys: Any) -> tasks.Task:
@@ -123,7 +123,7 @@ def test_chance_is_the_accuracy_of_the_commonest_answer(name):
 @every_task
 def test_the_files_of_a_task_hold_the_defaults_and_a_smaller_version(name):
     written = yaml.safe_load((CONF_DIR / "data" / f"{name}.yaml").read_text())
-    config, small = tasks.task_class(name).Config, task(name).config
+    config, small = task_class(name).Config, task(name).config
     assert written == config(corpus=name, batch_size=written["batch_size"]).to_dict()
     assert small.corpus == name and small != config(corpus=name, batch_size=small.batch_size)
 

@@ -46,6 +46,9 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("lohe", {"group": 2}),
     ("fixed_query", {"positions": "rope"}),
     ("ssa", {"positions": "rope"}),
+    ("torus", {"positions": "rope"}),
+    ("fsn", {}),
+    ("token_shift", {"positions": "rope"}),
 ]
 
 

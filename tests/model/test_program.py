@@ -25,7 +25,8 @@ def agree(run: Any, model: GPT, text_ids: Callable[[int, int], torch.Tensor]) ->
 
 
 @pytest.mark.parametrize(
-    "mechanism", ["phase_sync", "lohe", "kope", "selective_rope", "fixed_query", "ssa"]
+    "mechanism",
+    ["phase_sync", "torus", "fsn", "lohe", "kope", "selective_rope", "fixed_query", "ssa"],
 )
 def test_a_program_gives_the_models_logits_at_any_shape(
     mechanism: str,
