@@ -242,8 +242,8 @@ class Attention(nn.Module, ABC):
     knows_order: bool = True
     #: Parameters without a gradient at the start, at GPT-2's width: of a named, dead control.
     dead: ClassVar[tuple[str, ...]] = ()
-    #: What updates the carry between the blocks of a mechanism that has one; `forward` then takes
-    #: `carry=`, None in the first of them, and returns it.
+    #: What runs between the blocks of a mechanism whose layers hand a state on; `forward` then
+    #: takes `carry=`, None in the first of them, and returns it, see Link.
     link: ClassVar[type[Link] | None] = None
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"

@@ -35,6 +35,7 @@ from phasegpt.attention import (
 )
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import rotary_angles, rotate
+from phasegpt.attention._oscillators import projected_phases
 from phasegpt.attention.softmax import Softmax
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import option
@@ -156,9 +157,7 @@ class SelectiveRope(Softmax):
         assert self.down is not None and self.up is not None
         dtype = torch.promote_types(x_BTD.dtype, torch.float32)
         x = F.normalize(x_BTD.to(dtype).unflatten(-1, (self.n_head, -1)), dim=-1).flatten(-2)
-        with torch.autocast(x.device.type, enabled=False):
-            low = F.linear(x, self.down.weight.to(dtype))
-            return F.linear(low, self.up.weight.to(dtype))
+        return projected_phases(self.up, projected_phases(self.down, x))
 
     def flops(self, time: int) -> Flops:
         """See Attention.flops."""

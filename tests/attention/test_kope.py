@@ -20,7 +20,7 @@ from phasegpt.model.gpt import GPT
 from phasegpt.phase.steering import coherence_regularizer
 from phasegpt.samplers import PhaseSlip, RGate, calibrate_heads, decode
 from phasegpt.training.optim import parameter_groups
-from phasegpt.training.optimizer_config import AdamWConfig
+from phasegpt.training.optimizer_config import AdamWConfig, MuonConfig
 from phasegpt.training.phase_monitor import trajectories
 
 PUBLIC = Path(__file__).parents[1] / "fixtures" / "public" / "kope.npz"
@@ -284,6 +284,26 @@ def test_the_coupling_is_one_module_that_is_counted_and_stepped_once(make_model:
         assert where[id(part)]["weight_decay"] == 0
         assert where[id(part)]["lr"] == pytest.approx(3 * groups[0]["lr"])
     assert where[id(model.link.c_attn.weight)]["weight_decay"] == 0.1
+
+
+def test_muon_turns_the_matrix_of_the_coupling_too(make_model: Callable) -> None:
+    model = make_model("kope")
+    groups = parameter_groups(model, MuonConfig(lr=1e-3))
+    rule = {id(p): group["rule"] for group in groups for p in group["params"]}
+    assert rule[id(model.link.c_attn.weight)] == "muon"
+    assert rule[id(model.link.scale)] == rule[id(model.blocks[0].attn.mixing)] == "adamw"
+
+
+def test_layers_computed_again_have_the_same_gradients(
+    make_model: Callable, text_ids: Callable
+) -> None:
+    found = []
+    for again in (False, True):
+        words = {"layers": (0, 1, 3), "n_layer": 4, "activation_checkpointing": again}
+        model = make_model("kope", coupling=0.5, **words).train()
+        model(text_ids(2, 20), return_phase=True).logits.square().mean().backward()
+        found.append([p.grad for p in model.parameters()])
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-7)
 
 
 def test_initial_values_are_the_sources_and_keyed(make_model: Callable) -> None:
