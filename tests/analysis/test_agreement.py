@@ -36,15 +36,17 @@ def test_the_sentences_have_the_published_ceiling(agreement: Any) -> None:
     assert held.ids_nT.max().item() + 1 == agreement.words()[-1] == 169
 
 
-@pytest.mark.parametrize(("arm", "parameters"), [("softmax", 13_953), ("fixed_query", 14_053)])
+@pytest.mark.parametrize(
+    ("arm", "parameters"), [("softmax", 13_953), ("fixed_query", 14_053), ("free_anchors", 14_053)]
+)
 def test_the_reader_has_the_published_number_of_parameters(
     arm: str, parameters: int, agreement: Any
 ) -> None:
     assert sum(p.numel() for p in agreement.AgreementReader(arm).parameters()) == parameters
 
 
-def test_the_oscillator_arm_is_the_published_formula_on_the_circle(agreement: Any) -> None:
-    attend = agreement.FixedQuery(32, 2)
+def test_on_the_circle_both_oscillator_arms_are_the_published_formula(agreement: Any) -> None:
+    attend, free = agreement.FixedQuery(32, 2), agreement.FreeAnchors(32, 2)
     attend.anchors.data = F.normalize(attend.anchors.data.double(), dim=-1)
     q, k = torch.randn(3, 1, 32, dtype=torch.float64), torch.randn(3, 9, 32, dtype=torch.float64)
     seen = torch.ones(3, 1, 9, dtype=torch.bool)
@@ -54,6 +56,8 @@ def test_the_oscillator_arm_is_the_published_formula_on_the_circle(agreement: An
     kernel = 1 + F.normalize(pull @ anchors, dim=-1) @ anchors.T
     expected = kernel / kernel.sum(-1, keepdim=True)
     torch.testing.assert_close(attend.weights(q, k, seen), expected, atol=1e-12, rtol=0)
+    free.anchors.data = attend.anchors.data
+    torch.testing.assert_close(free.weights(q, k, seen), expected, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("arm", ["softmax", "fixed_query"])
