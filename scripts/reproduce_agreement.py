@@ -4,9 +4,10 @@
 
 Pasqualetti and Guo (arXiv 2606.12059) train a reader of one layer and one head to say whether the
 verb of a sentence agrees with its subject, with oscillators on a circle or with softmax, 5 seeds
-each. `free_anchors` is their oscillator arm: its anchors may leave the circle, as in their code;
-`fixed_query` is phasegpt's, where they stay on it. This is their task and their training, outside of the GPT: every token sees all others,
-padding aside. What is there is not trained again. At the defaults about 10 minutes of one CPU core.
+each. This is their task and their training, outside of the GPT: every token sees all others,
+padding aside. `free_anchors` is their oscillator arm: anchors may leave the circle, as in their
+code; `fixed_query` is phasegpt's, whose anchors stay on it. What is there is not trained again. At
+the defaults about 10 minutes of one quiet CPU core.
 
 A sentence is "the NOUN VERB ." or, in 60% of cases, "the NOUN PREP the NOUN VERB ."; half of all
 verbs agree with the first noun, and half of the second nouns have its number. Words are numbers
