@@ -18,7 +18,7 @@ from phasegpt.training.config import run_config
 from phasegpt.training.optim import build_optimizer, schedule
 from phasegpt.training.optimizer_config import AdamWConfig
 
-CONTEXT, STEPS = 32, 300
+CONTEXT, STEPS = 32, 225
 CERTAIN = 20.0  # nats: a causal model is this far below the floor with probability below e^-20
 
 
