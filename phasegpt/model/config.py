@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option, shown
-from phasegpt.data.config import DataConfig
+from phasegpt.data.config import DataSection
 from phasegpt.data.corpora import known_vocab_size
 from phasegpt.model.migration import migrated
 
@@ -47,8 +47,9 @@ class ModelSection(Section):
     layer_norm_epsilon: float = option(
         1e-5, "added to the variance, or of rmsnorm to the mean square", gt=0, le=1
     )
-    mlp: Literal["gelu", "swiglu"] = option(
-        "gelu", "4 D wide; swiglu: 8/3 D up to a multiple of 8, arXiv 2002.05202"
+    mlp: Literal["gelu", "swiglu", "none"] = option(
+        "gelu",
+        "4 D wide; swiglu: 8/3 D up to a multiple of 8, arXiv 2002.05202; none: attention alone",
     )
     mlp_width: int | None = option(
         None, "F, width inside the MLP; null: the one that mlp names", ge=1, le=2**24
@@ -68,8 +69,8 @@ class ModelSection(Section):
 
     @property
     def inner_width(self) -> int:
-        """F."""
-        return self.mlp_width or self.named_width
+        """F; 0 without an MLP."""
+        return 0 if self.mlp == "none" else self.mlp_width or self.named_width
 
     @property
     def named_width(self) -> int:
@@ -80,6 +81,7 @@ class ModelSection(Section):
         """See Section.check_idle."""
         self.refuse_idle(self.positions == "rope", "positions", "rope_theta")
         self.refuse_idle(self.match_parameters is None, "match_parameters", "mlp_width")
+        self.refuse_idle(self.mlp != "none", "mlp", "mlp_width", "match_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,7 +199,7 @@ class GPTConfig(ModelSection):
 def gpt_config(
     model: ModelSection,
     attention: AttentionSection,
-    data: DataConfig,
+    data: DataSection,
     vocab_size: int | None = None,
 ) -> GPTConfig:
     """The model's flat configuration; its vocabulary is model.vocab_size, or the tokenizer's.
@@ -209,8 +211,8 @@ def gpt_config(
     size = model.vocab_size or tokens
     if size is None:
         raise ConfigError(
-            f"the vocabulary of data.corpus={data.corpus} with data.tokenizer="
-            f"{data.tokenizer} is known only once the text is read; set model.vocab_size"
+            f"the vocabulary of data.corpus={data.corpus} with this tokenizer is known only once "
+            f"the text is read; set model.vocab_size"
         )
     if tokens is not None and size < tokens:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,15 +14,18 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.profilers import (
     AdvancedProfiler,
     Profiler,
     PyTorchProfiler,
     SimpleProfiler,
 )
+from pytorch_lightning.strategies import DDPStrategy
 
 from phasegpt.attention import Flops
 from phasegpt.core.errors import ConfigError, UserError
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import checkpoint
 from phasegpt.training import callbacks as cb
@@ -32,12 +36,13 @@ from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.loggers import extra_loggers
 from phasegpt.training.metrics_csv import AtSteps, MetricsCSV
+from phasegpt.training.multiprocess import answering
 from phasegpt.training.phase_monitor import PhaseMonitor
 from phasegpt.training.run_folder import RunFolder
 from phasegpt.training.signals import StopSignals
 
 if TYPE_CHECKING:
-    from phasegpt.training.multiprocess import Rank
+    from phasegpt.training.ranks import Rank
 
 # torch.compile takes about a minute; shorter runs than this many steps would not earn it back.
 _COMPILE_FROM_STEPS = 3000
@@ -51,6 +56,7 @@ class Assembled(NamedTuple):
     data: DataModule
     saver: Saver
     guard: CollapseGuard | None
+    solved: cb.Solved | None
     cuda: bool
     tokens_per_step: int
     flops: Flops  # of a token, forward and backward
@@ -62,9 +68,10 @@ class Assembled(NamedTuple):
         refuses of the user's own callbacks a ConfigError.
         """
         try:
-            self.trainer.fit(
-                self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
-            )
+            with answering():
+                self.trainer.fit(
+                    self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
+                )
         except Exception as error:
             if resume_point is None and isinstance(error, MisconfigurationException):
                 raise ConfigError(f"Lightning refuses: {' '.join(str(error).split())}") from error
@@ -92,13 +99,13 @@ def assemble(
 ) -> Assembled:
     """Seed, and build model, data, callbacks, loggers and Trainer for `run` in `folder`.
 
-    `rank` is this process among several (see multiprocess); all compute, and the first one
+    `rank` is this process among several (see ranks); all compute, and the first one
     alone logs, monitors and shows. A single process takes GPU number `gpu`. The user's own
     `callbacks` and `loggers` come after the run's. `stop` are the signals that end the training;
     None: none do.
     """
     # Quiet Lightning, and one seed for what draws from torch's own generator.
-    first = rank is None or rank.number == 0
+    first = rank is None or rank.first
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -110,16 +117,21 @@ def assemble(
     cuda = t.accelerator != "cpu" and torch.cuda.is_available()
     lit, data = lightning(run, corpus)
     model = lit.model
+    if t.precision == "64-true":
+        lit.double()  # Lightning does it too, but after it has read a checkpoint
     if run.compile is True or (
         run.compile == "auto"
         and cuda
         and t.steps >= _COMPILE_FROM_STEPS
-        and not run.data.documents  # whose lengths change from batch to batch
+        and not getattr(run.data, "documents", False)  # whose lengths change from batch to batch
     ):
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
-    flops = model.flops(model.config.block_size, backward=True)
+    time = model.config.block_size
+    if isinstance(run.data, TaskConfig):
+        time = run.data.time(run.data.trained)
+    flops = model.flops(time, backward=True)
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
         folder,
@@ -134,6 +146,10 @@ def assemble(
         ours.insert(0, PhaseMonitor(run.callbacks.phase_monitor, folder.path))
     if run.callbacks.early_stopping.patience is not None:
         ours.append(cb.EarlyStopping(run.callbacks.early_stopping))
+    solved = None
+    if run.callbacks.early_stopping.accuracy is not None:
+        solved = cb.Solved(run.callbacks.early_stopping.accuracy)
+        ours.append(solved)
     guard = None
     if run.callbacks.collapse_guard.action is not None:
         guard = CollapseGuard(run.callbacks.collapse_guard, metrics, saver)
@@ -147,7 +163,8 @@ def assemble(
         default_root_dir=folder.path,
         accelerator="cuda" if cuda else "cpu",
         devices=[gpu % torch.cuda.device_count()] if cuda and rank is None else t.devices,
-        strategy="auto" if rank is None else "ddp",
+        num_nodes=t.num_nodes,
+        strategy="auto" if rank is None else DDPStrategy(timeout=timedelta(seconds=t.timeout_s)),
         precision=_precision(run, cuda),
         max_steps=t.steps,
         max_epochs=-1,
@@ -161,7 +178,10 @@ def assemble(
         deterministic=t.deterministic,
         logger=[csv, *extra_loggers(run, folder), *loggers] if first else False,
         callbacks=callbacks,
-        plugins=[VerifiedIO(saver.write), *([] if rank is None else [rank])],
+        plugins=[
+            VerifiedIO(saver.write),
+            LightningEnvironment() if rank is None else TorchElasticEnvironment(),
+        ],
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_model_summary=False,
         profiler=_profiler(run, folder.path) if first else None,
@@ -170,9 +190,8 @@ def assemble(
     for logger in trainer.loggers:
         if isinstance(logger, AtSteps):
             logger.trainer = trainer
-    tokens_per_step = model.config.block_size * run.data.batch_size * t.accumulate_grad_batches
-    tokens_per_step *= t.devices
-    return Assembled(trainer, lit, data, saver, guard, cuda, tokens_per_step, flops)
+    tokens_per_step = time * run.data.batch_size * t.accumulate_grad_batches * t.processes
+    return Assembled(trainer, lit, data, saver, guard, solved, cuda, tokens_per_step, flops)
 
 
 def lightning(config: Any, corpus: Corpus | None = None) -> tuple[LitGPT, DataModule]:
@@ -198,6 +217,7 @@ def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
         seed=run.seed,
         total_batches=t.steps * t.accumulate_grad_batches,
         overfit_batches=t.overfit_batches,
+        loads=run.loads,
     )
 
 

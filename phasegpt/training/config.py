@@ -13,7 +13,7 @@ from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
 from phasegpt.core.sections import REQUIRED, Section, flat, option
-from phasegpt.data.config import DataConfig
+from phasegpt.data.config import DataSection, TaskConfig
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.migration import as_hashed
 from phasegpt.training.callback_config import CallbacksConfig
@@ -29,6 +29,7 @@ NOT_HASHED = (
     "name",
     "logger",
     "trainer.profiler",
+    "trainer.timeout_s",
     "data.num_workers",
     "data.cache_dir",
     "callbacks.checkpoint",
@@ -43,6 +44,7 @@ CAME_LATER: dict[str, Any] = {
     "data.documents": False,
     "data.tokenizer_path": None,
     "data.vocab_size": None,
+    "callbacks.early_stopping.accuracy": None,
     "model.norm": "layernorm",
     "model.mlp": "gelu",
     "model.n_kv_head": None,
@@ -51,6 +53,7 @@ CAME_LATER: dict[str, Any] = {
     "model.match_parameters": None,
     "model.tie_embeddings": True,
     "trainer.devices": 1,
+    "trainer.num_nodes": 1,
     "trainer.fast_dev_run": 0,
     "trainer.limit_val_batches": None,
     "trainer.overfit_batches": None,
@@ -62,11 +65,12 @@ def hashed_fields(
     config: Mapping[str, Any],
     form: Callable[[Mapping[str, Any]], dict[str, Any]] = as_hashed,
 ) -> dict[str, Any]:
-    """A run's configuration as a dict, by field, without NOT_HASHED.
+    """A run's configuration as a dict, by field, without NOT_HASHED, as of one process.
 
     `form` is that of `attention`: as hashes have it, or `migrated`, as one would write it now; see
     phasegpt.model.migration.
     """
+    config = _of_one_process(config)
     attention = {"attention": form(config["attention"])} if "attention" in config else {}
     return {
         name: value
@@ -74,6 +78,24 @@ def hashed_fields(
         if not any(name == key or name.startswith(f"{key}.") for key in NOT_HASHED)
         and not (name in CAME_LATER and value == CAME_LATER[name])
     }
+
+
+def _of_one_process(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with which one process trains the same, up to rounding, if there is one.
+
+    There is none with dropout, which differs from process to process, with single documents, whose
+    targets count per process, and where `batches` are counted.
+    """
+    if not {"trainer", "data", "model"} <= config.keys():
+        return config
+    t, data = config["trainer"], config["data"]
+    processes = t.get("devices", 1) * t.get("num_nodes", 1)
+    limits = ("fast_dev_run", "limit_val_batches", "overfit_batches")
+    own = config["model"].get("dropout") or data.get("documents") or any(map(t.get, limits))
+    if processes == 1 or own:
+        return config
+    batch = {**data, "batch_size": data["batch_size"] * processes}
+    return {**config, "trainer": {**t, "devices": 1, "num_nodes": 1}, "data": batch}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +150,12 @@ class TrainerConfig(Section):
         "auto", "auto: bf16-mixed on a GPU, else 32-true"
     )
     deterministic: bool = option(False, "true: bit-identical on a GPU too, and slower")
-    devices: int = option(1, "processes on this machine, data.batch_size each", ge=1, le=1024)
+    devices: int = option(1, "processes on a machine, data.batch_size each", ge=1, le=1024)
+    num_nodes: int = option(1, "machines, on each of which torchrun or srun starts", ge=1, le=1024)
+    timeout_s: int = option(
+        1800, "several processes: seconds that one waits for another before it fails", ge=1,
+        le=10**6,
+    )  # fmt: skip
     profiler: Literal["simple", "advanced", "pytorch"] | None = option(
         None, "Lightning's profiler, into fit-profile.txt of the run folder; null: none"
     )
@@ -152,6 +179,11 @@ class TrainerConfig(Section):
                 f">= 0"
             )
         object.__setattr__(self, "fast_dev_run", int(self.fast_dev_run))
+
+    @property
+    def processes(self) -> int:
+        """All of them, on all machines."""
+        return self.devices * self.num_nodes
 
     @property
     def steps(self) -> int:
@@ -234,7 +266,7 @@ class RunConfig(Section):
     )
     attention: AttentionSection
     model: ModelSection
-    data: DataConfig
+    data: DataSection
     optimizer: OptimizerConfig
     regularizer: RegularizerConfig = RegularizerConfig()
     trainer: TrainerConfig
@@ -245,6 +277,20 @@ class RunConfig(Section):
         """Also check that attention and model fit."""
         super().__post_init__()
         GPTConfig.from_sections(self.model, self.attention, vocab_size=2)
+        if isinstance(self.data, TaskConfig):
+            longest = max(map(self.data.time, (self.data.trained, *self.loads)))
+            if longest > self.model.block_size:
+                raise ConfigError(
+                    f"data={self.data.corpus} has examples of {longest} tokens, and "
+                    f"model.block_size={self.model.block_size}; raise that, or shorten them"
+                )
+
+    @property
+    def loads(self) -> tuple[int, ...]:
+        """Loads of a task that this model is validated at; none of a text."""
+        if isinstance(self.data, TaskConfig):
+            return self.data.loads_with(self.model.positions)
+        return ()
 
     def check_idle(self) -> None:
         """See Section.check_idle; also refuse what is for oscillators where there are none."""
@@ -252,13 +298,20 @@ class RunConfig(Section):
         from phasegpt.attention import layer_class
 
         layer, somewhere = layer_class(self.attention.name), self.attention.layers != ()
-        phases, rates = (somewhere and bool(x) for x in (layer.has_phases, layer.lr_factors))
+        phased = layer.phased(self.attention.options)
+        phases, rates = (somewhere and bool(x) for x in (phased, layer.lr_factors))
         why, callbacks = "without oscillators in some layer", self.callbacks
         self.regularizer.refuse_idle(phases, why, "mode")
         self.optimizer.refuse_idle(rates, why, "oscillator_lr_factor")
         callbacks.phase_monitor.refuse_idle(phases, why, "band")
         of_R = ("R_low", "R_high", "patience", "coupling_factor")
         callbacks.collapse_guard.refuse_idle(phases, why, *of_R)
+        task = isinstance(self.data, TaskConfig)
+        callbacks.early_stopping.refuse_idle(task, "without a generated task", "accuracy")
+        sample = callbacks.sample_text
+        if task and sample.max_new_tokens:
+            why = "with a generated task, which has no text"
+            sample.refuse_idle(False, why, "prompt", "temperature", "max_new_tokens")
 
     def gpt(self, vocab_size: int | None = None) -> GPTConfig:
         """The configuration of its model; see phasegpt.model.config.gpt_config."""
@@ -267,14 +320,15 @@ class RunConfig(Section):
     @property
     def hash(self) -> str:
         """16 hex digits of the sha256 of everything that changes the result of the run."""
-        plain = self.to_dict()
+        plain = {**_of_one_process(self.to_dict())}
         plain["attention"] = as_hashed(plain["attention"])
         for key in (*NOT_HASHED, *CAME_LATER):
             *parents, last = key.split(".")
             node = plain
             for parent in parents:
                 node = node[parent]
-            if key not in CAME_LATER or node[last] == CAME_LATER[key]:
+            # Of data a task has other keys than a text.
+            if last in node and (key not in CAME_LATER or node[last] == CAME_LATER[key]):
                 node.pop(last)
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 

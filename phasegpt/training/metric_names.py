@@ -59,7 +59,11 @@ LOGGED = {
     "train/lr": "learning rate of the step",
     "val/loss": "cross-entropy of the validation split, nats per token",
     "val/ppl": "its exponential, perplexity per token",
-    "val/bpb": "the same in bits per byte of text",
+    "val/bpb": "the same in bits per byte of text (of a generated task there is none)",
+    "val/accuracy": "of a generated task: share of scored positions where the likeliest token is "
+    "right; as val/loss over the loads that were trained on",
+    "val/accuracy/LOAD": "the same of one length, or what else the task is harder by, of several",
+    "val/accuracy/beyond": "mean over the loads beyond the training, where there are some",
     "phase/R/layerN": "R of the training batch as it was trained on, with its noise: mean over all "
     "tokens, heads and micro-batches (over a prefix also over short ones); null sqrt(pi / 4n)",
     "phase/R/layerN/headH": "the same of one head",

@@ -8,6 +8,7 @@ import torch
 from helpers import composed, make_run, need_compiler
 from torch.nn import functional as F
 
+from phasegpt.core.errors import ConfigError
 from phasegpt.model import loading
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
@@ -17,6 +18,7 @@ BODIES = [
     {"norm": "rmsnorm"},
     {"mlp": "swiglu"},
     {"norm": "rmsnorm", "mlp": "swiglu", "bias": False},
+    {"mlp": "none"},
 ]
 every_body = pytest.mark.parametrize("body", BODIES, ids=str)
 IDS = torch.arange(40).view(2, 20)
@@ -102,6 +104,21 @@ def test_a_body_survives_its_checkpoint_and_its_export(
     assert torch.equal(model(IDS % 20).logits, exported(IDS % 20).logits)
     assert exported.config == model.config
     assert {k: getattr(exported.config, k) for k in body} == body
+
+
+def test_without_mlp_a_block_is_its_attention_alone(make_model: Callable) -> None:
+    model, D = make_model(mlp="none"), 16
+    assert model.num_parameters() == 2 * (4 * D * D + 4 * D + 2 * D) + 2 * D
+    gelu = make_model().state_dict()
+    assert all(torch.equal(x, gelu[name]) for name, x in model.state_dict().items())
+    for name, x in gelu.items():  # an MLP that adds nothing
+        if "mlp.c_proj" in name:
+            x.zero_()
+    beside = make_model()
+    beside.load_state_dict(gelu)
+    assert torch.equal(beside(IDS).logits, model(IDS).logits)
+    with pytest.raises(ConfigError, match=r"model\.mlp_width=8 does nothing while model\.mlp=none"):
+        composed("model.mlp=none", "model.mlp_width=8")
 
 
 @pytest.mark.parametrize("word", ["model.norm=rmsnorm", "model.mlp=swiglu"])
