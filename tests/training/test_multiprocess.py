@@ -29,6 +29,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 import phasegpt
 from phasegpt.core.errors import Collapsed, ConfigError, Interrupted, ProcessFailed
+from phasegpt.model import checkpoint
 from phasegpt.training import ranks
 from phasegpt.training.config import RunConfig, plain
 from phasegpt.training.lit import LitGPT
