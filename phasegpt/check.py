@@ -18,6 +18,7 @@ OPTIONAL = {
     "reset_oscillators": "its parameters begin by GPT-2's rule",
     "lr_factors": "no parameter has a learning rate of its own, or is kept from decay by name",
     "has_phases": "returns no phases",
+    "phased": "has_phases whatever its options",
     "order_parameter": "R is over the oscillators of a head",
     "coupled_axis": "couples the oscillators of a head",
     "phase_error": "phases keep float32 precision under bf16 autocast",

@@ -27,7 +27,15 @@ from phasegpt.core.composition import (
     misspelt,
     offer_mechanisms,
 )
-from phasegpt.core.errors import CheckpointError, ConfigError, DataError, Interrupted, UserError
+from phasegpt.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    ProcessFailed,
+    UserError,
+)
+from phasegpt.training import ranks
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +58,8 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     except UserError as error:
         if debug:
             traceback.print_exc()
+        if ranks.said_by_others(error):
+            sys.exit(error.exit_code if isinstance(error, ProcessFailed) else 0)
         lines = f"{type(error).__name__}: {error}".splitlines()
         sys.stderr.write("\n".join(lines[:_MAX_LINES]) + "\n")
         if not _multirun() or isinstance(error, Interrupted):
@@ -200,7 +210,7 @@ def training_corpus(
     `cache_dir` is another token cache. Raises CheckpointError where the checkpoint does not know
     its text, ConfigError, DataError.
     """
-    from phasegpt.data.config import DataConfig
+    from phasegpt.data.config import DataConfig, DataSection
     from phasegpt.data.corpus import prepare
 
     if loaded.config is None:
@@ -209,9 +219,14 @@ def training_corpus(
             f"evaluate the run that it was exported from"
         )
     try:
-        data = DataConfig.parse(loaded.config["data"])
+        data = DataSection.parse(loaded.config["data"])
     except (LookupError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{loaded.path} does not say what text it had: {error}") from error
+    if not isinstance(data, DataConfig):
+        raise ConfigError(
+            f"{loaded.path} was trained on the generated task data={data.corpus}, which is no "
+            f"text; this is for models of text"
+        )
     if data.documents and not as_documents:
         raise ConfigError(
             f"{loaded.path} was trained on single documents (data.documents=true), and this reads "

@@ -54,7 +54,7 @@ class LayerCache:
     @property
     def values(self) -> Tensor | None:
         """Values of the tokens so far, [R,H,T,E], a view; None without, and for angles."""
-        if self._buffers is None or self.angles:
+        if self._buffers is None or self.angles or not self._buffers[1].shape[-1]:
             return None
         return self._buffers[1][:, :, : self._stored]
 
@@ -72,7 +72,9 @@ class LayerCache:
         keys = self.keys
         if keys is None or self.angles:
             return keys
-        return keys[..., -2 * self.oscillators :] if self.oscillators else None
+        if not self.oscillators or self.state is not None:
+            return None
+        return keys[..., -2 * self.oscillators :]
 
     def order_parameter(self) -> Tensor | None:
         """Attention.order_parameter at the newest token from what is stored of it, [R,H].
@@ -84,17 +86,19 @@ class LayerCache:
             phases = self.phases if self.over_prefix else self.phases[:, :, -1:]
             cos, sin = (phases.cos(), phases.sin()) if self.angles else phases.chunk(2, dim=-1)
             if self.over_prefix:
-                return modulus(cos.mean(2), sin.mean(2)).mean(-1)
+                return modulus(cos.float().mean(2), sin.float().mean(2)).mean(-1)
             return resultant_length(cos[:, :, 0], sin[:, :, 0])
-        if self.state is None:
+        if self.state is None or not self.oscillators:
             return None
         cos, sin = self.state.cos_SBC[-1], self.state.sin_SBC[-1]
         R_RC = modulus(cos, sin) / self.state.weight_C
         return R_RC.unflatten(-1, (-1, self.oscillators)).mean(dim=-1)
 
-    def update(self, k_RHTE: Tensor, v_RHTE: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-        """Append new keys and values along time; return all of them."""
-        keys, values = self._append(k_RHTE, v_RHTE)
+    def update(
+        self, k_RHTE: Tensor, v_RHTE: Tensor | None = None, *_: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append new keys and values along time, or keys alone; return all of them."""
+        keys, values = self._append(k_RHTE, k_RHTE[..., :0] if v_RHTE is None else v_RHTE)
         return keys, values
 
     def append(self, theta_RHTN: Tensor) -> Tensor:

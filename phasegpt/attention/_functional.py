@@ -36,8 +36,13 @@ def rotary_angles(
 
 def rotate(x_BHTE: Tensor, angles_TP: Tensor) -> Tensor:
     """Rotate the pairs (x_k, x_{k+E/2}) by angles; computed in float32 at least."""
+    return turn(x_BHTE, angles_TP.cos(), angles_TP.sin())
+
+
+def turn(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same by the angles' cosines and sines, [T,P] or [B,H,T,P]."""
     dtype = torch.promote_types(x_BHTE.dtype, torch.float32)
-    cos, sin = angles_TP.cos().to(dtype), angles_TP.sin().to(dtype)
+    cos, sin = cos.to(dtype), sin.to(dtype)
     a, b = x_BHTE.to(dtype).chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1).to(x_BHTE.dtype)
 

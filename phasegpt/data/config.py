@@ -2,20 +2,96 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option
 from phasegpt.data.rows import kind
 
+#: The module of every task.
+TASKS = {
+    "mqar": "recall_tasks",
+    **dict.fromkeys(("recall", "noisy_recall", "fuzzy_recall", "memorization"), "mad_tasks"),
+    **dict.fromkeys(("selective_copy", "copying"), "copying_tasks"),
+    **dict.fromkeys(("induction", "periodic"), "pattern_tasks"),
+    **dict.fromkeys(("parity", "even_pairs", "cycle_navigation"), "formal_tasks"),
+    **dict.fromkeys(("modular_arithmetic", "state_s2", "state_s3"), "formal_tasks"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(Section):
-    """The `data` group: which text, how it is cut into tokens, and the batch."""
+class DataSection(Section):
+    """The `data` group: a text (DataConfig), or a generated task (phasegpt.data.tasks).
+
+    `parse` gives the section of what data.corpus names.
+    """
 
     section: ClassVar[str] = "data"
+    corpus: str = option(REQUIRED, "the text, or the task")
+    batch_size: int = option(REQUIRED, "sequences in a batch of one process", ge=1, le=1_000_000)
+    num_workers: int = option(0, "processes that load batches; 0: none", ge=0, le=1024)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Any:
+        """From the group's keys; ConfigError."""
+        if cls is not DataSection:
+            return super().parse(values)
+        name = values.get("corpus")
+        task = isinstance(name, str) and name in TASKS
+        return (task_class(str(name)).Config if task else DataConfig).parse(values)
+
+
+def task_class(name: str) -> Any:
+    """The phasegpt.data.tasks.Task of that name, whose module is loaded for it; ConfigError."""
+    if name not in TASKS:
+        raise ConfigError(f"data={name} is no task; choose from: {', '.join(sorted(TASKS))}")
+    module = importlib.import_module(f"phasegpt.data.{TASKS[name]}")
+    return next(
+        found
+        for found in vars(module).values()
+        if getattr(found, "__dict__", {}).get("name") == name
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(DataSection):
+    """What every task has."""
+
+    examples: int | None = option(
+        None, "training examples, in a new order every epoch; null: new ones without end", ge=1
+    )
+    val_examples: int = option(
+        1000, "examples of validation, and of test, of each load", ge=1, le=10_000_000
+    )
+
+    @property
+    def trained(self) -> int:
+        """The largest load that is trained on."""
+        raise NotImplementedError
+
+    @property
+    def loads(self) -> tuple[int, ...]:
+        """Loads that are validated: what an accuracy is reported by, such as a length."""
+        return (self.trained,)
+
+    def time(self, load: int) -> int:
+        """T, tokens of an example."""
+        raise NotImplementedError
+
+    def loads_with(self, positions: str) -> tuple[int, ...]:
+        """Those of a model: learned positions have no trained weights beyond the longest."""
+        longest = self.time(self.trained)
+        return tuple(n for n in self.loads if positions != "learned" or self.time(n) <= longest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(DataSection):
+    """A text: which, how it is cut into tokens, and the batch."""
+
     corpus: Literal["shakespeare", "wikitext2", "text", "hub", "synthetic"] = option(
         REQUIRED, "the text"
     )
@@ -49,8 +125,6 @@ class DataConfig(Section):
     characters: int = option(
         3_000_000, "synthetic only: size of the train split", ge=10_000, le=10_000_000_000
     )
-    batch_size: int = option(REQUIRED, "sequences in a batch of one process", ge=1, le=1_000_000)
-    num_workers: int = option(0, "processes that load batches; 0: none", ge=0, le=1024)
     cache_dir: str | None = option(
         None, "folder of token caches; null: $XDG_CACHE_HOME/phasegpt or ~/.cache/phasegpt"
     )

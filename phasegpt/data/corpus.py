@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,7 +14,10 @@ from phasegpt.core import diskcache
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import read_json
 from phasegpt.data import corpora, downloads, encoding, tokenizers
-from phasegpt.data.config import DataConfig
+from phasegpt.data.config import DataConfig, DataSection, TaskConfig, task_class
+
+if TYPE_CHECKING:
+    from phasegpt.data.tasks import Task
 
 _FORMAT = 1  # of the token cache; raise it when tokens or meta.json change meaning
 _HASHED_BYTES = 1 << 28  # token files up to this size are hashed again at every opening
@@ -27,13 +30,15 @@ class Corpus:
     `meta["splits"][name]` holds tokens, characters, bytes, words (between white space), lines,
     sha256 of the token file, and floor_nats: -log p of the whole split under its source, which
     is known for the synthetic corpus and None elsewhere. `documents` holds, where they are kept
-    apart (data.documents), the places of their first tokens by split.
+    apart (data.documents), the places of their first tokens by split. A generated `task` has no
+    text: no splits, and `meta` says what the task does.
     """
 
     splits: dict[str, np.memmap]
     tokenizer: tokenizers.Tokenizer
     meta: dict[str, Any]
     documents: dict[str, np.memmap] = field(default_factory=dict)
+    task: Task | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -47,6 +52,11 @@ class Corpus:
 
     def split(self, name: str) -> np.memmap:
         """The tokens of one split. Raises ConfigError for one that the corpus does not have."""
+        if self.task is not None:
+            raise ConfigError(
+                f"data={self.meta['corpus']} is a generated task: it has no text; this is for "
+                f"models of text"
+            )
         if name not in self.splits:
             raise ConfigError(
                 f"split={name} does not exist in {self.meta['corpus']}; "
@@ -56,7 +66,7 @@ class Corpus:
 
 
 def prepare(
-    config: DataConfig,
+    config: DataSection,
     *,
     other_cache: str | None = None,
     tokenizer: tokenizers.Tokenizer | None = None,
@@ -67,6 +77,10 @@ def prepare(
     of the file of hf, and of the training of bpe. Raises ConfigError and DataError as
     phasegpt.data.corpora does, DataError for a damaged cache.
     """
+    if isinstance(config, TaskConfig):
+        task = task_class(config.corpus)(config)
+        return Corpus({}, tokenizers.Symbols(task.vocab_size), task.meta(), task=task)
+    assert isinstance(config, DataConfig)
     cache = diskcache.cache_dir(config.cache_dir)
     other = diskcache.cache_dir(other_cache) if other_cache else None
     raw = corpora.resolve(config, cache, other)

@@ -91,6 +91,31 @@ class ByteTokenizer(Tokenizer):
         return bytes([token])
 
 
+class Symbols(Tokenizer):
+    """The tokens of a generated task: numbers, which no text has."""
+
+    name = "symbols"
+
+    def __init__(self, vocab_size: int) -> None:
+        """Of 0..vocab_size-1."""
+        self.vocab_size = vocab_size
+
+    def state(self) -> dict[str, Any]:
+        """What `from_state` needs, as plain JSON."""
+        return {"name": self.name, "vocab_size": self.vocab_size}
+
+    def encode(self, text: str) -> np.ndarray:
+        """Raises DataError: there is no text."""
+        raise DataError(
+            "the model was trained on a generated task, whose tokens are numbers and not text; "
+            "use phasegpt.evaluate, or give token ids to the model itself"
+        )
+
+    def token_bytes(self, token: int) -> bytes:
+        """The number and a space."""
+        return f"{token} ".encode()
+
+
 class _BytePairs(Tokenizer):
     """Byte pairs under GPT-2's split of a text, by tiktoken; special tokens stay plain text."""
 
@@ -227,11 +252,13 @@ def from_state(state: dict[str, Any]) -> Tokenizer:
         return GPT2Tokenizer()
     if name == "bpe" and isinstance(state.get("tokens"), list):
         return BPETokenizer(state["tokens"])
+    if name == "symbols" and type(state.get("vocab_size")) is int:
+        return Symbols(state["vocab_size"])
     if name == "hf" and isinstance(state.get("json"), str):
         return JsonTokenizer(state["json"])
     raise DataError(
         f"tokenizer state {state!r:.200} is unknown; name must be char (with an alphabet), byte, "
-        f"gpt2, bpe (with tokens) or hf (with json)"
+        f"gpt2, bpe (with tokens), symbols (with vocab_size) or hf (with json)"
     )
 
 

@@ -14,6 +14,37 @@ from phasegpt.core.errors import ConfigError, DataError
 IGNORED = -100  # a target that is not scored, cross_entropy's own default
 
 
+class Order:
+    """An endless order of `size` things: every epoch all of them, permuted by (seed, epoch)."""
+
+    def __init__(self, seed: int, size: int) -> None:
+        self.seed, self.size = seed, size
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __getitem__(self, place_B: np.ndarray) -> np.ndarray:
+        """What stands at these places, [B]."""
+        epoch_B, within_B = np.divmod(place_B, self.size)
+        found = np.empty_like(place_B)
+        for epoch in np.unique(epoch_B):
+            mine = epoch_B == epoch
+            found[mine] = self._epoch(int(epoch))[1][within_B[mine]]
+        return found
+
+    def drawn(self, place_B: np.ndarray, below: int) -> np.ndarray:
+        """A number of 0..below-1 for the epoch of each place, [B]."""
+        return np.array([self._epoch(int(e))[0] % below for e in place_B // self.size], np.int64)
+
+    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        """The first bits of an epoch, and its permutation."""
+        if epoch not in self._epochs:
+            # Raw bits and a stable sort: numpy keeps the bits, not its shuffles, across versions.
+            bits = np.random.Philox(key=[self.seed, epoch]).random_raw(self.size + 1)
+            if len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = int(bits[0]), np.argsort(bits[1:], kind="stable")
+        return self._epochs[epoch]
+
+
 class TrainBatches(Dataset):
     """Training batches: number k is a pure function of (seed, k).
 
@@ -50,18 +81,14 @@ class TrainBatches(Dataset):
         # One window less than fit, so that the offset has room for every place in a block.
         self.windows = max(1, (len(tokens) - 1) // block_size - 1)
         self._slack = len(tokens) - 1 - self.windows * block_size
-        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
+        self._order = Order(seed, self.windows)
 
     def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
         """Batch k: idx [B,T], targets [B,T], sample [B] (the index i), all int64."""
         first = (k * self.world_size + self.rank) * self.batch_size
         sample_B = np.arange(first, first + self.batch_size, dtype=np.int64)
-        start_B = np.empty_like(sample_B)
-        epoch_B, place_B = np.divmod(sample_B, self.windows)
-        for epoch in np.unique(epoch_B):
-            offset, order = self._epoch(int(epoch))
-            mine = epoch_B == epoch
-            start_B[mine] = offset + order[place_B[mine]] * self.block_size
+        offset_B = self._order.drawn(sample_B, self._slack + 1)
+        start_B = offset_B + self._order[sample_B] * self.block_size
         window = self.tokens[start_B[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
         batch = {
             "idx": torch.from_numpy(np.ascontiguousarray(window[:, :-1])),
@@ -73,16 +100,6 @@ class TrainBatches(Dataset):
             batch["targets"][torch.stack([begins[1:] for begins in rows])] = IGNORED
             batch["begins"] = torch.stack([begins[:-1] for begins in rows])
         return batch
-
-    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
-        if epoch not in self._epochs:
-            # Raw bits and a stable sort: numpy keeps the bits, not its shuffles, across versions.
-            bits = np.random.Philox(key=[self.seed, epoch]).random_raw(self.windows + 1)
-            if len(self._epochs) > 1:
-                del self._epochs[min(self._epochs)]
-            offset = int(bits[0] % np.uint64(self._slack + 1))
-            self._epochs[epoch] = offset, np.argsort(bits[1:], kind="stable")
-        return self._epochs[epoch]
 
 
 def _check_documents(tokens: np.ndarray, documents: np.ndarray | None) -> None:

@@ -202,6 +202,7 @@ class _Recorder:
         R, R_uncoupled = [], []
         for s, theta in enumerate(path.path):
             uncoupled = uncoupled_phases(theta0, path.omega, steps=s, dt=path.dt)
+            uncoupled = uncoupled if path.free is None else path.free[s]
             coupled_R, uncoupled_R = order(self.layer, theta), order(self.layer, uncoupled)
             R.append(coupled_R[:, first:].mean((1, 3)))
             R_uncoupled.append(uncoupled_R[:, first:].mean((1, 3)))

@@ -43,8 +43,10 @@ class SwiGLU(nn.Module):
         return self.dropout(self.c_proj(F.silu(self.c_gate(x_BTD)) * self.c_fc(x_BTD)))
 
 
-def mlp(config: ModelSection) -> nn.Module:
-    """The one that config.mlp names."""
+def mlp(config: ModelSection) -> nn.Module | None:
+    """The one that config.mlp names; None: a block is its attention alone."""
+    if config.mlp == "none":
+        return None
     return SwiGLU(config) if config.mlp == "swiglu" else MLP(config)
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option, shown
-from phasegpt.data.config import DataConfig
+from phasegpt.data.config import DataSection
 from phasegpt.data.corpora import known_vocab_size
 from phasegpt.model.migration import migrated
 
@@ -47,11 +47,15 @@ class ModelSection(Section):
     layer_norm_epsilon: float = option(
         1e-5, "added to the variance, or of rmsnorm to the mean square", gt=0, le=1
     )
-    mlp: Literal["gelu", "swiglu"] = option(
-        "gelu", "4 D wide; swiglu: 8/3 D up to a multiple of 8, arXiv 2002.05202"
+    mlp: Literal["gelu", "swiglu", "none"] = option(
+        "gelu",
+        "4 D wide; swiglu: 8/3 D up to a multiple of 8, arXiv 2002.05202; none: attention alone",
     )
     mlp_width: int | None = option(
         None, "F, width inside the MLP; null: the one that mlp names", ge=1, le=2**24
+    )
+    match_parameters: Literal["softmax"] | None = option(
+        None, "what F makes the parameters equal to, within 1%; null: nothing, F is as named"
     )
     tie_embeddings: bool = option(True, "the head is the embedding; false: a matrix of its own")
     activation_checkpointing: bool = option(
@@ -65,14 +69,19 @@ class ModelSection(Section):
 
     @property
     def inner_width(self) -> int:
-        """F; swiglu's has as many weights as GELU's at 4 D, up to a multiple of 8."""
-        return self.mlp_width or (
-            -(-self.n_embd // 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
-        )
+        """F; 0 without an MLP."""
+        return 0 if self.mlp == "none" else self.mlp_width or self.named_width
+
+    @property
+    def named_width(self) -> int:
+        """The F that mlp names; swiglu has as many weights as GELU, up to a multiple of 8."""
+        return -(-self.n_embd // 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
 
     def check_idle(self) -> None:
         """See Section.check_idle."""
         self.refuse_idle(self.positions == "rope", "positions", "rope_theta")
+        self.refuse_idle(self.match_parameters is None, "match_parameters", "mlp_width")
+        self.refuse_idle(self.mlp != "none", "mlp", "mlp_width", "match_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +138,8 @@ class GPTConfig(ModelSection):
 
     `attention` is a mechanism's name (see phasegpt.attention.layer_class), used in
     `attention_layers` (0-based); the other layers are softmax. `attention_options` is the
-    mechanism's Config, or its keys.
+    mechanism's Config, or its keys. With `match_parameters` it has the `mlp_width` that was found,
+    which is kept wherever the configuration is written and read.
     """
 
     vocab_size: int = option(50257, "rows of the embedding", ge=2, le=2**24)
@@ -167,6 +177,10 @@ class GPTConfig(ModelSection):
         if not isinstance(self.attention_options, Section):
             options = _options(self.attention, self.attention_options)
             object.__setattr__(self, "attention_options", options)
+        if self.match_parameters is not None and self.mlp_width is None:
+            from phasegpt.model.matching import matched_width
+
+            object.__setattr__(self, "mlp_width", matched_width(self))
 
     @classmethod
     def from_sections(
@@ -185,7 +199,7 @@ class GPTConfig(ModelSection):
 def gpt_config(
     model: ModelSection,
     attention: AttentionSection,
-    data: DataConfig,
+    data: DataSection,
     vocab_size: int | None = None,
 ) -> GPTConfig:
     """The model's flat configuration; its vocabulary is model.vocab_size, or the tokenizer's.
@@ -197,8 +211,8 @@ def gpt_config(
     size = model.vocab_size or tokens
     if size is None:
         raise ConfigError(
-            f"the vocabulary of data.corpus={data.corpus} with data.tokenizer="
-            f"{data.tokenizer} is known only once the text is read; set model.vocab_size"
+            f"the vocabulary of data.corpus={data.corpus} with this tokenizer is known only once "
+            f"the text is read; set model.vocab_size"
         )
     if tokens is not None and size < tokens:
         raise ConfigError(

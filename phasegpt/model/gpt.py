@@ -20,11 +20,13 @@ from torch.utils.checkpoint import checkpoint
 from phasegpt.attention import (
     Attention,
     AttentionOutput,
+    Flops,
     Link,
     Phase,
     ReturnPhase,
     build,
     layer_class,
+    linear_flops,
 )
 from phasegpt.attention._cache import Cache, LayerCache
 from phasegpt.attention._oscillators import CoupledPhases
@@ -38,7 +40,7 @@ from phasegpt.phase.steering import NoiseKey, Perturbation
 
 
 class GPTOutput(NamedTuple):
-    """logits[B,T,V], and by layer index the phases of every phase layer if asked."""
+    """logits[B,T,V] (or [M,V] at M positions), and by layer index the phases if asked."""
 
     logits: Tensor
     phase: dict[int, Phase]
@@ -55,7 +57,8 @@ class Block(nn.Module):
         options = config.attention_options if special else None
         self.ln_1 = norm(config)
         self.attn: Attention = build(name, config, options, layer)
-        self.ln_2 = norm(config)
+        if config.mlp != "none":
+            self.ln_2 = norm(config)
         self.mlp = mlp(config)
 
     def forward(
@@ -77,7 +80,8 @@ class Block(nn.Module):
             **carried,
         )
         x_BTD = x_BTD + mixed.y
-        x_BTD = x_BTD + self.mlp(self.ln_2(x_BTD))
+        if self.mlp is not None:
+            x_BTD = x_BTD + self.mlp(self.ln_2(x_BTD))
         carry = mixed.carry if carried else carry
         if link is not None:
             assert carry is not None  # the first layer of a mechanism with a link begins it
@@ -109,6 +113,12 @@ class GPT(nn.Module):
         parts["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         linking = layer_class(config.attention).link if config.attention_layers else None
         if linking is not None:
+            if len(config.attention_layers) < 2:
+                raise ConfigError(
+                    f"attention={config.attention} hands its state from layer to layer, and "
+                    f"attention.layers={list(config.attention_layers)} is one of model.n_layer="
+                    f"{config.n_layer}; give it two layers at least"
+                )
             parts["link"] = linking(config, config.attention_options)
         parts["ln_f"] = norm(config)
         self.transformer = nn.ModuleDict(parts)
@@ -172,6 +182,25 @@ class GPT(nn.Module):
             total -= sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
         return total
 
+    def flops(self, time: int, *, backward: bool = False) -> Flops:
+        """FLOPs of one token among `time`: attention, links, MLPs and head, see attention.Flops.
+
+        `backward`: of forward and backward together, three times as many, since a matrix product
+        has two gradients of its size; activations that are computed again are not counted. The
+        elementwise work is that of the attention layers alone.
+        """
+        layers = [block.attn.flops(time) for block in self.blocks]
+        if self.link is not None:
+            layers += [self.link.flops(time)] * len(self._linked)
+        body = [m for m in (*(b.mlp for b in self.blocks), self.lm_head) if m is not None]
+        layers += [Flops(linear_flops(module), 0.0, 0.0) for module in body]
+        return Flops.sum(layers * (3 if backward else 1))
+
+    @property
+    def _linked(self) -> tuple[int, ...]:
+        """The layers after which the link runs."""
+        return self.config.attention_layers[:-1] if self.link is not None else ()
+
     def forward(
         self,
         idx_BT: Tensor,
@@ -179,11 +208,13 @@ class GPT(nn.Module):
         cache: Cache | None = None,
         perturbations: Mapping[int, Perturbation] | None = None,
         return_phase: ReturnPhase = False,
+        only_BT: Tensor | None = None,
     ) -> GPTOutput:
-        """Predict the next token at every position.
+        """Predict the next token at every position, or where `only_BT` (bool) is true.
 
         idx_BT: token ids. `cache` (see new_cache) holds the tokens before and is extended; when
-        it is split, the logits are those of its 2B rows.
+        it is split, the logits are those of its 2B rows. With `only_BT` the logits are [M,V], of
+        its M true positions row by row: a large head costs no more than what is scored.
         `perturbations` by layer come from draw_perturbations, in training; for `return_phase`
         see phasegpt.attention.ReturnPhase. Raises ConfigError when the tokens do not fit into
         block_size.
@@ -214,7 +245,7 @@ class GPT(nn.Module):
         recompute = self.config.activation_checkpointing and self.training and cache is None
         phases: dict[int, Phase] = {}
         carry: Tensor | None = None  # what a mechanism with a link hands from layer to layer
-        linked = self.config.attention_layers[:-1] if self.link is not None else ()
+        linked = self._linked
         for layer, block in enumerate(self.blocks):
             perturbation = None if perturbations is None else perturbations.get(layer)
             link = self.link if layer in linked else None
@@ -228,6 +259,8 @@ class GPT(nn.Module):
                 phases[layer] = phase
 
         # The stream, normalised, against every word (the head is the embedding, if tied).
+        if only_BT is not None:
+            x_BTD = x_BTD[only_BT]
         return GPTOutput(self.lm_head(self.transformer["ln_f"](x_BTD)), phases)
 
     def _embedded(self, idx_BT: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from phasegpt.core import arguments, files
 from phasegpt.core.errors import CheckpointError
-from phasegpt.data.config import DataConfig
+from phasegpt.data.config import DataSection
 from phasegpt.model import exported, shards
 from phasegpt.model import weights as stored
 from phasegpt.model.checkpoint import Which, find, read_hashed, reading, run_folder
@@ -53,7 +53,7 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
         gpt = gpt_config(
             ModelSection.parse(config["model"]),
             AttentionSection.parse(config["attention"]),
-            DataConfig.parse(config["data"]),
+            DataSection.parse(config["data"]),
             tokenizer.vocab_size,
         )
         stored.check(payload["state_dict"], tied=gpt.tie_embeddings)

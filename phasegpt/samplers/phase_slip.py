@@ -210,14 +210,15 @@ class PhaseSlip:
                 self._parts.append((part, torch.tensor(sorted(set(heads)))))
         cache.split(min(self._by_layer))
         for part, heads_h in self._parts:
-            part.edit = partial(self._edit, heads_h) if part.keys is not None else None
+            edited = part.values if self.target == "values" else part.phases
+            part.edit = partial(self._edit, heads_h) if edited is not None else None
 
     def before(self) -> None:
         """See Intervention; slips the running sums of phase_sync, which have no positions."""
         if self._partial is not None:
             self._partial.rows = self._batch
         for part, heads in self._parts:
-            if self.target == "phases" and part.state is not None and self._angle:
+            if self.target == "phases" and part.phases is None and self._angle:
                 part.state = self._slip_state(part.state, heads, part.oscillators)
 
     def after(self, logits_RV: Tensor, ids_BT: Tensor, done: Sequence[bool]) -> Tensor:
@@ -319,4 +320,5 @@ def _target(part: LayerCache, target: str) -> int | None:
         return None if part.values is None else part.values.shape[1]
     if part.phases is not None:
         return part.phases.shape[1]
-    return None if part.state is None else part.state.cos_SBC.shape[-1] // part.oscillators
+    phased = part.state is not None and part.oscillators  # a state of sums of values has none
+    return part.state.cos_SBC.shape[-1] // part.oscillators if phased else None

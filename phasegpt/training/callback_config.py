@@ -20,13 +20,19 @@ class CheckpointConfig(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyStoppingConfig(Section):
-    """Stop after `patience` validations without `val/ppl` falling by `min_delta`; null: never."""
+    """Stop after `patience` validations without `val/ppl` falling by `min_delta`; null: never.
+
+    A task is also stopped where it is solved.
+    """
 
     section: ClassVar[str] = "callbacks.early_stopping"
     patience: int | None = option(
         None, "validations without val/ppl falling by min_delta; null: never stop", ge=1
     )
     min_delta: float = option(0.0, "by how much val/ppl must fall", ge=0)
+    accuracy: float | None = option(
+        None, "of generated tasks: stop where val/accuracy reaches this; null: never", gt=0, le=1
+    )
 
     def check_idle(self) -> None:
         """See Section.check_idle."""

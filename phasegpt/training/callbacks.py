@@ -136,8 +136,9 @@ class RngState(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Restore it."""
         if self._loaded is not None:
-            if "ranks" in self._loaded:
-                self._loaded = self._loaded["ranks"][trainer.global_rank]
+            ranks = self._loaded.get("ranks", ())
+            if len(ranks) == trainer.world_size:  # of another number all draw as the first did
+                self._loaded = ranks[trainer.global_rank]
             torch.set_rng_state(self._loaded["cpu"].cpu())
             states, device = self._loaded["cuda"], trainer.strategy.root_device
             if device.type == "cuda" and states:
@@ -165,6 +166,31 @@ class EarlyStopping(LightningEarlyStopping):
         """Stop again if the patience was already used up."""
         if self.wait_count >= self.patience:
             trainer.should_stop = True
+
+
+class Solved(Callback):
+    """Stops where val/accuracy of a task reaches a threshold; a resumed run stays stopped."""
+
+    def __init__(self, accuracy: float) -> None:
+        """Not reached yet."""
+        self.accuracy, self.reached = accuracy, False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether it was reached."""
+        return {"reached": self.reached}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.reached = state_dict["reached"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stop again if it was reached."""
+        trainer.should_stop |= self.reached
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Stop; the Saver comes after this."""
+        if trainer.state.fn == "fit" and pl_module.validation["val/accuracy"] >= self.accuracy:
+            self.reached = trainer.should_stop = True
 
 
 class Progress(Callback):
@@ -206,9 +232,12 @@ class Progress(Callback):
             self._tokens = 0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Show the perplexity."""
-        ppl = pl_module.validation["val/ppl"]
-        line = f"step {trainer.global_step}/{self.max_steps} validation perplexity {ppl:.4g}"
+        """Show the perplexity, of a task its accuracy too."""
+        found = pl_module.validation
+        line = f"step {trainer.global_step}/{self.max_steps} validation perplexity "
+        line += f"{found['val/ppl']:.4g}"
+        if "val/accuracy" in found:
+            line += f", accuracy {found['val/accuracy']:.4f}"
         if self._bar is None:
             tell(line)
         else:

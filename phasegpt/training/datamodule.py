@@ -1,4 +1,4 @@
-"""The loaders of one run over a tokenised corpus, resumable at any batch."""
+"""The loaders of one run over a tokenised corpus or a task, resumable at any batch."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from phasegpt.core import arguments
-from phasegpt.data.config import DataConfig
+from phasegpt.data.config import DataSection
 from phasegpt.data.corpus import Corpus
+from phasegpt.data.tasks import ScoredBatches, TaskBatches, TaskExamples
 from phasegpt.data.windows import EvalWindows, TrainBatches
 
 
@@ -62,35 +63,46 @@ class DataModule(pl.LightningDataModule):
     def __init__(
         self,
         corpus: Corpus,
-        config: DataConfig,
+        config: DataSection,
         *,
         block_size: int,
         seed: int,
         total_batches: int,
         overfit_batches: int | None = None,
+        loads: tuple[int, ...] = (),
     ) -> None:
-        """With `overfit_batches` the first so many are all that is trained on."""
+        """With `overfit_batches` the first so many are all that is trained on.
+
+        `loads` are those of a task that are validated.
+        """
         super().__init__()
-        self.overfit_batches = overfit_batches
+        self.overfit_batches, self.loads = overfit_batches, loads
         self.corpus, self.config = corpus, config
         self.block_size, self.seed, self.total_batches = block_size, seed, total_batches
         self.consumed = 0
         self.val_windows = self._windows("val")
         self._train_batches()  # a corpus that is too short fails here, not after a set-up
 
-    def _train_batches(self) -> TrainBatches:
+    def _train_batches(self) -> TrainBatches | TaskBatches:
+        shared = {
+            "batch_size": self.config.batch_size,
+            "seed": self.seed,
+            "rank": self.trainer.global_rank if self.trainer else 0,
+            "world_size": self.trainer.world_size if self.trainer else 1,
+        }
+        if self.corpus.task is not None:
+            return TaskBatches(self.corpus.task, **shared)
         return TrainBatches(
             self.corpus.split("train"),
             block_size=self.block_size,
-            batch_size=self.config.batch_size,
-            seed=self.seed,
-            rank=self.trainer.global_rank if self.trainer else 0,
-            world_size=self.trainer.world_size if self.trainer else 1,
             documents=self.corpus.documents.get("train"),
+            **shared,
         )
 
-    def _windows(self, split: str) -> EvalWindows:
+    def _windows(self, split: str) -> EvalWindows | TaskExamples:
         size = self.block_size
+        if (task := self.corpus.task) is not None:
+            return TaskExamples(task, split, task.config.trained)
         starts = self.corpus.documents.get(split)
         return EvalWindows(self.corpus.split(split), context=size, stride=size, documents=starts)
 
@@ -115,14 +127,20 @@ class DataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader:
-        """The whole validation split, in windows of block_size that do not overlap."""
-        return self._scored(self.val_windows)
+        """The whole validation split, in windows of block_size that do not overlap.
+
+        Of a task all its examples, load by load.
+        """
+        return self._scored("val", self.val_windows)
 
     def test_dataloader(self) -> DataLoader:
         """The test split likewise. Raises ConfigError where the corpus has none."""
-        return self._scored(self._windows("test"))
+        return self._scored("test", self._windows("test"))
 
-    def _scored(self, windows: EvalWindows) -> DataLoader:
+    def _scored(self, split: str, windows: EvalWindows | TaskExamples) -> DataLoader:
+        if (task := self.corpus.task) is not None:
+            batches = ScoredBatches(task, split, self.config.batch_size, self.loads)
+            return DataLoader(batches, batch_size=None, **self._loader_options())
         return DataLoader(windows, batch_size=self.config.batch_size, **self._loader_options())
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,15 +15,17 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from phasegpt.attention import Phase
 from phasegpt.core import targets
 from phasegpt.core.errors import Collapsed, ConfigError
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.tokenizers import from_state
 from phasegpt.data.windows import IGNORED
 from phasegpt.model import documents
 from phasegpt.model.gpt import GPT, GPTOutput
-from phasegpt.model.scoring import bytes_by_token, nats, perplexity
+from phasegpt.model.scoring import Tally, bytes_by_token, nats, perplexity
 from phasegpt.phase.steering import (
     NoiseKey,
     PenaltyWeight,
@@ -37,6 +39,7 @@ from phasegpt.training.config import RunConfig
 from phasegpt.training.finite import Failed, FiniteWatch
 from phasegpt.training.optim import build_optimizer, build_schedule
 from phasegpt.training.optimizers import ScheduleFree
+from phasegpt.training.sharding import Sharded, whole
 
 
 class LitGPT(pl.LightningModule):
@@ -50,7 +53,11 @@ class LitGPT(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.run = RunConfig.parse(config)
-        self.model = GPT(self.run.gpt(vocab_size), seed=self.run.seed)
+        shape = self.run.gpt(vocab_size)
+        if shape.match_parameters:  # what is saved has the width that was found
+            self.run = replace(self.run, model=replace(self.run.model, mlp_width=shape.mlp_width))
+            self.hparams["config"] = self.run.to_dict()
+        self.model = GPT(shape, seed=self.run.seed)
         r = self.run.regularizer
         self.penalty_weight = PenaltyWeight(
             r.schedule, weight=r.weight, target=r.target, warmup_steps=r.warmup_steps
@@ -59,6 +66,7 @@ class LitGPT(pl.LightningModule):
         self.grad_norm: Tensor | None = None
         self._finite = FiniteWatch(self.run.trainer.log_every_n_steps)
         self._bytes_V: Tensor | None = None  # of every token, once a validation has begun
+        self._task = self.run.data if isinstance(self.run.data, TaskConfig) else None
         self.validation: dict[str, float] = {}
         self._read = False  # whether its configuration is a checkpoint's
 
@@ -85,8 +93,9 @@ class LitGPT(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict[str, Tensor]:
-        """Move all but `sample` and `begins`: reading them back would wait for the GPU."""
-        moved = {name: value for name, value in batch.items() if name not in ("sample", "begins")}
+        """Move all but what is read here: reading it back would wait for the GPU."""
+        here = ("sample", "begins", "load")
+        moved = {name: value for name, value in batch.items() if name not in here}
         return batch | super().transfer_batch_to_device(moved, device, dataloader_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
@@ -99,7 +108,7 @@ class LitGPT(pl.LightningModule):
             perturbations=self._perturbations(batch),
             return_phase="coupling" if r.mode != "none" and r.through == "coupling" else True,
         )
-        total, count = nats(out.logits, batch["targets"])
+        total, count = nats(out.logits, self._targets(batch))
         nll = total / count.clamp(min=1)  # a document of one token has no target
 
         # The penalty on R, under its weight of this step.
@@ -114,10 +123,20 @@ class LitGPT(pl.LightningModule):
         return {"loss": loss, "nll": nll, "penalty": penalty, "lambda": weight, "R": R_H}
 
     def _predict(self, batch: dict[str, Tensor], **words: Any) -> GPTOutput | documents.Packed:
-        """The model on a batch: every document alone where the batch says where they begin."""
+        """The model on a batch: every document alone where the batch says where they begin.
+
+        Of a task the logits are [M,V], of the scored positions alone, see `_targets`.
+        """
         if "begins" in batch:
             return documents.forward(self.model, batch["idx"], batch["begins"], **words)
+        if self._task is not None:
+            words["only_BT"] = batch["targets"] != IGNORED
         return self.model(batch["idx"], **words)
+
+    def _targets(self, batch: dict[str, Tensor]) -> Tensor:
+        """The targets of what `_predict` gives logits of: [B,T], or of a task [M]."""
+        targets_BT = batch["targets"]
+        return targets_BT if self._task is None else targets_BT[targets_BT != IGNORED]
 
     def _perturbations(self, batch: dict[str, Tensor]) -> dict[int, Perturbation]:
         """The noise of this step's samples; batches that do not number them are for models without.
@@ -137,8 +156,11 @@ class LitGPT(pl.LightningModule):
         return drawn
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Add the batch's summed nats, scored tokens and their bytes; return its phases."""
+        """Add the batch's summed nats, scored tokens or those of a task; return phases."""
         out = self._predict(batch, return_phase=True)
+        if self._task is not None:
+            self._tally.add(out.logits, self._targets(batch), int(batch["load"]))
+            return {"phase": out.phase}
         total, count = nats(out.logits, batch["targets"])
         self._val_nats += total.double()
         self._val_tokens += count
@@ -150,6 +172,9 @@ class LitGPT(pl.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Start the sums of a validation, of weights that a finite gradient has made."""
         self._stop_if(self._finite.read())
+        if self._task is not None:
+            self._tally = Tally()
+            return
         self._val_nats = torch.zeros((), dtype=torch.float64, device=self.device)
         self._val_tokens = torch.zeros((), dtype=torch.int64, device=self.device)
         self._val_bytes = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -157,7 +182,10 @@ class LitGPT(pl.LightningModule):
             self._bytes_V = bytes_by_token(from_state(self.hparams["tokenizer"])).to(self.device)
 
     def on_validation_epoch_end(self) -> None:
-        """`val/loss` (nats per token), `val/ppl` and `val/bpb` of what was scored."""
+        """`val/loss` (nats per token), `val/ppl` and `val/bpb` of what was scored.
+
+        Of a task `val/accuracy` in place of the last, and `val/accuracy/LOAD` of several.
+        """
         self.validation = self._scores("val")
 
     # `trainer.test` scores the test split in the same way.
@@ -165,27 +193,33 @@ class LitGPT(pl.LightningModule):
     on_test_epoch_start = on_validation_epoch_start
 
     def on_test_epoch_end(self) -> None:
-        """`test/loss`, `test/ppl` and `test/bpb`."""
+        """The same of the test split."""
         self._scores("test")
 
     def _scores(self, split: str) -> dict[str, float]:
-        """Loss, perplexity and bits per byte of the sums, logged for callbacks that monitor them.
+        """Loss, perplexity and bits per byte (of a task accuracy) of the sums, logged.
 
         A trainer's validate() and test() return what it logs, in float32.
         """
-        sums = self._val_nats.item(), self._val_tokens.item(), self._val_bytes.item()
         # Every process scores the whole split; what follows from it must be the same on all.
-        total, tokens, count = self.trainer.strategy.broadcast(sums)
-        if not math.isfinite(total):
+        if self._task is not None:
+            sums = self.trainer.strategy.broadcast(self._tally.sums())
+            found = Tally.scores(sums, trained=self._task.trained)
+        else:
+            three = self._val_nats.item(), self._val_tokens.item(), self._val_bytes.item()
+            total, tokens, count = self.trainer.strategy.broadcast(three)
+            bits = total / math.log(2) / count
+            found = {"loss": total / tokens, "ppl": perplexity(total, tokens), "bpb": bits}
+        if not math.isfinite(found["loss"]):
             raise Collapsed(self._diagnosis(self.global_step, self._last_batch["idx"]))
-        bits = total / math.log(2) / count
-        scores = {
-            f"{split}/loss": total / tokens,
-            f"{split}/ppl": perplexity(total, tokens),
-            f"{split}/bpb": bits,
-        }
+        scores = {f"{split}/{name}": value for name, value in found.items()}
         self.log_dict(scores, logger=self._reports)
         return scores
+
+    def configure_model(self) -> None:
+        """Split the model over the processes, where the strategy is to."""
+        if self._trainer is not None and isinstance(self.trainer.strategy, Sharded):
+            self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the configuration, and the schedule per optimizer step.
@@ -233,7 +267,8 @@ class LitGPT(pl.LightningModule):
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         by_value = gradient_clip_algorithm == "value"
         parameters = list(self.model.parameters())
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        self.grad_norm = whole(norm)
         if by_value:
             nn.utils.clip_grad_value_(parameters, limit)
         self._stop_if(
@@ -250,9 +285,8 @@ class LitGPT(pl.LightningModule):
             return
         if failed.step < self.global_step:  # its gradients are gone, its weights are there
             with torch.inference_mode(False), torch.enable_grad():
-                total, _ = nats(
-                    self.model.forward(failed.batch["idx"]).logits, failed.batch["targets"]
-                )
+                out = self._uncompiled(failed.batch["idx"])
+                total, _ = nats(out.logits, failed.batch["targets"])
                 parameters = list(self.model.parameters())
                 found = torch.autograd.grad(total, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, found, strict=True):
@@ -308,8 +342,7 @@ class LitGPT(pl.LightningModule):
             for layer, block in enumerate(self.model.blocks)
         ]
         with torch.random.fork_rng(devices=[]):
-            # forward, not __call__: a compiled model would leave the hooks out.
-            out = self.model.forward(idx_BT, return_phase=True)
+            out = self._uncompiled(idx_BT, return_phase=True)
         for hook in hooks:
             hook.remove()
         where = f"layer {broken[0]} in the forward pass" if broken else self._broken_gradient()
@@ -320,10 +353,15 @@ class LitGPT(pl.LightningModule):
             f"attention.coupling"
         )
 
+    def _uncompiled(self, idx_BT: Tensor, **words: Any) -> GPTOutput:
+        """The model's output, with hooks of its blocks, which a compiled model leaves out."""
+        run = self.model if isinstance(self.model, FSDPModule) else self.model.forward
+        return run(idx_BT, **words)
+
     def _broken_gradient(self) -> str:
         """The parameter nearest the loss whose gradient is not finite."""
         for name, p in reversed(list(self.model.named_parameters())):
-            if p.grad is not None and not torch.isfinite(p.grad).all():
+            if p.grad is not None and not torch.isfinite(whole(p.grad)).all():
                 return f"the gradient of {name}"
         return "the gradient norm"
 

@@ -59,7 +59,11 @@ LOGGED = {
     "train/lr": "learning rate of the step",
     "val/loss": "cross-entropy of the validation split, nats per token",
     "val/ppl": "its exponential, perplexity per token",
-    "val/bpb": "the same in bits per byte of text",
+    "val/bpb": "the same in bits per byte of text (of a generated task there is none)",
+    "val/accuracy": "of a generated task: share of scored positions where the likeliest token is "
+    "right; as val/loss over the loads that were trained on",
+    "val/accuracy/LOAD": "the same of one length, or what else the task is harder by, of several",
+    "val/accuracy/beyond": "mean over the loads beyond the training, where there are some",
     "phase/R/layerN": "R of the training batch as it was trained on, with its noise: mean over all "
     "tokens, heads and micro-batches (over a prefix also over short ones); null sqrt(pi / 4n)",
     "phase/R/layerN/headH": "the same of one head",
@@ -73,7 +77,8 @@ LOGGED = {
     "guard/rollbacks": "rollbacks so far",
     "guard/collapsed": "1 where this validation was a collapse",
     "perf/tokens_per_s": "training speed, tokens per second of all processes",
-    "perf/mfu": "model FLOPs utilization, share of the GPUs' peak",
+    "perf/mfu": "model FLOPs utilization: flops_per_token of run.json, with all keys, as a "
+    "share of the GPUs' dense bf16 peak",
 }
 
 #: Names of earlier versions and today's; [val/] may stand there. They are read everywhere.

@@ -19,6 +19,7 @@ from phasegpt.attention import coupled_axis
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.corpus import Corpus
 from phasegpt.model import growth
 from phasegpt.model.loading import load
@@ -51,6 +52,7 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
         f"{parts.tokens_per_step:,} tokens",
         f"folder: {folder.path}",
         f"device: {_device(run, parts)}",
+        _cost(folder),
     ]
     if start := folder.record.get("init_from"):
         lines.append(f"begins with {start['path']} ({start['sha256'][:16]}): {growth.said(start)}")
@@ -59,16 +61,33 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
     if t.smoke:
         lines.append(_SMOKE)
     if not parts.cuda:
-        seconds = parts.flops_per_token * parts.tokens_per_step * t.steps / _speed()
+        seconds = parts.flops.products * parts.tokens_per_step * t.steps / _speed()
         lines.append(f"time: about {duration(seconds)}, if nothing else runs here")
         if seconds >= _WORTH_SAYING_S:
             lines.append(f"a small version of it: {_smaller()}")
     return "\n".join(lines)
 
 
+def _cost(folder: RunFolder) -> str:
+    """FLOPs of a token, and how the parameters were matched; see run.json."""
+    flops, parameters = folder.record["flops_per_token"], folder.record["parameters"]
+    text = (
+        f"FLOPs of a token, forward and backward: {flops['full']:.3g}, {flops['causal']:.3g} "
+        f"without keys that are masked"
+    )
+    if "softmax" in parameters:
+        share = parameters["all"] / parameters["softmax"] - 1
+        text += (
+            f"\nparameters matched: MLPs {folder.record['mlp_width']} wide, {share:+.2%} of the "
+            f"{parameters['softmax']:,} of softmax"
+        )
+    return text
+
+
 def _device(run: RunConfig, parts: Assembled) -> str:
     """The device; of a CPU how its threads wait, and why it is not a GPU."""
-    devices = "" if run.trainer.devices == 1 else f"{run.trainer.devices} x "
+    processes = run.trainer.processes
+    devices = "" if processes == 1 else f"{processes} x "
     if parts.cuda:
         return f"{devices}{torch.cuda.get_device_name(parts.trainer.strategy.root_device)}"
     threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "not set")
@@ -106,26 +125,12 @@ def _smaller() -> str:
 def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str:
     """The summary of a finished run: perplexities, R, the sample `text`, where things are."""
     record = folder.record
-    unit = UNITS[run.data.tokenizer]
-    scored, batches = len(corpus.split("val")) - 1, run.trainer.val_batches
-    if batches is not None:
-        scored = min(scored, batches * run.data.batch_size * run.model.block_size)
-    begins = corpus.documents.get("val", np.empty(0, np.int64))
-    scored -= int(((begins > 0) & (begins <= scored)).sum())
     lines = [
         "",
         f"{run.name}: {record['step']} steps, {record['tokens']:,} tokens in "
         f"{record['wall_seconds']:.0f} s ({record['tokens_per_s']:,.0f} tokens/s)",
-        f"validation perplexity per {unit} ({scored:,} scored, context and stride "
-        f"{run.model.block_size}):",
-        f"  this model      {record['best']['val/ppl']:.3f}   best, at step "
-        f"{record['best']['step']}",
+        *(_of_text if corpus.task is None else _of_task)(run, record, corpus),
     ]
-    if _has_trigram(run, corpus):
-        lines.append(f"  trigram model   {math.exp(ngram.trigram(corpus)):.3f}")
-    floor = None if run.trainer.smoke else ngram.floor(corpus)
-    if floor is not None:
-        lines.append(f"  entropy floor   {math.exp(floor):.3f}   only a leak can go below it")
     if run.trainer.smoke:
         lines.append(_SMOKE)
     final = record["final"]
@@ -149,13 +154,55 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     given = shlex.quote(f"checkpoint={folder.path}")
     if modules.dotted(run.attention.name):
         given += f" imports={run.attention.name}"
-    lines += ["next:", *(f"  python -m phasegpt.{name} {given}" for name in _NEXT)]
+    names = _NEXT if corpus.task is None else _NEXT[:1]
+    lines += ["next:", *(f"  python -m phasegpt.{name} {given}" for name in names)]
     return "\n".join(lines)
+
+
+def _of_text(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str]:
+    """The perplexity of a text, and what it compares with."""
+    unit = UNITS[corpus.tokenizer.name]
+    scored, batches = len(corpus.split("val")) - 1, run.trainer.val_batches
+    if batches is not None:
+        scored = min(scored, batches * run.data.batch_size * run.model.block_size)
+    begins = corpus.documents.get("val", np.empty(0, np.int64))
+    scored -= int(((begins > 0) & (begins <= scored)).sum())
+    lines = [
+        f"validation perplexity per {unit} ({scored:,} scored, context and stride "
+        f"{run.model.block_size}):",
+        f"  this model      {record['best']['val/ppl']:.3f}   best, at step "
+        f"{record['best']['step']}",
+    ]
+    if _has_trigram(run, corpus):
+        lines.append(f"  trigram model   {math.exp(ngram.trigram(corpus)):.3f}")
+    floor = None if run.trainer.smoke else ngram.floor(corpus)
+    if floor is not None:
+        lines.append(f"  entropy floor   {math.exp(floor):.3f}   only a leak can go below it")
+    return lines
+
+
+def _of_task(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str]:
+    """The accuracy of a task, by load where there are several, and what it compares with."""
+    assert corpus.task is not None and isinstance(run.data, TaskConfig)
+    best, task = record["best"], corpus.task
+    lines = [
+        f"validation accuracy of data={run.data.corpus}:",
+        f"  this model      {best['val/accuracy']:.4f}   best loss, at step {best['step']}",
+    ]
+    for at in run.data.loads if len(run.data.loads) > 1 else ():
+        value = best.get(f"val/accuracy/{at}")
+        shown = "n/a   " if value is None else f"{value:.4f}"
+        said = "   beyond the training" if at > run.data.trained else ""
+        lines.append(f"    at {at:<9} {shown}{said}")
+    lines.append(f"  chance          {task.chance:.4f}")
+    if task.ceiling < 1:
+        lines.append(f"  ceiling         {task.ceiling:.4f}   of the best predictor there is")
+    return lines
 
 
 def _has_trigram(run: RunConfig, corpus: Corpus) -> bool:
     """Whether a trigram model is counted: of one text, all of it, as the model is scored on it."""
-    whole = not corpus.documents and not run.trainer.smoke
+    whole = corpus.task is None and not corpus.documents and not run.trainer.smoke
     return whole and corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY
 
 
@@ -202,10 +249,10 @@ def prompt_ids(run: RunConfig, corpus: Corpus) -> np.ndarray:
 def sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
     """A continuation of the configured prompt by the best checkpoint; the same for a seed.
 
-    Empty where the configuration wants none.
+    Empty where the configuration wants none, and of a task, which has no text.
     """
     settings = run.callbacks.sample_text
-    if not settings.max_new_tokens:
+    if not settings.max_new_tokens or corpus.task is not None:
         return ""
     model = load(folder.path, which="best")
     tokenizer = model.tokenizer
@@ -250,11 +297,16 @@ def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
 
     curve(panels[0], points("train/loss"), "-", label="train")
     curve(panels[0], points("val/loss"), "o-", label="validation")
-    curve(panels[1], points("val/ppl"), "o-", label="validation")
-    if _has_trigram(run, corpus):
-        level(panels[1], math.exp(ngram.trigram(corpus)), "trigram model", "-.")
-    floor = None if run.trainer.smoke else ngram.floor(corpus)
-    level(panels[1], None if floor is None else math.exp(floor), "entropy floor")
+    if corpus.task is not None:
+        curve(panels[1], points("val/accuracy"), "o-", label="validation")
+        level(panels[1], corpus.task.chance, "chance")
+        level(panels[1], corpus.task.ceiling, "ceiling", "-.")
+    else:
+        curve(panels[1], points("val/ppl"), "o-", label="validation")
+        if _has_trigram(run, corpus):
+            level(panels[1], math.exp(ngram.trigram(corpus)), "trigram model", "-.")
+        floor = None if run.trainer.smoke else ngram.floor(corpus)
+        level(panels[1], None if floor is None else math.exp(floor), "entropy floor")
 
     layers = sorted({int(m[1]) for row in rows for name in row if (m := _R.fullmatch(name))})
     for color, layer in enumerate(layers):
@@ -270,7 +322,8 @@ def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
         panels[2].axhspan(*run.callbacks.phase_monitor.band, color="gray", alpha=0.15, label="band")
         level(panels[2], null_order_parameter(float(oscillators)), "random phases")
 
-    titles = ("loss (nats per token)", "perplexity", "order parameter R")
+    second = "perplexity" if corpus.task is None else "accuracy"
+    titles = ("loss (nats per token)", second, "order parameter R")
     for axes, title in zip(panels, titles, strict=True):
         axes.set(title=title, xlabel="optimizer step")
         if axes.lines:

@@ -10,7 +10,7 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.samplers import PhaseSlip, RGate, decode
 
 
-@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "hybrid", "torus", "fsn"])
+@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "hybrid", "torus", "fsn", "ssa"])
 def test_phases_slip_and_are_back_for_the_next_token(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
@@ -70,7 +70,7 @@ def test_angles_slip_by_the_angle_in_the_window_of_the_copies_alone(
     assert 0 < (turned > 0).float().mean() < 1
 
 
-@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "torus"])
+@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "torus", "ssa"])
 def test_the_R_gate_is_open_only_where_a_head_is_over_synchronized(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
@@ -90,6 +90,7 @@ def test_the_R_gate_is_open_only_where_a_head_is_over_synchronized(
     ("attention", "options"),
     [
         *(("kuramoto", {}), ("phase_sync", {}), ("phase_sync", {"forget": 0.8}), ("hybrid", {})),
+        ("ssa", {}),
         *(("torus", {}), ("fsn", {})),
     ],
 )
@@ -102,9 +103,9 @@ def test_the_R_of_the_gate_is_that_of_the_layer(
         layer(x_BTD, cache=cache)
         path = layer.trajectory(x_BTD, return_path=True)
         # What pulled the newest token in the last step is what a memory of prefixes holds.
-        step = -2 if path.over_prefix else -1
+        step = -1 if attention in ("kuramoto", "hybrid", "ssa") else -2
         R = layer.order_parameter(path.path[step])[:, -1]
     found = [part.order_parameter() for part in cache.parts()]
     (gate,) = (R_RH for R_RH in found if R_RH is not None)
-    expected = R.mean(-1) if path.over_prefix else R
+    expected = R.mean(-1) if layer.coupled_axis == "prefix" else R
     torch.testing.assert_close(gate, expected, atol=1e-5, rtol=0)

@@ -1,0 +1,167 @@
+"""Generated tasks: examples with answers at some positions, each a pure function of its number.
+
+A task draws rows of `idx` and `targets`, as a text's windows have them: targets[t] is the token
+that the model has to give at position t, or IGNORED, where nothing is scored. Training examples are
+a function of (seed, number), those of validation and test of their number alone: every run is
+judged by the same ones. Streams are endless, or a set of `examples` in a new order every epoch.
+
+To add one: a Config and a Task in a module of this folder, a row in MODULES, conf/data/NAME.yaml,
+a row in docs/tasks.md.
+
+Shapes: B rows, T time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+
+from phasegpt.core.errors import ConfigError
+from phasegpt.data._draws import Draws
+from phasegpt.data.config import TaskConfig
+from phasegpt.data.windows import IGNORED, Order
+
+_FINGERPRINTED = 64  # examples of every split and load that stand for all
+
+
+class Rows(NamedTuple):
+    """Some examples: idx [B,T] and targets [B,T], int64."""
+
+    idx: np.ndarray
+    targets: np.ndarray
+
+
+class Task(ABC):
+    """Draws examples for a Config; see the module."""
+
+    Config: ClassVar[type[TaskConfig]]
+    vocab_size: int
+    #: Accuracy of the best guess that does not read the row, and of the best predictor there is.
+    chance: float
+    ceiling: float = 1.0
+
+    def __init__(self, config: Any) -> None:
+        """Of a Config of this task."""
+        self.config = config
+
+    @abstractmethod
+    def draw(self, draws: Draws, load: int | None = None) -> Rows:
+        """One example of each stream; of one load, None: as in training."""
+
+    def train(self, seed: int, example_B: np.ndarray) -> Rows:
+        """Training examples by number."""
+        return self.draw(Draws(self.config.corpus, "train", seed, example_B=example_B))
+
+    def scored(self, split: str, example_B: np.ndarray, load: int) -> Rows:
+        """Examples of val or test by number."""
+        return self.draw(Draws(self.config.corpus, split, load, example_B=example_B), load)
+
+    def meta(self) -> dict[str, Any]:
+        """What a run's record says of its data; the digests stand for the generator."""
+        number_B = np.arange(_FINGERPRINTED)
+        digests = {"train": _digest(self.train(0, number_B))}
+        for split in ("val", "test"):
+            rows = [self.scored(split, number_B, load) for load in self.config.loads]
+            digests[split] = _digest(*rows)
+        return {
+            "corpus": self.config.corpus,
+            "splits": {split: {"sha256": digest} for split, digest in digests.items()},
+            "chance": self.chance,
+            "ceiling": self.ceiling,
+        }
+
+
+def _digest(*parts: Rows) -> str:
+    whole = hashlib.sha256()
+    for rows in parts:
+        for array in rows:
+            whole.update(np.ascontiguousarray(array, dtype="<i8").data)
+    return whole.hexdigest()
+
+
+class TaskBatches(torch.utils.data.Dataset):
+    """Training batches: number k is a pure function of (seed, k), split over ranks as text is.
+
+    See phasegpt.data.windows.TrainBatches: idx [B,T], targets [B,T], sample [B].
+    """
+
+    def __init__(
+        self, task: Task, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.task, self.batch_size, self.seed = task, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        examples = task.config.examples
+        self._order = None if examples is None else Order(seed, examples)
+
+    def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
+        """Batch k."""
+        first = (k * self.world_size + self.rank) * self.batch_size
+        sample_B = np.arange(first, first + self.batch_size, dtype=np.int64)
+        example_B = sample_B if self._order is None else self._order[sample_B]
+        rows = self.task.train(self.seed, example_B)
+        return {**_tensors(rows), "sample": torch.from_numpy(sample_B)}
+
+
+class TaskExamples(torch.utils.data.Dataset):
+    """The examples of `split` of one load, as rows idx [T], targets [T]."""
+
+    def __init__(self, task: Task, split: str, load: int) -> None:
+        self.task, self.split, self.load = task, split, load
+
+    def __len__(self) -> int:
+        return self.task.config.val_examples
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        """Example i."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        rows = self.task.scored(self.split, np.array([i]), self.load)
+        return {name: tensor[0] for name, tensor in _tensors(rows).items()}
+
+
+class ScoredBatches(IterableDataset):
+    """All examples of `split`, load by load, in batches; `load` [] says of which one is."""
+
+    def __init__(self, task: Task, split: str, batch_size: int, loads: tuple[int, ...]) -> None:
+        if split not in ("val", "test"):
+            raise ConfigError(f"split={split} of a generated task: choose from val, test")
+        self.task, self.split, self.batch_size = task, split, batch_size
+        self.loads = loads
+
+    def __len__(self) -> int:
+        return -(-self.task.config.val_examples // self.batch_size) * len(self.loads)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of idx [B,T], targets [B,T], load []."""
+        total = self.task.config.val_examples
+        for load in self.loads:
+            for first in range(0, total, self.batch_size):
+                number_B = np.arange(first, min(first + self.batch_size, total))
+                rows = self.task.scored(self.split, number_B, load)
+                yield {**_tensors(rows), "load": torch.tensor(load)}
+
+
+def _tensors(rows: Rows) -> dict[str, torch.Tensor]:
+    return {"idx": torch.from_numpy(rows.idx), "targets": torch.from_numpy(rows.targets)}
+
+
+def nothing_scored(idx_BT: np.ndarray) -> np.ndarray:
+    """Targets [B,T] that are all IGNORED, to be filled."""
+    return np.full(idx_BT.shape, IGNORED, dtype=np.int64)
+
+
+def check_loads(name: str, loads: tuple[int, ...], trained: int) -> None:
+    """ConfigError for loads that do not rise, or of which the training has none."""
+    if not loads or any(b <= a for a, b in zip((0, *loads), loads, strict=False)):
+        raise ConfigError(f"{name}={list(loads)} must be whole numbers >= 1 that rise")
+    if loads[0] > trained:
+        raise ConfigError(
+            f"{name}={list(loads)} has none up to {trained}, the training's, by which a run "
+            f"chooses its best step; add one"
+        )
