@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from phasegpt.attention import AttentionConfig, Flops, LayerShape, linear_flops
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import preceding_attention
-from phasegpt.attention.torus import StepConfig, Torus, lifted
+from phasegpt.attention.torus import StepConfig, Torus
 from phasegpt.core.sections import option
 
 
@@ -78,39 +78,34 @@ class Fsn(Torus):
     def _force(self, theta_BTHN: Tensor, gate_BHTN: Tensor, cache: LayerCache | None) -> Tensor:
         """F, [B,H,T,N]."""
         theta, remembered = self._remembered(theta_BTHN, cache)
-        own = self._harmonics(theta)
-        every = own if cache is None else self._harmonics(remembered)
+        own, turned = self._harmonics(theta)
+        every = (own, turned) if cache is None else self._harmonics(remembered)
         mine = own[:, 0]  # the first harmonic, which torus compares
-        q, k = self._features(mine, mine if cache is None else every[:, 0], gate_BHTN)
+        q, k = self._features(mine, mine if cache is None else every[0][:, 0], gate_BHTN)
         # Every harmonic is a head of its own with the same queries and keys.
-        M, values = self.options.harmonics, self._folded(every).flatten(1, 2).to(q.dtype)
+        M, values = self.options.harmonics, self._folded(*every).flatten(1, 2).to(q.dtype)
         q, k = (z.repeat(1, M, 1, 1) for z in (q, k))
         mean = preceding_attention(q, k, values, scale=1.0, dropout=self._dropout)
-        pull = quarter_turned(own) * mean.unflatten(1, (M, -1)).to(own.dtype)
+        pull = turned * mean.unflatten(1, (M, -1)).to(own.dtype)
         return pull.unflatten(-1, (2, -1)).sum((1, -2))
 
-    def _harmonics(self, theta_BHTN: Tensor) -> Tensor:
-        """[cos m theta, sin m theta] for m = 1 .. M, [B,M,H,T,2N]."""
+    def _harmonics(self, theta_BHTN: Tensor) -> tuple[Tensor, Tensor]:
+        """z = exp(i m theta) for m = 1 .. M as [Re, Im], [B,M,H,T,2N], and i z."""
         m = torch.arange(1, self.options.harmonics + 1, device=theta_BHTN.device)
-        return lifted(theta_BHTN.unsqueeze(1) * m.view(-1, 1, 1, 1))
+        angles = theta_BHTN.unsqueeze(1) * m.view(-1, 1, 1, 1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, sin), dim=-1), torch.cat((-sin, cos), dim=-1)
 
-    def _folded(self, every: Tensor) -> Tensor:
+    def _folded(self, every: Tensor, turned: Tensor) -> Tensor:
         """[Re, Im] of sum_d c^md exp(i m theta_{u+d}) for every token u, [B,M,H,T,2N].
 
         That of the newest token, which has no next one, counts nowhere.
         """
         c = torch.cat((self.kernel, self.kernel), dim=-1).to(every.dtype).unsqueeze(-2)
-        turned = quarter_turned(every)
-        here, *following = (re * every + im * turned for re, im in c.unbind(1))
+        here, *following = ((re * every).addcmul(im, turned) for re, im in c.unbind(1))
         return here + following[0].roll(-1, 3) if following else here
 
     def flops(self, time: int) -> Flops:
         """See Attention.flops; M heads for each, whose queries, keys and values are 2N wide."""
         D, M = self.n_embd, self.options.harmonics
         return Flops.preceding(linear_flops(self), 8.0 * M * D, time, (12.0 + 20.0 * M) * D)
-
-
-def quarter_turned(z: Tensor) -> Tensor:
-    """i z of z = [Re, Im] beside each other in the last axis: [-Im, Re]."""
-    x, y = z.chunk(2, dim=-1)
-    return torch.cat((-y, x), dim=-1)
