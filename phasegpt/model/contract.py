@@ -22,6 +22,7 @@ from phasegpt.attention import Attention, AttentionOutput, Flops, build, layer_c
 from phasegpt.core.errors import ConfigError
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
+from phasegpt.phase.order import cumulative_sum
 
 VOCAB = 65
 SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 16, "block_size": 96, "dropout": 0.0}
@@ -327,7 +328,7 @@ def off_control(s: Subject) -> None:
     with torch.no_grad():
         expected = softmax(x).y
         if off.equals == "uniform":
-            v = softmax.c_attn(x)[..., -x.shape[-1] :].cumsum(1)
+            v = cumulative_sum(softmax.c_attn(x)[..., -x.shape[-1] :], 1)
             expected = softmax.c_proj(v / torch.arange(1, 31).unsqueeze(-1))
         apart = (layer(x).y - expected).abs().max().item()
     need(apart < 1e-12, f"with {told} y differs from {off.equals} attention's by {apart:.1e}")
