@@ -83,6 +83,8 @@ def test_the_page_says_what_the_records_say(agreement: Any, tmp_path: Path) -> N
             own = {"arm": arm, "seed": seed, "accuracy": accuracy, "curve": [accuracy] * 20}
             (tmp_path / "arms" / f"{arm}-{seed}.json").write_text(json.dumps(record | own))
     text = script("page_agreement").page(tmp_path)
-    assert "- oscillators as published: 97.80% [96.53, 99.07]; published is 97.81%, in" in text
-    assert "inside our interval. 1 of 2 runs failed." in text
+    assert (
+        "as published: 2 of 2 runs learned it and 0 failed, mean 97.80%. Published: 5 of 5" in text
+    )
+    assert "- softmax: 0 of 2 runs learned it and 1 failed, mean 82.50%. Published: 0 of 5" in text
     assert "| softmax, published | 5 | 92.19 | 7.80 |" in text
