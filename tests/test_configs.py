@@ -10,7 +10,7 @@ from helpers import at, composed, model_of
 
 from phasegpt.core.composition import CONF_DIR, compose, plain
 from phasegpt.core.errors import ConfigError
-from phasegpt.data import tasks
+from phasegpt.data.config import TASKS
 from phasegpt.model import gpt as gpt
 from phasegpt.training.config import RunConfig, build, run_config
 
@@ -32,7 +32,7 @@ def test_the_groups_are_the_promised_ones() -> None:
     assert promised | {"trainer"} <= set(GROUPS)
     known = {option.split("=")[1] for option in OPTIONS if option.startswith("data=")}
     texts = {"shakespeare", "wikitext2", "text", "hub", "synthetic"}
-    assert known == texts | {f"{task}{size}" for task in tasks.MODULES for size in ("", "_small")}
+    assert known == texts | {f"{task}{size}" for task in TASKS for size in ("", "_small")}
     sizes = {option.split("=")[1] for option in OPTIONS if option.startswith("model=")}
     assert sizes >= {"nano", "small", "gpt2", "gpt2_medium", "gpt2_large"}
 
@@ -41,7 +41,7 @@ def test_the_groups_are_the_promised_ones() -> None:
 def test_every_option_composes_and_validates(option: str) -> None:
     group, name = option.split("=")
     own = ["optimizer._target_=torch.optim.RAdam"] if option == "optimizer=own" else []
-    if name.removesuffix("_small") in tasks.MODULES:
+    if name.removesuffix("_small") in TASKS:
         own = ["model.block_size=1026"]  # of copying, which is the longest
     run = composed(option, *own)
     written = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,22 @@ from typing import Any, ClassVar, Literal
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option
 from phasegpt.data.rows import kind
+
+#: The module of this folder that draws each generated task.
+TASKS = {
+    "mqar": "recall_tasks",
+    **dict.fromkeys(("recall", "noisy_recall", "fuzzy_recall", "memorization"), "mad_tasks"),
+    **dict.fromkeys(("selective_copy", "copying"), "copying_tasks"),
+    **dict.fromkeys(("induction", "periodic"), "pattern_tasks"),
+    **dict.fromkeys(("parity", "even_pairs", "cycle_navigation"), "formal_tasks"),
+    **dict.fromkeys(("modular_arithmetic", "state_s2", "state_s3"), "formal_tasks"),
+}
+
+
+def task_class(name: str) -> Any:
+    """The task `name`, a phasegpt.data.tasks.Task, from its module."""
+    module = importlib.import_module(f"{__package__}.{TASKS[name]}")
+    return next(found for found in vars(module).values() if getattr(found, "name", None) == name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +46,9 @@ class DataSection(Section):
         """From the group's keys; ConfigError."""
         if cls is not DataSection:
             return super().parse(values)
-        from phasegpt.data import tasks
-
         name = values.get("corpus")
-        task = isinstance(name, str) and name in tasks.MODULES
-        return (tasks.task_class(name).Config if task else DataConfig).parse(values)
+        task = isinstance(name, str) and name in TASKS
+        return (task_class(name).Config if task else DataConfig).parse(values)  # type: ignore
 
 
 @dataclass(frozen=True, kw_only=True)
