@@ -40,8 +40,8 @@ def told(registration: Registration, folders: list[Path]) -> list[str]:
     """What counts, what does not and why, and the verdicts of every scale and analysis."""
     records = {f"{f.name}/{n}": r for f in folders for n, r in read_records(f).items()}
     ledger = verdicts.admit(registration, records)
-    lines = [f"{len(records)} records, {len(records) - len(ledger.excluded)} count"]
-    lines += [f"EXCLUDED  {name} {reason}" for name, reason in ledger.excluded.items()]
+    out = len(ledger.excluded)
+    lines = [f"{len(records)} records: {len(records) - out} count, {out} are excluded"]
     for scale in registration.scales:
         for analysis in registration.block["analyses"]:
             if verdicts.begun(registration, ledger, scale, analysis):
@@ -49,7 +49,20 @@ def told(registration: Registration, folders: list[Path]) -> list[str]:
             else:
                 name = f"{scale} scale, {analysis} analysis"
                 lines += ["", f"{name}: no runs of its own, no verdicts"]
-    return lines
+    return [*lines, *grouped(ledger.excluded)]
+
+
+def grouped(excluded: dict[str, str]) -> list[str]:
+    """Why records do not count, once for each arm and reason; a name is ARM-seedN."""
+    seeds: dict[tuple[str, str], list[str]] = {}
+    for name, reason in excluded.items():
+        arm, _, seed = name.partition("-seed")
+        seeds.setdefault((arm, reason), []).append(seed)
+    lines = []
+    for (arm, reason), found in seeds.items():
+        of = f" (seed {', '.join(found)})" if all(found) else ""
+        lines.append(f"  {arm}{of} {reason}")
+    return ["", "excluded:", *lines] if lines else []
 
 
 def analysed(

@@ -14,7 +14,7 @@ import importlib
 import pkgutil
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
@@ -46,12 +46,20 @@ class LayerShape(Protocol):
         """D."""
 
     @property
+    def block_size(self) -> int:
+        """T at most."""
+
+    @property
     def bias(self) -> bool:
         """Whether linear maps have one."""
 
     @property
     def dropout(self) -> float:
         """Probability."""
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have the mechanism, in order."""
 
     @property
     def positions(self) -> str:
@@ -97,6 +105,7 @@ class Trajectory(NamedTuple):
     dt: float
     order_parameter: Callable[[Tensor], Tensor]
     path: Tensor | None = None  # [S+1,B,T,H,N] before every step and after the last, if asked
+    free: Tensor | None = None  # the path without coupling, where more than omega moves phases
 
     @property
     def steps(self) -> int:
@@ -151,18 +160,49 @@ class Flops(NamedTuple):
         """From FLOPs of one pair of tokens, summed over heads."""
         return cls(weights, per_pair * time, per_pair * (time + 1) / 2, elementwise)
 
+    @classmethod
+    def sum(cls, parts: Iterable[Flops]) -> Flops:
+        """Those of several parts of a model."""
+        return cls(*map(sum, zip(*parts, strict=True)))
+
+    @property
+    def products(self) -> float:
+        """All matrix products, with all T keys: what torch.utils.flop_counter counts."""
+        return self.weights + self.mixing
+
+    @property
+    def causal_products(self) -> float:
+        """The same with the keys before a token and its own alone."""
+        return self.weights + self.causal
+
+    @classmethod
+    def preceding(
+        cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0
+    ) -> Flops:
+        """The same where a token sees those before it alone, and the first one none."""
+        mixing = per_pair * (time - 1) ** 2 / time
+        return cls(weights, mixing, per_pair * (time - 1) / 2, elementwise)
+
 
 class Link(nn.Module, ABC):
     """What a mechanism does between its blocks with the state they carry from layer to layer.
 
     A GPT whose layers name it in `Attention.link` makes one, shared by all of them, as
     `transformer.link`. It runs after every block of the mechanism but the last one; a layer
-    gets the state as `carry` and returns what it began with, or the one it was given.
+    gets what it returns as `carry`, None in the first one, and returns the state for the next call.
     """
+
+    #: As Attention.lr_factors.
+    lr_factors: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(self, config: LayerShape, options: Section) -> None:
+        """From the same sizes and options as the layers."""
+        super().__init__()
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, carry: Tensor, *, cache: LayerCache | None = None) -> Tensor:
-        """The carry for the layers above, [B,T,...], from the block's output x, causally."""
+        """What the next layer of the mechanism is handed, [B,T,...], from the block's output x and
+        the state that its layer returned, causally; a cache holds what it needs of the past."""
 
     def reset(self, generator: Callable[[str], torch.Generator]) -> None:
         """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""
@@ -200,13 +240,15 @@ class Attention(nn.Module, ABC):
     #: False for a control that mixes no tokens, or mixes them whatever their order.
     mixes: bool = True
     knows_order: bool = True
-    #: Parameters without a gradient at the start: of a named control, which is dead as published.
+    #: Parameters without a gradient at the start, at GPT-2's width: of a named, dead control.
     dead: ClassVar[tuple[str, ...]] = ()
-    #: What updates the carry between the blocks of a mechanism that has one; `forward` then takes
-    #: `carry=`, None in the first of them, and returns it.
+    #: What runs between the blocks of a mechanism whose layers hand a state on; `forward` then
+    #: takes `carry=`, None in the first of them, and returns it, see Link.
     link: ClassVar[type[Link] | None] = None
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"
+    #: How far bf16 autocast may move a phase, radians: more where attention in bf16 moves phases.
+    phase_error: float = 1e-5
     #: Where GPT-2's c_attn and c_proj belong in this layer: prefixes of their names there, ("",)
     #: for its own; none where it has no use for them.
     softmax_parts: tuple[str, ...] = ()
@@ -230,6 +272,11 @@ class Attention(nn.Module, ABC):
         return_phase: ReturnPhase = False,
     ) -> AttentionOutput:
         """Mix tokens causally. With `cache`, x continues the tokens the cache has seen."""
+
+    @classmethod
+    def phased(cls, options: Section) -> bool:
+        """has_phases of a layer with these options, where it depends on them."""
+        return cls.has_phases
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""
@@ -262,7 +309,7 @@ class Attention(nn.Module, ABC):
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
         """The path of the phases for the layer's input x, or None where there is none to show.
 
-        `return_path`: with the phases at every step.
+        `return_path`: with the phases at every step. A layer with a link takes `carry=` too.
         """
         return None
 
@@ -346,6 +393,7 @@ _PARTS = {
     "rotary_angles": "_functional",
     "rotate": "_functional",
     "split_heads": "_functional",
+    "CoupledPhases": "_oscillators",
     "NoisyConfig": "_oscillators",
     "OscillatorConfig": "_oscillators",
     "Oscillators": "_oscillators",

@@ -1,4 +1,4 @@
-"""The H x N oscillators of a token: projection to phases, frequencies, coupling, noise.
+"""The H x N coupled phases of a token: what tools see of them, and the oscillators of our layers.
 
 Shapes: B batch, T time, D model width, H heads, N oscillators, S steps.
 """
@@ -73,8 +73,66 @@ class NoisyConfig(OscillatorConfig):
         self.refuse_idle(self.steps > 0, "steps", "noise_sigma", "frequency_jitter")
 
 
-class Oscillators(nn.Module):
-    """Phases of H heads x N oscillators per token: projection, frequencies, coupling, noise."""
+class CoupledPhases(nn.Module):
+    """Phases of H heads x N oscillators per token that a layer couples, as its `oscillators`.
+
+    `model.oscillators` finds them: the monitor, regularizers, guards, samplers and interpretation
+    read `shape` (H, N), `coupling` [H], `steps` S and `dt`, and replace what `forward` returns.
+    Where the phases come from, and what couples them, is the layer's.
+    """
+
+    coupling: Tensor
+
+    def __init__(self, heads: int, oscillators: int, *, steps: int = 1, dt: float = 1.0) -> None:
+        """Without a parameter; see couple."""
+        super().__init__()
+        self.shape, self.steps, self.dt = (heads, oscillators), steps, dt
+
+    def couple(self, strength: float, learn: bool) -> None:
+        """The coupling of every head, a parameter or a buffer."""
+        coupling = torch.full(self.shape[:1], strength)
+        if learn:
+            self.coupling = nn.Parameter(coupling)
+        else:
+            self.register_buffer("coupling", coupling)
+
+    def frequencies(self, coupling_only: bool = False) -> Tensor:
+        """omega, [H,N], radians per unit time: none here."""
+        return self.coupling.new_zeros(self.shape)
+
+    def forward(
+        self,
+        advance: Callable[..., Tensor],
+        theta_BTHN: Tensor,
+        omega_HN: Tensor,
+        perturbation: Perturbation | None = None,
+    ) -> Tensor:
+        """Phases after S steps: `advance(theta, steps)` at once, or step by step under noise.
+
+        A module's forward, so that a hook of torch can see or replace what the layer reads.
+        """
+        if perturbation is None:
+            return advance(theta_BTHN, self.steps)
+        return integrate_perturbed(
+            advance, theta_BTHN, perturbation, omega_HN=omega_HN, steps=self.steps, dt=self.dt
+        )
+
+    def path(self, advance: Callable[..., Tensor], theta_BTHN: Tensor) -> Tensor:
+        """The phases before every step and after the last, [S+1,B,T,H,N], without noise."""
+        path = [theta_BTHN]
+        for _ in range(self.steps):
+            path.append(advance(path[-1], 1))
+        return torch.stack(path)
+
+    def draw_perturbation(
+        self, key: NoiseKey, layer: int, time: int, device: torch.device
+    ) -> Perturbation | None:
+        """Noise and jitter of one batch for layer `layer`, or None where there is none."""
+        return None
+
+
+class Oscillators(CoupledPhases):
+    """Oscillators whose first phases are a linear map of the token, with frequencies and noise."""
 
     #: Attention.lr_factors of a layer that keeps them as `oscillators`.
     lr_factors: ClassVar[Mapping[str, float]] = {
@@ -84,16 +142,12 @@ class Oscillators(nn.Module):
 
     def __init__(self, config: LayerShape, options: OscillatorConfig) -> None:
         """Parameters `phase`, `omega`, `coupling`; the buffer `disorder` if there is some."""
-        super().__init__()
-        self.options = options
         H, N = config.n_head, options.num_oscillators
+        super().__init__(H, N, steps=options.steps, dt=options.dt)
+        self.options = options
         self.phase = nn.Linear(config.n_embd, H * N)
         self.omega = nn.Parameter(torch.zeros(H, N))
-        coupling = torch.full((H,), options.coupling)
-        if options.learn_coupling:
-            self.coupling = nn.Parameter(coupling)
-        else:
-            self.register_buffer("coupling", coupling)
+        self.couple(options.coupling, options.learn_coupling)
         self.register_buffer("disorder", torch.zeros(H, N) if options.omega_spread else None)
 
     def reset(self, generator: Callable[[str], torch.Generator]) -> None:
@@ -129,42 +183,7 @@ class Oscillators(nn.Module):
         `coupling_only`: the same values, but b and each sequence's token mean of W x are
         constants: their gradient is blocked.
         """
-        dtype = torch.promote_types(x_BTD.dtype, torch.float32)
-        with torch.autocast(x_BTD.device.type, enabled=False):
-            if isinstance(self.phase, nn.Linear):
-                weight, bias = self.phase.weight.to(dtype), self.phase.bias.to(dtype)
-                theta = F.linear(x_BTD.to(dtype), weight, bias.detach() if coupling_only else bias)
-            else:  # an adapter around it (PEFT): what it adds is part of W
-                theta = self.phase(x_BTD.to(dtype)).to(dtype)
-        if coupling_only:
-            mean = theta.mean(1, keepdim=True)
-            theta = theta - (mean - mean.detach())
-        return theta.unflatten(-1, self.omega.shape)
-
-    def forward(
-        self,
-        advance: Callable[..., Tensor],
-        theta_BTHN: Tensor,
-        omega_HN: Tensor,
-        perturbation: Perturbation | None,
-    ) -> Tensor:
-        """Phases after S steps: `advance(theta, steps)` at once, or step by step under noise.
-
-        A module's forward, so that a hook of torch can see or replace what the layer reads.
-        """
-        o = self.options
-        if perturbation is None:
-            return advance(theta_BTHN, o.steps)
-        return integrate_perturbed(
-            advance, theta_BTHN, perturbation, omega_HN=omega_HN, steps=o.steps, dt=o.dt
-        )
-
-    def path(self, advance: Callable[..., Tensor], theta_BTHN: Tensor) -> Tensor:
-        """The phases before every step and after the last, [S+1,B,T,H,N], without noise."""
-        path = [theta_BTHN]
-        for _ in range(self.options.steps):
-            path.append(advance(path[-1], 1))
-        return torch.stack(path)
+        return projected_phases(self.phase, x_BTD, coupling_only).unflatten(-1, self.shape)
 
     def draw_perturbation(
         self, key: NoiseKey, layer: int, time: int, device: torch.device
@@ -172,11 +191,11 @@ class Oscillators(nn.Module):
         """Noise and jitter of one batch for layer `layer`, or None when both are off."""
         if not isinstance(self.options, NoisyConfig):
             return None
-        heads, oscillators = self.omega.shape
+        heads, oscillators = self.shape
         return draw_perturbation(
             key,
             layer,
-            steps=self.options.steps,
+            steps=self.steps,
             time=time,
             heads=heads,
             oscillators=oscillators,
@@ -184,3 +203,24 @@ class Oscillators(nn.Module):
             frequency_jitter=self.options.frequency_jitter,
             device=device,
         )
+
+
+def projected_phases(phase: nn.Module, x_BTD: Tensor, coupling_only: bool = False) -> Tensor:
+    """W x, or W x + b, of a linear map of the token, in float32 at least whatever the autocast.
+
+    `coupling_only`: the same values, but b and each sequence's token mean of W x are constants:
+    their gradient is blocked.
+    """
+    dtype = torch.promote_types(x_BTD.dtype, torch.float32)
+    with torch.autocast(x_BTD.device.type, enabled=False):
+        if isinstance(phase, nn.Linear):
+            bias = None if phase.bias is None else phase.bias.to(dtype)
+            if coupling_only and bias is not None:
+                bias = bias.detach()
+            theta = F.linear(x_BTD.to(dtype), phase.weight.to(dtype), bias)
+        else:  # an adapter around it (PEFT): what it adds is part of W
+            theta = phase(x_BTD.to(dtype)).to(dtype)
+    if coupling_only:
+        mean = theta.mean(1, keepdim=True)
+        theta = theta - (mean - mean.detach())
+    return theta

@@ -26,10 +26,12 @@ from phasegpt.attention import (
     Attention,
     AttentionConfig,
     AttentionOutput,
+    Flops,
     LayerShape,
     Off,
     Phase,
     ReturnPhase,
+    linear_flops,
 )
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
@@ -97,6 +99,11 @@ class AsCoded(Attention):
     def order_parameter(self, theta_BTHN: Tensor) -> Tensor:
         """R over the prefix of each channel, [B,T,H,N], as of phase_sync."""
         return prefix_order_parameter(theta_BTHN)
+
+    def flops(self, time: int) -> Flops:
+        """See Attention.flops; coupling is elementwise, S sums over all tokens."""
+        channels = self.n_head * self.options.num_oscillators
+        return Flops.of(linear_flops(self), 0.0, time, channels * (4 + 12 * self.options.steps))
 
     def _integrate(self, x_BTD: Tensor, *, coupling_only: bool = False) -> Tensor:
         o, oscillators = self.options, self.oscillators

@@ -127,8 +127,7 @@ class Hybrid(Attention):
 
     def flops(self, time: int) -> Flops:
         """Those of both layers."""
-        parts = zip(self.softmax.flops(time), self.partner.flops(time), strict=True)
-        return Flops(*(a + b for a, b in parts))
+        return Flops.sum((self.softmax.flops(time), self.partner.flops(time)))
 
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
         """The partner's."""

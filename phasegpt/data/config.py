@@ -12,7 +12,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option
 from phasegpt.data.rows import kind
 
-#: The module of this folder that draws each generated task.
+#: The module of every task.
 TASKS = {
     "mqar": "recall_tasks",
     **dict.fromkeys(("recall", "noisy_recall", "fuzzy_recall", "memorization"), "mad_tasks"),
@@ -21,12 +21,6 @@ TASKS = {
     **dict.fromkeys(("parity", "even_pairs", "cycle_navigation"), "formal_tasks"),
     **dict.fromkeys(("modular_arithmetic", "state_s2", "state_s3"), "formal_tasks"),
 }
-
-
-def task_class(name: str) -> Any:
-    """The task `name`, a phasegpt.data.tasks.Task, from its module."""
-    module = importlib.import_module(f"{__package__}.{TASKS[name]}")
-    return next(found for found in vars(module).values() if getattr(found, "name", None) == name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +42,50 @@ class DataSection(Section):
             return super().parse(values)
         name = values.get("corpus")
         task = isinstance(name, str) and name in TASKS
-        return (task_class(name).Config if task else DataConfig).parse(values)  # type: ignore
+        return (task_class(str(name)).Config if task else DataConfig).parse(values)
+
+
+def task_class(name: str) -> Any:
+    """The phasegpt.data.tasks.Task of that name, whose module is loaded for it; ConfigError."""
+    if name not in TASKS:
+        raise ConfigError(f"data={name} is no task; choose from: {', '.join(sorted(TASKS))}")
+    module = importlib.import_module(f"phasegpt.data.{TASKS[name]}")
+    return next(
+        found
+        for found in vars(module).values()
+        if getattr(found, "__dict__", {}).get("name") == name
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(DataSection):
+    """What every task has."""
+
+    examples: int | None = option(
+        None, "training examples, in a new order every epoch; null: new ones without end", ge=1
+    )
+    val_examples: int = option(
+        1000, "examples of validation, and of test, of each load", ge=1, le=10_000_000
+    )
+
+    @property
+    def trained(self) -> int:
+        """The largest load that is trained on."""
+        raise NotImplementedError
+
+    @property
+    def loads(self) -> tuple[int, ...]:
+        """Loads that are validated: what an accuracy is reported by, such as a length."""
+        return (self.trained,)
+
+    def time(self, load: int) -> int:
+        """T, tokens of an example."""
+        raise NotImplementedError
+
+    def loads_with(self, positions: str) -> tuple[int, ...]:
+        """Those of a model: learned positions have no trained weights beyond the longest."""
+        longest = self.time(self.trained)
+        return tuple(n for n in self.loads if positions != "learned" or self.time(n) <= longest)
 
 
 @dataclass(frozen=True, kw_only=True)

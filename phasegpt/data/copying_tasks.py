@@ -13,7 +13,8 @@ import numpy as np
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import option
 from phasegpt.data._draws import Draws
-from phasegpt.data.tasks import Rows, Task, TaskConfig, check_loads, nothing_scored
+from phasegpt.data.config import TaskConfig
+from phasegpt.data.tasks import Rows, Task, check_loads, nothing_scored
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,15 +15,13 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import option
 from phasegpt.data._draws import IGNORED, Draws
-from phasegpt.data.config import DataSection, task_class
+from phasegpt.data.config import TaskConfig
 
 _FINGERPRINTED = 64  # examples of every split and load that stand for all
 
@@ -33,37 +31,6 @@ class Rows(NamedTuple):
 
     idx: np.ndarray
     targets: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig(DataSection):
-    """What every task has."""
-
-    examples: int | None = option(
-        None, "training examples, in a new order every epoch; null: new ones without end", ge=1
-    )
-    val_examples: int = option(
-        1000, "examples of validation, and of test, of each load", ge=1, le=10_000_000
-    )
-
-    @property
-    def trained(self) -> int:
-        """The largest load that is trained on."""
-        raise NotImplementedError
-
-    @property
-    def loads(self) -> tuple[int, ...]:
-        """Loads that are validated: what an accuracy is reported by, such as a length."""
-        return (self.trained,)
-
-    def time(self, load: int) -> int:
-        """T, tokens of an example."""
-        raise NotImplementedError
-
-    def loads_with(self, positions: str) -> tuple[int, ...]:
-        """Those of a model: learned positions have no trained weights beyond the longest."""
-        longest = self.time(self.trained)
-        return tuple(n for n in self.loads if positions != "learned" or self.time(n) <= longest)
 
 
 class Task(ABC):
@@ -112,11 +79,6 @@ def _digest(*parts: Rows) -> str:
         for array in rows:
             whole.update(np.ascontiguousarray(array, dtype="<i8").data)
     return whole.hexdigest()
-
-
-def build(config: TaskConfig) -> Task:
-    """The task of a configuration."""
-    return task_class(config.corpus)(config)
 
 
 def nothing_scored(idx_BT: np.ndarray) -> np.ndarray:

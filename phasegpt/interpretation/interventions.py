@@ -60,7 +60,7 @@ def interventions(
     for what in ("tokens", "oscillators"):
         change = partial(scrambled, what=what, seed=seed)
         effects.append(effect(f"scrambled across {what}", "scramble", what, change))
-    S = found[0].oscillators.options.steps  # all phase layers have the same options
+    S = found[0].oscillators.steps  # all phase layers have the same options
     for steps in sorted({0, S // 2, S, 2 * S}):
         effects.append(effect(f"S = {steps}", "steps", steps, partial(integrated, steps=steps)))
     if any(isinstance(layer.module, Kuramoto) for layer in found):
@@ -94,9 +94,9 @@ def integrated(layer: PhaseLayer, steps: int) -> AbstractContextManager[None]:
 
 def scrambled(layer: PhaseLayer, what: str, seed: int) -> AbstractContextManager[None]:
     """Inside, the final phases are permuted across `what`: tokens or oscillators."""
-    device = layer.oscillators.omega.device
+    device = layer.oscillators.coupling.device
     generator = keyed_generator("scramble", seed, layer.index, device=device)
-    S = layer.oscillators.options.steps
+    S = layer.oscillators.steps
 
     def integrate(advance: Callable[..., Tensor], theta0: Tensor) -> Tensor:
         theta = advance(theta0, S)

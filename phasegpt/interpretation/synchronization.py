@@ -142,11 +142,11 @@ def status(axis: str, mean_R: float, ppc: float | None, dR: dict[str, Any]) -> t
 
 
 def _layer(t: Trace, loss_BT: Tensor, attention: dict[str, Tensor] | None) -> dict[str, Any]:
-    o = t.layer.oscillators.options
+    o = t.layer.oscillators
     over = "prefix of a channel" if t.layer.over_prefix else "oscillators of a head in one token"
     if getattr(t.layer.module, "forget_logit", None) is not None:
         over += ", weighted as it forgets"
-    K = t.layer.oscillators.coupling.detach().cpu()
+    K = o.coupling.detach().cpu()
     harmonics, harmonics_uncoupled, harmonics_null = daido(t)
     plv, threshold = locking(t)
     effective = phase.cluster_count(t.theta_BTHN.flatten(0, 1), time=0)

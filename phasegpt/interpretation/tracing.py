@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.attention import Attention
-from phasegpt.attention._oscillators import Oscillators
+from phasegpt.attention._oscillators import CoupledPhases
 from phasegpt.attention.hybrid import Hybrid
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
@@ -38,13 +38,13 @@ class PhaseLayer:
     """A layer with oscillators; of a hybrid, its phase partner."""
 
     index: int
-    name: str  # of the attention: kuramoto, phase_sync or hybrid
+    name: str  # of the attention; of a hybrid, hybrid
     module: Attention
-    oscillators: Oscillators
+    oscillators: CoupledPhases
 
     @property
     def mechanism(self) -> str:
-        """The name of its own attention: kuramoto or phase_sync."""
+        """The name of its own attention, which is not hybrid."""
         return type(self.module).__module__.rpartition(".")[2]
 
     @property
@@ -94,8 +94,8 @@ def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLay
     if not model.oscillators:
         raise ConfigError(
             f"this model has no oscillators (attention={model.config.attention} in layers "
-            f"{list(model.config.attention_layers)}); give one with kuramoto, phase_sync or a "
-            f"hybrid"
+            f"{list(model.config.attention_layers)}); give one with phases, such as kuramoto or "
+            f"phase_sync"
         )
     for index in only or ():
         if index not in model.oscillators:
@@ -158,7 +158,7 @@ def trace(
     recorders = [_Recorder(layer) for layer in phase_layers(model, layers)]
     with ExitStack() as stack:
         for recorder in recorders:
-            hook = recorder.layer.module.register_forward_pre_hook(recorder.see)
+            hook = recorder.layer.module.register_forward_pre_hook(recorder.see, with_kwargs=True)
             stack.callback(hook.remove)
         loss_BT = token_losses(model, ids_BT)
     with torch.inference_mode():
@@ -173,7 +173,7 @@ def order(layer: PhaseLayer, theta_BTHN: Tensor) -> Tensor:
 
 def counts(layer: PhaseLayer, time: int) -> Tensor:
     """Number of phases behind each R, [T,H,C]: N, or t; with forgetting (sum w)^2 / sum w^2."""
-    H, N = layer.oscillators.omega.shape
+    H, N = layer.oscillators.shape
     if not layer.over_prefix:
         return torch.full((time, H, 1), float(N))
     forget: Tensor | None = getattr(layer.module, "forget", None)
@@ -187,20 +187,22 @@ class _Recorder:
 
     def __init__(self, layer: PhaseLayer) -> None:
         self.layer = layer
-        S = layer.oscillators.options.steps
+        S = layer.oscillators.steps
         kept = torch.linspace(0, S, min(S, _STEPS_KEPT) + 1).round().long()
         self.kept = tuple(int(s) for s in kept)
         self.batches: list[dict[str, Tensor]] = []
         self.path: list[Tensor] = []
 
-    def see(self, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def see(self, _: torch.nn.Module, inputs: tuple[Tensor, ...], words: dict[str, Any]) -> None:
         """Follow the layer's phases for its input, step by step."""
-        path = self.layer.module.trajectory(inputs[0], return_path=True)
+        carried = {name: words[name] for name in ("carry",) if name in words}
+        path = self.layer.module.trajectory(inputs[0], return_path=True, **carried)
         assert path is not None and path.path is not None
         theta0, first = path.theta0, self.layer.module.first_token(path.theta.shape[1])
         R, R_uncoupled = [], []
         for s, theta in enumerate(path.path):
             uncoupled = uncoupled_phases(theta0, path.omega, steps=s, dt=path.dt)
+            uncoupled = uncoupled if path.free is None else path.free[s]
             coupled_R, uncoupled_R = order(self.layer, theta), order(self.layer, uncoupled)
             R.append(coupled_R[:, first:].mean((1, 3)))
             R_uncoupled.append(uncoupled_R[:, first:].mean((1, 3)))
@@ -221,7 +223,7 @@ class _Recorder:
     def trace(self) -> Trace:
         whole = {name: torch.cat([b[name] for b in self.batches]) for name in self.batches[0]}
         path = torch.stack(self.path)
-        on_device = path.to(self.layer.oscillators.omega.device)
+        on_device = path.to(self.layer.oscillators.coupling.device)
         return Trace(
             self.layer,
             R_steps_HS=whole.pop("R_BHS").mean(0),

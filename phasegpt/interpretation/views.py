@@ -55,7 +55,7 @@ def _layer(measured: Measurement, t: Trace, T: int) -> dict[str, Any]:
     return {
         "over_prefix": t.layer.over_prefix,
         "steps": list(t.steps),
-        "dt": t.layer.oscillators.options.dt,
+        "dt": t.layer.oscillators.dt,
         "null_T": _round(null_T),
         # Angles that would round to a whole turn become 0.
         "theta": pack(

@@ -54,6 +54,9 @@ class ModelSection(Section):
     mlp_width: int | None = option(
         None, "F, width inside the MLP; null: the one that mlp names", ge=1, le=2**24
     )
+    match_parameters: Literal["softmax"] | None = option(
+        None, "what F makes the parameters equal to, within 1%; null: nothing, F is as named"
+    )
     tie_embeddings: bool = option(True, "the head is the embedding; false: a matrix of its own")
     activation_checkpointing: bool = option(
         False, "true: compute activations again in the backward pass, to save memory"
@@ -66,17 +69,19 @@ class ModelSection(Section):
 
     @property
     def inner_width(self) -> int:
-        """F; swiglu's has as many weights as GELU's at 4 D, up to a multiple of 8; 0 without."""
-        if self.mlp == "none":
-            return 0
-        return self.mlp_width or (
-            -(-self.n_embd // 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
-        )
+        """F; 0 without an MLP."""
+        return 0 if self.mlp == "none" else self.mlp_width or self.named_width
+
+    @property
+    def named_width(self) -> int:
+        """The F that mlp names; swiglu has as many weights as GELU, up to a multiple of 8."""
+        return -(-self.n_embd // 3) * 8 if self.mlp == "swiglu" else 4 * self.n_embd
 
     def check_idle(self) -> None:
         """See Section.check_idle."""
         self.refuse_idle(self.positions == "rope", "positions", "rope_theta")
-        self.refuse_idle(self.mlp != "none", "mlp", "mlp_width")
+        self.refuse_idle(self.match_parameters is None, "match_parameters", "mlp_width")
+        self.refuse_idle(self.mlp != "none", "mlp", "mlp_width", "match_parameters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +138,8 @@ class GPTConfig(ModelSection):
 
     `attention` is a mechanism's name (see phasegpt.attention.layer_class), used in
     `attention_layers` (0-based); the other layers are softmax. `attention_options` is the
-    mechanism's Config, or its keys.
+    mechanism's Config, or its keys. With `match_parameters` it has the `mlp_width` that was found,
+    which is kept wherever the configuration is written and read.
     """
 
     vocab_size: int = option(50257, "rows of the embedding", ge=2, le=2**24)
@@ -171,6 +177,10 @@ class GPTConfig(ModelSection):
         if not isinstance(self.attention_options, Section):
             options = _options(self.attention, self.attention_options)
             object.__setattr__(self, "attention_options", options)
+        if self.match_parameters is not None and self.mlp_width is None:
+            from phasegpt.model.matching import matched_width
+
+            object.__setattr__(self, "mlp_width", matched_width(self))
 
     @classmethod
     def from_sections(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from phasegpt.attention import Attention, AttentionOutput, build, layer_class
+from phasegpt.attention import Attention, AttentionOutput, Flops, build, layer_class
 from phasegpt.core.errors import ConfigError
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
@@ -52,7 +52,10 @@ def close(found: Any, expected: Any, message: str, *, rtol: float = 0.0, atol: f
 
 @dataclass(frozen=True)
 class Subject:
-    """A mechanism with some of its options, in small models whose layer 1 it is."""
+    """A mechanism with some of its options, in small models whose layer 1 it is.
+
+    One that hands a state on has all layers of them, two at least.
+    """
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -72,6 +75,9 @@ class Subject:
         """A small model's; words are sizes of GPTConfig, and all others options."""
         sizes = {k: v for k, v in words.items() if k in GPTConfig.__dataclass_fields__}
         options = {k: v for k, v in words.items() if k not in sizes}
+        if self.layer_class.link is not None:
+            sizes["n_layer"] = max(2, sizes.get("n_layer", 2))
+            layers = tuple(range(sizes["n_layer"]))
         return GPTConfig(
             **{**SIZES, "vocab_size": VOCAB, "positions": self.positions, **sizes},
             attention=self.name,
@@ -108,6 +114,11 @@ def roughen(module: Any, scale: float = 0.2) -> Any:
     return module
 
 
+def stirred(s: Subject) -> Attention:
+    """The layer off its initial values: of a control that dies of large weights not far off."""
+    return roughen(s.layer(), 0.02 if s.layer_class.dead else 0.2)
+
+
 # --- shapes ----------------------------------------------------------------------------------
 
 
@@ -126,7 +137,7 @@ def shapes(s: Subject) -> None:
     out = model(tokens(3, 7), return_phase=True)
     need(out.logits.shape == (3, 7, VOCAB), f"logits are {list(out.logits.shape)}")
     need(out.logits.dtype == torch.float32, f"logits are {out.logits.dtype}")
-    given = set(out.phase) == {1}
+    given = set(out.phase) == set(model.config.attention_layers)
     need(
         given == layer.has_phases,
         f"has_phases is {layer.has_phases}, and forward(return_phase=True) returned "
@@ -185,8 +196,8 @@ def causality(s: Subject) -> None:
             after = model(changed, return_phase=True)
             pairs = {"logits": (before.logits, after.logits)}
             for layer, phase in before.phase.items():
-                pairs["theta"] = (phase.theta, after.phase[layer].theta)
-                pairs["R"] = (phase.R, after.phase[layer].R)
+                pairs[f"theta of layer {layer}"] = (phase.theta, after.phase[layer].theta)
+                pairs[f"R of layer {layer}"] = (phase.R, after.phase[layer].R)
             for name, (old, new) in pairs.items():
                 moved = (old[:, :t] - new[:, :t]).abs().max().item()
                 need(
@@ -237,7 +248,7 @@ def not_leaky(s: Subject) -> None:
 
 def mixing(s: Subject) -> None:
     """A token reaches every later one and none before."""
-    layer = roughen(s.layer())
+    layer = stirred(s)
     x = torch.randn(1, 12, 16)
     moved = x.clone()
     moved[:, 4] += 1
@@ -258,7 +269,7 @@ def order(s: Subject) -> None:
     """With rotary positions the layer knows the order of the tokens before, or refuses them."""
     if s.positions != "rope":
         raise NotApplicable("model.positions=rope alone leaves the order to the layer")
-    layer, x = roughen(s.layer()).double(), torch.randn(1, 8, 16, dtype=torch.float64)
+    layer, x = stirred(s).double(), torch.randn(1, 8, 16, dtype=torch.float64)
     with torch.no_grad():
         moved = (layer(x[:, [0, 3, 2, 1, 4, 5, 6, 7]]).y - layer(x).y)[:, 4:].abs().max().item()
     if not (layer.mixes and layer.knows_order):
@@ -330,19 +341,27 @@ def flops(s: Subject) -> None:
     if s.layer_class.leaky:
         raise NotApplicable("a layer that sees the future enters no table of equal FLOPs")
     model = s.gpt(n_embd=64, n_head=2, block_size=128)
+    layer: Any = model.blocks[1].attn
     for T in (32, 128):
-        layer, x_BTD = model.blocks[1].attn, torch.randn(1, T, 64)
-        stated = layer.flops(T)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
-            layer(x_BTD)
-        counted, told = count.get_total_flops() / T, stated.weights + stated.mixing
-        need(
-            abs(told - counted) <= 0.02 * counted,
-            f"flops({T}) states weights {stated.weights:.0f} + mixing {stated.mixing:.0f} for a "
-            f"token, and {counted:.0f} are counted (torch.utils.flop_counter); state them in "
-            f"Attention.flops with phasegpt.attention.Flops.of",
-        )
-        need(stated.causal <= stated.mixing, "flops().causal is more than mixing")
+        x_BTD = torch.randn(1, T, 64)
+        _counted("Attention.flops", layer.flops(T), layer, x_BTD)
+        if model.link is not None:
+            _counted("Link.flops", model.link.flops(T), model.link, x_BTD, layer(x_BTD).carry)
+
+
+def _counted(name: str, stated: Flops, module: nn.Module, *args: Tensor) -> None:
+    """What one call of a module costs a token is what it states."""
+    T = args[0].shape[1]
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as count:
+        module(*args)
+    counted, told = count.get_total_flops() / T, stated.weights + stated.mixing
+    need(
+        abs(told - counted) <= 0.02 * counted,
+        f"flops({T}) states weights {stated.weights:.0f} + mixing {stated.mixing:.0f} for a "
+        f"token, and {counted:.0f} are counted (torch.utils.flop_counter); state them in "
+        f"{name} with phasegpt.attention.Flops.of",
+    )
+    need(stated.causal <= stated.mixing, "flops().causal is more than mixing")
 
 
 def _switches(on: nn.Module, off: nn.Module) -> set[str]:

@@ -116,11 +116,13 @@ def order_parameter(s: Subject) -> None:
 def trajectory(s: Subject) -> None:
     """The trajectory ends in the phases and the R of forward, and its path leads there."""
     layer, x_BTD = _with_phases(s), torch.randn(2, 40, 16, dtype=torch.float64)
+    link: Any = roughen(s.gpt()).double().link
     with torch.no_grad():
-        found = layer.trajectory(x_BTD, return_path=True)
+        handed = {} if link is None else {"carry": link(x_BTD, layer(x_BTD).carry)}
+        found = layer.trajectory(x_BTD, return_path=True, **handed)
         if found is None:
             raise NotApplicable("no trajectory, so interpretation and phase_monitor show nothing")
-        theta, R = layer(x_BTD, return_phase=True).phase
+        theta, R = layer(x_BTD, return_phase=True, **handed).phase
     close(found.theta, theta, "the trajectory does not end in the phases of forward", atol=1e-9)
     if not layer.leaky:
         close(found.R[..., -1], R, "the last R of the trajectory is not R of forward", atol=1e-9)
@@ -136,9 +138,10 @@ def trajectory(s: Subject) -> None:
 
 
 def _with_phases(s: Subject) -> Any:
-    if not s.layer_class.has_phases:
+    layer = s.layer()
+    if not layer.has_phases:
         raise NotApplicable("has_phases is False")
-    return roughen(s.layer()).double()
+    return roughen(layer).double()
 
 
 # --- copies and options ----------------------------------------------------------------------

@@ -20,14 +20,16 @@ from torch.utils.checkpoint import checkpoint
 from phasegpt.attention import (
     Attention,
     AttentionOutput,
+    Flops,
     Link,
     Phase,
     ReturnPhase,
     build,
     layer_class,
+    linear_flops,
 )
 from phasegpt.attention._cache import Cache, LayerCache
-from phasegpt.attention._oscillators import Oscillators
+from phasegpt.attention._oscillators import CoupledPhases
 from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.randomness import keyed_generator
@@ -111,6 +113,12 @@ class GPT(nn.Module):
         parts["h"] = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         linking = layer_class(config.attention).link if config.attention_layers else None
         if linking is not None:
+            if len(config.attention_layers) < 2:
+                raise ConfigError(
+                    f"attention={config.attention} hands its state from layer to layer, and "
+                    f"attention.layers={list(config.attention_layers)} is one of model.n_layer="
+                    f"{config.n_layer}; give it two layers at least"
+                )
             parts["link"] = linking(config, config.attention_options)
         parts["ln_f"] = norm(config)
         self.transformer = nn.ModuleDict(parts)
@@ -140,13 +148,13 @@ class GPT(nn.Module):
         return any(block.attn.leaky for block in self.blocks)
 
     @property
-    def oscillators(self) -> dict[int, Oscillators]:
+    def oscillators(self) -> dict[int, CoupledPhases]:
         """Those of every layer that has some, by layer."""
         return {
             layer: module
             for layer, block in enumerate(self.blocks)
             for module in block.attn.modules()
-            if isinstance(module, Oscillators)
+            if isinstance(module, CoupledPhases)
         }
 
     def reset_parameters(self, seed: int) -> None:
@@ -173,6 +181,25 @@ class GPT(nn.Module):
         if non_embedding:
             total -= sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
         return total
+
+    def flops(self, time: int, *, backward: bool = False) -> Flops:
+        """FLOPs of one token among `time`: attention, links, MLPs and head, see attention.Flops.
+
+        `backward`: of forward and backward together, three times as many, since a matrix product
+        has two gradients of its size; activations that are computed again are not counted. The
+        elementwise work is that of the attention layers alone.
+        """
+        layers = [block.attn.flops(time) for block in self.blocks]
+        if self.link is not None:
+            layers += [self.link.flops(time)] * len(self._linked)
+        body = [m for m in (*(b.mlp for b in self.blocks), self.lm_head) if m is not None]
+        layers += [Flops(linear_flops(module), 0.0, 0.0) for module in body]
+        return Flops.sum(layers * (3 if backward else 1))
+
+    @property
+    def _linked(self) -> tuple[int, ...]:
+        """The layers after which the link runs."""
+        return self.config.attention_layers[:-1] if self.link is not None else ()
 
     def forward(
         self,
@@ -218,7 +245,7 @@ class GPT(nn.Module):
         recompute = self.config.activation_checkpointing and self.training and cache is None
         phases: dict[int, Phase] = {}
         carry: Tensor | None = None  # what a mechanism with a link hands from layer to layer
-        linked = self.config.attention_layers[:-1] if self.link is not None else ()
+        linked = self._linked
         for layer, block in enumerate(self.blocks):
             perturbation = None if perturbations is None else perturbations.get(layer)
             link = self.link if layer in linked else None

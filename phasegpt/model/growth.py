@@ -13,7 +13,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from phasegpt.attention import Attention
 from phasegpt.core.errors import ConfigError
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from phasegpt.model.gpt import GPT
 
 #: Options of `model` in which a model may differ from the one that it begins with.
-_FREE = ("block_size", "dropout", "activation_checkpointing")
-_POSITIONS, _LAYERS = "transformer.wpe.weight", "transformer.h."
+_FREE = ("block_size", "dropout", "activation_checkpointing", "match_parameters")
+_POSITIONS, _LAYERS, _LINK = "transformer.wpe.weight", "transformer.h.", "transformer.link."
 
 
 class Taken(NamedTuple):
@@ -45,6 +45,8 @@ class Taken(NamedTuple):
 def check_shape(path: str, theirs: GPTConfig, config: GPTConfig) -> None:
     """ConfigError that names every key of `model` in which the two must agree and do not."""
     names = [f.name for f in fields(ModelSection) if f.name not in _FREE]
+    if theirs.inner_width == config.inner_width:
+        names.remove("mlp_width")
     if differ := [name for name in names if getattr(theirs, name) != getattr(config, name)]:
         asked = ", ".join(f"{name} is {getattr(config, name)}" for name in differ)
         wanted = " ".join(f"model.{name}={_written(getattr(theirs, name))}" for name in differ)
@@ -98,8 +100,12 @@ def _pairs(model: GPT, source: GPT) -> Iterator[tuple[str, str]]:
     parts = {f"{_LAYERS}{k}.attn.": block.attn for k, block in enumerate(model.blocks)}
     others = [block.attn for block in source.blocks]
     for name in model.state_dict():
-        if not name.startswith(tuple(parts)):
+        if not name.startswith((*parts, _LINK)):
             yield name, name
+    if model.link is not None and type(model.link) is type(source.link):
+        whole = model.config.attention_options == source.config.attention_options
+        for name in _kept(model.link, source.link, whole):
+            yield _LINK + name, _LINK + name
     for (prefix, attn), other in zip(parts.items(), others, strict=True):
         for mine, its in _layer(attn, other):
             yield prefix + mine, prefix + its
@@ -111,16 +117,19 @@ def _layer(attn: Attention, other: Attention) -> Iterator[tuple[str, str]]:
     alike = [type(m) for m in attn.modules()] == [type(m) for m in other.modules()]
     if alike:
         # An option fixes what is in a buffer: the other's is taken where all options are the same.
-        whole, theirs = attn.options == other.options, other.state_dict()
-        learned = {name for name, _ in attn.named_parameters()}
-        for name in attn.state_dict():
-            if name in theirs and (whole or name in learned):
-                yield name, name
+        for name in _kept(attn, other, attn.options == other.options):
+            yield name, name
     elif other.softmax_parts:
         for part in attn.softmax_parts:
             for module in ("c_attn", "c_proj"):
                 for name in attn.get_submodule(part + module).state_dict():
                     yield f"{part}{module}.{name}", f"{other.softmax_parts[0]}{module}.{name}"
+
+
+def _kept(module: nn.Module, other: nn.Module, whole: bool) -> Iterator[str]:
+    """Names of what a module takes from another of its class; `whole`: buffers too."""
+    theirs, learned = other.state_dict(), {name for name, _ in module.named_parameters()}
+    return (name for name in module.state_dict() if name in theirs and (whole or name in learned))
 
 
 def fill(model: GPT, found: Taken) -> None:

@@ -188,7 +188,8 @@ class _Spy(TorchFunctionMode):
 
     def __init__(self, width: int | None) -> None:
         super().__init__()
-        self.layer, self.width = 0, width
+        self.layer: int | None = 0  # None: between layers, where no Values are turned
+        self.width = width
         self.calls: list[_Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -228,9 +229,10 @@ class _Spy(TorchFunctionMode):
         newest = p.diagonal(0, -2, -1).unsqueeze(-1) * (value - value.detach())
         y = p @ value.detach() + newest
         leaf = torch.zeros_like(y, requires_grad=True)
-        self.calls.append(
-            _Call(self.layer, self.width or value.shape[-1], p.detach(), value.detach(), leaf)
-        )
+        if self.layer is None:
+            return y
+        width = self.width or value.shape[-1]
+        self.calls.append(_Call(self.layer, width, p.detach(), value.detach(), leaf))
         return y + leaf
 
 
@@ -249,6 +251,9 @@ def _observe(decoding: Decoder, ids_BT: Tensor, stack: ExitStack) -> list[_Call]
         stack.callback(module.set_attn_implementation, implementation)
     for layer, block in enumerate(decoding.blocks):
         hook = block.register_forward_pre_hook(lambda *_, i=layer: setattr(spy, "layer", i))
+        stack.callback(hook.remove)
+    if own and module.link is not None:
+        hook = module.link.register_forward_pre_hook(lambda *_: setattr(spy, "layer", None))
         stack.callback(hook.remove)
     device = next(module.parameters()).device
     with spy:

@@ -15,11 +15,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from phasegpt.attention import Phase
 from phasegpt.core import targets
 from phasegpt.core.errors import Collapsed, ConfigError
-from phasegpt.data.tasks import TaskConfig
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.tokenizers import from_state
 from phasegpt.data.windows import IGNORED
 from phasegpt.model import documents
@@ -38,6 +39,7 @@ from phasegpt.training.config import RunConfig
 from phasegpt.training.finite import Failed, FiniteWatch
 from phasegpt.training.optim import build_optimizer, build_schedule
 from phasegpt.training.optimizers import ScheduleFree
+from phasegpt.training.sharding import Sharded, whole
 
 
 class LitGPT(pl.LightningModule):
@@ -51,7 +53,11 @@ class LitGPT(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.run = RunConfig.parse(config)
-        self.model = GPT(self.run.gpt(vocab_size), seed=self.run.seed)
+        shape = self.run.gpt(vocab_size)
+        if shape.match_parameters:  # what is saved has the width that was found
+            self.run = replace(self.run, model=replace(self.run.model, mlp_width=shape.mlp_width))
+            self.hparams["config"] = self.run.to_dict()
+        self.model = GPT(shape, seed=self.run.seed)
         r = self.run.regularizer
         self.penalty_weight = PenaltyWeight(
             r.schedule, weight=r.weight, target=r.target, warmup_steps=r.warmup_steps
@@ -210,6 +216,11 @@ class LitGPT(pl.LightningModule):
         self.log_dict(scores, logger=self._reports)
         return scores
 
+    def configure_model(self) -> None:
+        """Split the model over the processes, where the strategy is to."""
+        if self._trainer is not None and isinstance(self.trainer.strategy, Sharded):
+            self.trainer.strategy.shard(self.model)
+
     def configure_optimizers(self) -> Any:
         """The optimizer of the configuration, and the schedule per optimizer step.
 
@@ -256,7 +267,8 @@ class LitGPT(pl.LightningModule):
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         by_value = gradient_clip_algorithm == "value"
         parameters = list(self.model.parameters())
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        self.grad_norm = whole(norm)
         if by_value:
             nn.utils.clip_grad_value_(parameters, limit)
         self._stop_if(
@@ -273,9 +285,8 @@ class LitGPT(pl.LightningModule):
             return
         if failed.step < self.global_step:  # its gradients are gone, its weights are there
             with torch.inference_mode(False), torch.enable_grad():
-                total, _ = nats(
-                    self.model.forward(failed.batch["idx"]).logits, failed.batch["targets"]
-                )
+                out = self._uncompiled(failed.batch["idx"])
+                total, _ = nats(out.logits, failed.batch["targets"])
                 parameters = list(self.model.parameters())
                 found = torch.autograd.grad(total, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, found, strict=True):
@@ -331,8 +342,7 @@ class LitGPT(pl.LightningModule):
             for layer, block in enumerate(self.model.blocks)
         ]
         with torch.random.fork_rng(devices=[]):
-            # forward, not __call__: a compiled model would leave the hooks out.
-            out = self.model.forward(idx_BT, return_phase=True)
+            out = self._uncompiled(idx_BT, return_phase=True)
         for hook in hooks:
             hook.remove()
         where = f"layer {broken[0]} in the forward pass" if broken else self._broken_gradient()
@@ -343,10 +353,15 @@ class LitGPT(pl.LightningModule):
             f"attention.coupling"
         )
 
+    def _uncompiled(self, idx_BT: Tensor, **words: Any) -> GPTOutput:
+        """The model's output, with hooks of its blocks, which a compiled model leaves out."""
+        run = self.model if isinstance(self.model, FSDPModule) else self.model.forward
+        return run(idx_BT, **words)
+
     def _broken_gradient(self) -> str:
         """The parameter nearest the loss whose gradient is not finite."""
         for name, p in reversed(list(self.model.named_parameters())):
-            if p.grad is not None and not torch.isfinite(p.grad).all():
+            if p.grad is not None and not torch.isfinite(whole(p.grad)).all():
                 return f"the gradient of {name}"
         return "the gradient norm"
 

@@ -77,7 +77,8 @@ LOGGED = {
     "guard/rollbacks": "rollbacks so far",
     "guard/collapsed": "1 where this validation was a collapse",
     "perf/tokens_per_s": "training speed, tokens per second of all processes",
-    "perf/mfu": "model FLOPs utilization, share of the GPUs' peak",
+    "perf/mfu": "model FLOPs utilization: flops_per_token of run.json, with all keys, as a "
+    "share of the GPUs' dense bf16 peak",
 }
 
 #: Names of earlier versions and today's; [val/] may stand there. They are read everywhere.

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from phasegpt.attention import Attention
+from phasegpt.attention import Attention, Link
 from phasegpt.core import targets
 from phasegpt.core.errors import ConfigError
 from phasegpt.training.optimizer_config import OptimizerConfig, OwnConfig, ScheduledConfig
@@ -24,18 +24,19 @@ def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     """Groups for any optimizer: matrices decay, vectors do not, oscillator parameters never.
 
     Oscillator parameters take lr * oscillator_lr_factor * their own factor (Attention.lr_factors).
-    With Muon every group says its `rule`: muon for the matrices of blocks, else adamw.
+    With Muon every group says its `rule`: muon for the matrices of blocks and link, else adamw.
     """
     factors: dict[int, float] = {}
     for module in model.modules():
-        if isinstance(module, Attention):
+        if isinstance(module, (Attention, Link)):
             own = dict(module.named_parameters())
             for name, factor in module.lr_factors.items():
                 if own.get(name) is not None:
                     factors[id(own[name])] = factor * config.oscillator_lr_factor
-    blocks = getattr(model, "blocks", ()) if config.name == "muon" else ()
+    body = [*getattr(model, "blocks", ()), getattr(model, "link", None)]
+    parts = [part for part in body if part is not None] if config.name == "muon" else []
     turned = {
-        id(p) for b in blocks for p in b.parameters() if p.dim() == 2 and id(p) not in factors
+        id(p) for part in parts for p in part.parameters() if p.dim() == 2 and id(p) not in factors
     }
     groups: dict[tuple[float, float, str], list[nn.Parameter]] = defaultdict(list)
     for parameter in model.parameters():

@@ -44,6 +44,7 @@ def measure(path: Trajectory, band: tuple[float, ...]) -> dict[str, Tensor]:
     first = _first(path)
     dim = 1 if path.over_prefix else -1  # along which phases are coupled
     free = phase.uncoupled_phases(theta0, path.omega, steps=S, dt=dt)
+    free = free if path.free is None else path.free[-1]
     R_BTH = order(path, theta)
     gain_BTH = R_BTH - order(path, free)
     ppc = phase.prefix_ppc(theta)[:, first:] if path.over_prefix else phase.ppc(theta)
@@ -108,7 +109,7 @@ def scalars(layers: Mapping[int, Mapping[str, Tensor]], prefix: str) -> dict[str
 def arrays(path: Trajectory, found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """ARRAYS, and per head what `measure` found, float32; histograms are int64."""
     R_HT = path.order_parameter(path.theta).mean((0, 3) if path.over_prefix else 0).T
-    duration = path.steps * path.dt or math.inf
+    duration = path.steps * path.dt or 1.0  # of no steps all frequencies are 0
     frequency = phase.effective_frequency(path.theta0, path.theta, duration)
     kept = {
         **found,

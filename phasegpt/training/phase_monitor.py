@@ -44,14 +44,14 @@ def trajectories(model: GPT, idx_BT: Tensor) -> dict[int, Trajectory]:
 
     Below a compiled model it runs the plain one. Leaves modes and random states as they are.
     """
-    inputs: dict[int, Tensor] = {}
+    inputs: dict[int, tuple[Tensor, dict[str, Any]]] = {}
 
-    def keep(layer: int, module: Any, args: tuple[Tensor, ...]) -> None:
-        inputs[layer] = args[0]
+    def keep(layer: int, _: Any, args: tuple[Tensor, ...], words: dict[str, Any]) -> None:
+        inputs[layer] = args[0], {name: words[name] for name in ("carry",) if name in words}
 
     attention = {layer: model.blocks[layer].attn for layer in model.config.attention_layers}
     hooks = [
-        module.register_forward_pre_hook(partial(keep, layer))
+        module.register_forward_pre_hook(partial(keep, layer), with_kwargs=True)
         for layer, module in attention.items()
         if type(module).trajectory is not Attention.trajectory
     ]
@@ -60,7 +60,10 @@ def trajectories(model: GPT, idx_BT: Tensor) -> dict[int, Trajectory]:
     try:
         with inference(model):
             model.forward(idx_BT)
-            paths = {layer: attention[layer].trajectory(x) for layer, x in inputs.items()}
+            paths = {
+                layer: attention[layer].trajectory(x, **carried)
+                for layer, (x, carried) in inputs.items()
+            }
     finally:
         for hook in hooks:
             hook.remove()

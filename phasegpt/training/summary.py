@@ -19,8 +19,8 @@ from phasegpt.attention import coupled_axis
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.corpus import Corpus
-from phasegpt.data.tasks import TaskConfig
 from phasegpt.model import growth
 from phasegpt.model.loading import load
 from phasegpt.model.scoring import UNITS
@@ -52,6 +52,7 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
         f"{parts.tokens_per_step:,} tokens",
         f"folder: {folder.path}",
         f"device: {_device(run, parts)}",
+        _cost(folder),
     ]
     if start := folder.record.get("init_from"):
         lines.append(f"begins with {start['path']} ({start['sha256'][:16]}): {growth.said(start)}")
@@ -60,16 +61,33 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
     if t.smoke:
         lines.append(_SMOKE)
     if not parts.cuda:
-        seconds = parts.flops_per_token * parts.tokens_per_step * t.steps / _speed()
+        seconds = parts.flops.products * parts.tokens_per_step * t.steps / _speed()
         lines.append(f"time: about {duration(seconds)}, if nothing else runs here")
         if seconds >= _WORTH_SAYING_S:
             lines.append(f"a small version of it: {_smaller()}")
     return "\n".join(lines)
 
 
+def _cost(folder: RunFolder) -> str:
+    """FLOPs of a token, and how the parameters were matched; see run.json."""
+    flops, parameters = folder.record["flops_per_token"], folder.record["parameters"]
+    text = (
+        f"FLOPs of a token, forward and backward: {flops['full']:.3g}, {flops['causal']:.3g} "
+        f"without keys that are masked"
+    )
+    if "softmax" in parameters:
+        share = parameters["all"] / parameters["softmax"] - 1
+        text += (
+            f"\nparameters matched: MLPs {folder.record['mlp_width']} wide, {share:+.2%} of the "
+            f"{parameters['softmax']:,} of softmax"
+        )
+    return text
+
+
 def _device(run: RunConfig, parts: Assembled) -> str:
     """The device; of a CPU how its threads wait, and why it is not a GPU."""
-    devices = "" if run.trainer.devices == 1 else f"{run.trainer.devices} x "
+    processes = run.trainer.processes
+    devices = "" if processes == 1 else f"{processes} x "
     if parts.cuda:
         return f"{devices}{torch.cuda.get_device_name(parts.trainer.strategy.root_device)}"
     threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "not set")

@@ -23,6 +23,7 @@ from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError, ConfigError, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.core.secrets import masked
+from phasegpt.training import ranks
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -44,8 +45,11 @@ class Plan(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Called by Hydra before any job; it would turn an exception into a warning."""
         try:
+            ranks.refuse_multirun()
             jobs = _planned(config)
         except ConfigError as error:
+            if ranks.said_by_others(error):
+                sys.exit(0)
             sys.stderr.write(f"ConfigError: {error}\n")
             sys.exit(error.exit_code)
         folder = Path(config.hydra.sweep.dir)
@@ -78,14 +82,14 @@ def _reserve_gpus(config: Any) -> None:
     """Have launchers that hide every GPU that was not asked for give the jobs what they train on.
 
     What the user set stays. A job on this machine sees all of its GPUs and takes number n modulo
-    their number; a Ray task has those of its own.
+    their number.
     """
     from omegaconf import open_dict, read_write
 
     launcher, target = config.hydra.launcher, config.hydra.launcher._target_
-    local, ray = target.endswith("submitit_launcher.LocalLauncher"), target.endswith("RayLauncher")
+    local = target.endswith("submitit_launcher.LocalLauncher")
     slurm = target.endswith("submitit_launcher.SlurmLauncher")
-    if config.trainer.accelerator == "cpu" or not (local or ray or slurm):
+    if config.trainer.accelerator == "cpu" or not (local or slurm):
         return
     import torch
 
@@ -95,9 +99,6 @@ def _reserve_gpus(config: Any) -> None:
             launcher.gpus_per_node = here
         if slurm and launcher.gpus_per_node is None:  # there may be none where it is submitted
             launcher.gpus_per_node = config.trainer.devices
-        if ray and launcher.ray.remote.get("num_gpus") is None:
-            asked = config.trainer.accelerator == "cuda" or here > 0
-            launcher.ray.remote.num_gpus = config.trainer.devices if asked else 0
 
 
 def _planned(config: Any) -> list[dict[str, Any]]:
@@ -179,7 +180,7 @@ def _job(loader: Any, config: Any, number: int, words: Sequence[str]) -> dict[st
 
 
 def _one_process(run: RunConfig) -> RunConfig:
-    if run.trainer.devices > 1:
+    if run.trainer.processes > 1:
         raise ConfigError(
             f"trainer.devices={run.trainer.devices} in a multirun: every further process would run "
             f"the whole sweep again. One job is one process here: use trainer.devices=1 and run "

@@ -34,12 +34,26 @@ SOFTMAX = [f"{m}.{p}" for m in ("c_attn", "c_proj") for p in LINEAR]
 OSCILLATORS = [f"oscillators.{p}" for p in ("coupling", "omega", "phase.bias", "phase.weight")]
 KURAMOTO = ["beta", *SOFTMAX, *OSCILLATORS]
 PHASE_SYNC = [*(f"c_proj.{p}" for p in LINEAR), *OSCILLATORS]
+VALUES = [f"{m}.{p}" for m in ("c_v", "c_proj") for p in LINEAR]
+TORUS = [
+    *(f"{m}.{p}" for m in ("c_gate", "c_proj") for p in LINEAR),
+    *("oscillators.coupling", "phase.weight", "tau"),
+]
+SSA = ["bandwidth", "frequency.weight", *OSCILLATORS[::3], *VALUES]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
+    "kope": ["mixing", "oscillators.coupling", *SOFTMAX],
+    "selective_rope": ["down.weight", "kernel", "up.weight", *SOFTMAX],
     "softmax": SOFTMAX,
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
     "as_coded": PHASE_SYNC,
+    "fixed_query": ["anchors", "p", *SOFTMAX],
+    "torus": TORUS,
+    "fsn": [*TORUS, "kernel"],
+    "token_shift": [*SOFTMAX, "next_c_proj.weight"],
+    "ssa": SSA,
+    "ssa_as_published": SSA,
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
@@ -48,6 +62,12 @@ STATE_DICT = {
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in PHASE_SYNC),
     ],
+    "lohe": [
+        *("omega", *(f"c_{m}.weight" for m in ("start", "couple", "join"))),
+        *(f"c_{m}.{p}" for m in ("read", "proj") for p in LINEAR),
+    ],
+    "uniform": VALUES,
+    "no_mixing": VALUES,
 }
 
 
@@ -209,11 +229,11 @@ def test_every_parameter_is_alive_at_init_at_the_width_of_gpt2(
 @every_yaml
 def test_every_oscillator_parameter_is_named_in_lr_factors(stem: str) -> None:
     # Those names are what keeps weight decay away from phases, frequencies and couplings.
-    plain_linear = ("c_attn", "c_proj", "resid_dropout")
     for layer in attention_modules(subject(stem).gpt().blocks[1]).values():
         children = [n for n, m in layer.named_children() if isinstance(m, Attention)]
         for name, _ in layer.named_parameters():
-            if name.split(".")[0] not in (*plain_linear, *children):
+            # c_attn, c_proj and their like are GPT-2's plain matrices.
+            if not name.startswith(("c_", "next_c_")) and name.split(".")[0] not in children:
                 assert name in layer.lr_factors
 
 
@@ -302,8 +322,7 @@ def test_names_of_saved_tensors_are_the_promised_ones(stem: str) -> None:
 @every_yaml
 def test_a_fixed_parameter_is_saved_under_the_same_name_as_a_learned_one(stem: str) -> None:
     switches = [k for k in yaml_options(stem) if k.startswith("learn_")]
-    whole = subject(stem).gpt()
-    model = subject(stem).gpt(**dict.fromkeys(switches, False))
+    whole, model = (subject(stem).gpt(**dict.fromkeys(switches, on)) for on in (True, False))
     assert model.state_dict().keys() == whole.state_dict().keys()
     fewer = len(list(whole.parameters())) - len(list(model.parameters()))
     assert fewer == len(switches)

@@ -24,7 +24,7 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 def task(name: str, **keys: Any) -> tasks.Task:
     """The small version of a task."""
-    return tasks.build(DataSection.parse(data_of(f"{name}_small") | keys))
+    return task_class(name)(DataSection.parse(data_of(f"{name}_small") | keys))
 
 
 @functools.cache
@@ -96,7 +96,7 @@ def test_examples_are_functions_of_their_number_and_split(name):
 @every_task
 @pytest.mark.parametrize("version", ["", "_small"])
 def test_tokens_and_targets_are_in_the_vocabulary(name, version):
-    t = tasks.build(DataSection.parse(data_of(name + version)))
+    t = task_class(name)(DataSection.parse(data_of(name + version)))
     longest = t.config.loads[-1]
     found = [t.train(0, np.arange(8))]
     found += [t.scored("val", np.arange(8), n) for n in (t.config.loads[0], longest)]

@@ -115,12 +115,6 @@ def test_launchers_reserve_the_gpus_that_jobs_train_on(monkeypatch, here, accele
     slurm = local.replace("Local", "Slurm")  # there may be no GPU where jobs are submitted
     assert reserved(slurm, {"gpus_per_node": None}).gpus_per_node == (None if cpu else 1)
     assert reserved(slurm, {"gpus_per_node": 2}).gpus_per_node == 2
-    ray = reserved(
-        "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
-        {"ray": {"remote": {"num_gpus": None}}},
-    )
-    wanted = None if cpu else int(accelerator == "cuda" or here > 0)
-    assert ray.ray.remote.num_gpus == wanted
 
 
 def test_a_launcher_whose_jobs_are_silent_is_watched(tmp_path, monkeypatch, capsys):

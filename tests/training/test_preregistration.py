@@ -396,7 +396,8 @@ def test_the_script_gives_verdicts_and_reasons(tmp_path, monkeypatch, capsys) ->
     assert page.read_text(encoding="utf-8") == written
     capsys.readouterr()
     assert "every condition equals conf/ field by field" in told
-    assert "25 records, 24 count" in told and "B2-seed1 ran under another" in told
+    assert "25 records: 24 count, 1 are excluded" in told
+    assert "B2 (seed 1) ran under another" in told
     assert "H1 no verdict (B2 lacks seeds 1)" in told and "H6 supported" in told
     assert "full scale, secondary analysis: no runs of its own" in told
 

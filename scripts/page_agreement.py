@@ -1,0 +1,172 @@
+"""The page of scripts/reproduce_agreement.py from its records: what came out beside what was said.
+
+    python scripts/page_agreement.py results/reproductions/agreement
+
+Nothing is trained. Published numbers are those of the authors' repository, by seed.
+"""
+
+import argparse
+from pathlib import Path
+
+from phasegpt.analysis.statistics import interval
+from phasegpt.cli import guarded
+from phasegpt.core.files import read_json, write_atomic
+
+WHAT = ("all", "hard")
+FAILED = 85.0  # percent of hard sentences; the authors' line
+#: FabioPasqualetti/attention-by-synchronization at 9f87597, results/sva_paper_final.json.
+PUBLISHED = {
+    "oscillators": {
+        "all": [97.78, 97.97, 97.65, 97.70, 97.97],
+        "hard": [97.14, 97.75, 97.40, 96.96, 97.66],
+    },
+    "softmax": {
+        "all": [93.95, 96.45, 96.28, 78.35, 95.93],
+        "hard": [95.32, 94.19, 96.10, 78.14, 96.79],
+    },
+}
+#: Our arms, what they are called here, and which published arm stands beside them.
+ARMS = {
+    "free_anchors": ("oscillators as published", "oscillators"),
+    "fixed_query": ("phasegpt's fixed_query", "oscillators"),
+    "softmax": ("softmax", "softmax"),
+}
+PAGE = """\
+# Subject-verb agreement with fixed_query: a published result, trained anew
+
+{claim}
+
+Accuracy on {validation:,} validation sentences after {steps:,} steps, percent, with Student's 95%
+interval. Hard sentences are those whose second noun has the other number. A run failed if it has
+less than {failed:g}% of them.
+
+{table}
+
+A reader who knows the number of every noun, and guesses where a noun has one form for both, reaches
+{ceiling_all:.2f}% of all and {ceiling_hard:.2f}% of hard sentences. So this is about whether
+training gets there, not about what a mechanism can say.
+
+## Every seed
+
+{seeds}
+
+## What was asked
+
+Pasqualetti and Guo (arXiv 2606.12059) report that attention by fixed-query oscillators on a circle
+learns this task in every run, and softmax does not. The model has one layer, one head and width 32:
+{oscillators:,} parameters with oscillators, {softmax:,} with softmax. It sees all words of a
+sentence, so it stands outside of the GPT, which is causal.
+
+## Keep in mind
+
+- Sentences are drawn with the same random numbers as theirs: the ceiling agrees with theirs to the
+  last digit. Initial weights, order and dropout are our own, so runs agree in distribution only.
+- Their anchors begin on the circle and may leave it; phasegpt's `fixed_query` puts them back in
+  every pass. So there are two oscillator arms, both at p = 1 and without a causal mask, from the
+  same initial weights. Free anchors ended {shortest:.2f} to {longest:.2f} long.
+- Softmax runs differ so much that {n} seeds say little about their mean. Read every seed.
+- Seeds of an arm were trained side by side: each has its own weights, order of sentences, gradient
+  norm and optimizer state, and dropout of all comes from one stream.
+{alone}- The last epoch counts, as in the paper's table. Nothing was chosen on these sentences.
+- Records: `arms/`; they name commit {commits}, settings, command and accuracy after every epoch.
+
+## Again
+
+```bash
+python scripts/reproduce_agreement.py --out results/reproductions/agreement
+python scripts/page_agreement.py results/reproductions/agreement
+```
+"""
+ALONE = """\
+- Before that, seed {seed} was trained by itself: {numbers}. Records: `alone/arms/`, of the script
+  at commit {commit}, where fixed_query was the arm with free anchors.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    write_atomic(folder / "README.md", page(folder).encode())
+
+
+def records(folder: Path) -> list[dict]:
+    return [read_json(path, "accuracy") for path in sorted((folder / "arms").glob("*.json"))]
+
+
+def page(folder: Path) -> str:
+    every, before = records(folder), records(folder / "alone")
+    of = {arm: found for arm in ARMS if (found := [r for r in every if r["arm"] == arm])}
+    here = {arm: {w: [r["accuracy"][w] for r in of[arm]] for w in WHAT} for arm in of}
+    rows, seeds = [], []
+    for arm in of:
+        rows.append(numbers(f"{ARMS[arm][0]}, here", here[arm]))
+        for r in of[arm]:
+            curve = [f"{epoch['all']:.2f}" for epoch in r["curve"]]
+            seeds.append([ARMS[arm][0], str(r["seed"]), *curve[:2], curve[4], curve[9], curve[-1],
+                          f"{r['accuracy']['hard']:.2f}"])  # fmt: skip
+    rows += [numbers(f"{arm}, published", values) for arm, values in PUBLISHED.items()]
+    free = [*of.get("free_anchors", []), *before]
+    lengths = [x for r in free for x in r.get("anchor_lengths", [])]
+    heads = [f"{what}: {x}" for what in WHAT for x in ("mean", "sd", "95% interval")]
+    epochs = [f"epoch {epoch}" for epoch in (1, 2, 5, 10, len(every[0]["curve"]))]
+    return PAGE.format(
+        claim=claim(here),
+        table=table(["", "n", *heads, "failed"], rows),
+        seeds=table(["", "seed", *epochs, "hard, at the end"], seeds),
+        n=len(of["softmax"]),
+        alone=alone(before),
+        validation=every[0]["settings"]["validation"],
+        steps=every[0]["steps"],
+        failed=FAILED,
+        ceiling_all=every[0]["ceiling"]["all"],
+        ceiling_hard=every[0]["ceiling"]["hard"],
+        shortest=min(lengths),
+        longest=max(lengths),
+        commits=", ".join(sorted({commit(r) for r in every})),
+        oscillators=of["fixed_query"][0]["parameters"],
+        softmax=of["softmax"][0]["parameters"],
+    )
+
+
+def claim(here: dict[str, dict[str, list[float]]]) -> str:
+    """In a line for each arm: ours, theirs, and whether their mean is in our interval."""
+    found = []
+    for arm, values in here.items():
+        name, theirs = ARMS[arm]
+        mean, _, low, high = interval(values["all"])
+        published = interval(PUBLISHED[theirs]["all"])[0]
+        agrees = "inside" if low <= published <= high else "outside"
+        failed, n = sum(x < FAILED for x in values["hard"]), len(values["all"])
+        found.append(
+            f"- {name}: {mean:.2f}% [{low:.2f}, {high:.2f}]; published is {published:.2f}%, "
+            f"{agrees} our interval. {failed} of {n} runs failed."
+        )
+    return "\n".join(found)
+
+
+def numbers(name: str, values: dict[str, list[float]]) -> list[str]:
+    cells = [name, str(len(values["all"]))]
+    for what in WHAT:
+        mean, sd, low, high = interval(values[what])
+        cells += [f"{mean:.2f}", f"{sd:.2f}", f"{low:.2f} to {high:.2f}"]
+    return [*cells, str(sum(x < FAILED for x in values["hard"]))]
+
+
+def alone(found: list[dict]) -> str:
+    if not found:
+        return ""
+    numbers = ", ".join(f"{r['arm']} {r['accuracy']['all']:.2f}%" for r in found)
+    return ALONE.format(seed=found[0]["seed"], numbers=numbers, commit=commit(found[0]))
+
+
+def commit(record: dict) -> str:
+    return record["environment"]["git"]["sha"][:12]
+
+
+def table(names: list[str], rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (names, ["---"] * len(names), *rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(guarded(main))
