@@ -1,7 +1,10 @@
 """FSDP trains what one process trains, and its checkpoints are those of one process."""
 
+import runpy
+
 import pytest
 import torch
+from helpers import ROOT
 from launched import (
     TINY,
     TWO,
@@ -37,10 +40,10 @@ def test_sharded_processes_train_and_save_what_one_does(tmp_path, text, one):
     assert model.lm_head.weight is model.transformer["wte"].weight
 
 
-def test_sharded_accumulation_is_that_of_one(tmp_path, text):
+def test_sharded_accumulation_with_checkpointing_is_that_of_one(tmp_path, text):
     three = ["trainer.accumulate_grad_batches=3", "trainer.max_steps=3"]
     run(tmp_path / "one", text, *three)
-    run(tmp_path / "two", text, *three, *FSDP)
+    run(tmp_path / "two", text, *three, *FSDP, "model.activation_checkpointing=true")
     same_losses(tmp_path / "one", tmp_path / "two", 3, monitored=False)
 
 
@@ -88,3 +91,14 @@ def test_what_needs_a_whole_model_is_refused_by_name(text, word):
 def test_a_strategy_for_one_process_is_refused(tmp_path, text):
     with pytest.raises(ConfigError, match=r"trainer.strategy=ddp is for several processes"):
         run(tmp_path, text, "trainer.strategy=ddp")
+
+
+def test_the_table_of_scaling_is_what_its_formulas_give():
+    script = runpy.run_path(str(ROOT / "scripts" / "scaling_table.py"))
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assert page == script["written"](page)
+    words = ["attention=softmax", "model.n_layer=3", "model.n_embd=64", "model.block_size=32"]
+    model = phasegpt.build(phasegpt.compose([*words, "model.vocab_size=100"]))
+    size = script["Size"]("tiny", 3, 64, 100, 32)
+    assert model.num_parameters(non_embedding=False) == size.P
+    assert size.block == sum(p.numel() for p in model.blocks[0].parameters())
