@@ -299,6 +299,10 @@ def off_control(s: Subject) -> None:
         raise NotApplicable("the off control is a layer that the mechanism's own tests compare")
     if off.positions not in (None, s.positions):
         raise NotApplicable(f"the off control is {off.equals} with positions={off.positions}")
+    try:
+        s.layer_class.Config.parse({**s.options, **off.options}).check_idle()
+    except ConfigError as error:
+        raise NotApplicable(f"with these options there is none: {error}") from None
     on, layer = s.layer().double(), s.layer(**off.options).double()
     switches = _switches(on, layer)
     initial = {name: p.detach().clone() for name, p in layer.named_parameters()}
