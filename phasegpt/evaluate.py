@@ -158,8 +158,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
 
 def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device) -> dict[str, Any]:
     """Accuracy of a generated task; loads that the model has no positions for are None."""
-    from phasegpt.data import tasks
-    from phasegpt.data.config import DataSection
+    from phasegpt.data.config import DataSection, task_class
     from phasegpt.data.corpus import prepare
     from phasegpt.model import scoring
 
@@ -171,7 +170,7 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
             f"was exported from"
         )
     data = DataSection.parse(loaded.config["data"])
-    task = tasks.build(data)
+    task = task_class(data.corpus)(data)
     found = scoring.score_task(
         loaded.model, task, settings.split, batch_size=settings.batch_size, device=device
     )

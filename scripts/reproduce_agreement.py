@@ -5,7 +5,9 @@
 Pasqualetti and Guo (arXiv 2606.12059) train a reader of one layer and one head to say whether the
 verb of a sentence agrees with its subject, with oscillators on a circle or with softmax, 5 seeds
 each. This is their task and their training, outside of the GPT: every token sees all others,
-padding aside. What is there is not trained again. At the defaults about 10 minutes of one CPU core.
+padding aside. `free_anchors` is their oscillator arm: anchors may leave the circle, as in their
+code; `fixed_query` is phasegpt's, whose anchors stay on it. What is there is not trained again. At
+the defaults about 10 minutes of one quiet CPU core.
 
 A sentence is "the NOUN VERB ." or, in 60% of cases, "the NOUN PREP the NOUN VERB ."; half of all
 verbs agree with the first noun, and half of the second nouns have its number. Words are numbers
@@ -42,7 +44,6 @@ SETTINGS: dict[str, Any] = {
     "lr": 5e-4, "weight_decay": 1e-4, "batch": 64, "epochs": 20, "clip": 1.0,
     "sentences": 40_000, "validation": 4_000,
 }  # fmt: skip
-ARMS = ("fixed_query", "softmax")
 
 
 # --- the task --------------------------------------------------------------------------------
@@ -130,8 +131,7 @@ class Attend(nn.Module):
 
 
 class FixedQuery(Attend):
-    """phasegpt's fixed_query without its causal mask; as published, padding does not pull x*, but
-    is read."""
+    """phasegpt's fixed_query without its causal mask; padding does not pull x*, but is read."""
 
     def __init__(self, width: int, dimension: int) -> None:
         super().__init__(width)
@@ -143,6 +143,20 @@ class FixedQuery(Attend):
         star_B1Yd = direction(q_B1YD, k_B1TD, anchors_1Td, seen_B1T.unsqueeze(1))
         p_1 = q_BYD.new_full((1,), SETTINGS["p"])
         return readout(star_B1Yd, anchors_1Td, p_1).squeeze(1)
+
+
+class FreeAnchors(FixedQuery):
+    """The same with anchors that begin on the circle and may leave it, as in the authors' code."""
+
+    def weights(self, q_BYD: Tensor, k_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
+        anchors_Td = self.anchors[0, : k_BTD.shape[1]]
+        score_BYT = q_BYD @ k_BTD.transpose(1, 2) / math.sqrt(q_BYD.shape[-1])
+        star_BYd = F.normalize((F.softplus(score_BYT) * seen_B1T) @ anchors_Td, dim=-1)
+        kernel_BYT = (1 + star_BYd @ anchors_Td.T).clamp(min=0)
+        return kernel_BYT / kernel_BYT.sum(-1, keepdim=True).clamp(min=1e-8)
+
+
+ARMS = {"fixed_query": FixedQuery, "free_anchors": FreeAnchors, "softmax": Attend}
 
 
 class AgreementReader(nn.Module):
@@ -161,7 +175,8 @@ class AgreementReader(nn.Module):
         self.register_buffer("waves_TD", waves_TD, persistent=False)
         self.drop = nn.Dropout(rate)
         self.ln_1, self.ln_2, self.ln_f = (nn.LayerNorm(D) for _ in range(3))
-        self.attn = FixedQuery(D, SETTINGS["d_osc"]) if arm == "fixed_query" else Attend(D)
+        attend = ARMS[arm]
+        self.attn = attend(D) if attend is Attend else attend(D, SETTINGS["d_osc"])
         self.mlp = nn.Sequential(
             nn.Linear(D, hidden),
             nn.GELU(),
@@ -239,7 +254,7 @@ def train(arm: str, seeds: list[int], *, epochs: int) -> dict[int, dict[str, Any
             "together": seeds,
             "command": " ".join(["python scripts/reproduce_agreement.py", *sys.argv[1:]]),
         }
-        if arm == "fixed_query":
+        if arm != "softmax":
             lengths = weights["attn.anchors"][at, 0, :LONGEST].norm(dim=-1)
             found[seed]["anchor_lengths"] = lengths.tolist()
     return found
@@ -257,7 +272,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the records")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(5)))
-    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--epochs", type=int, default=SETTINGS["epochs"])
     args = parser.parse_args()
     torch.set_num_threads(1)

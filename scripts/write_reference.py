@@ -22,8 +22,9 @@ from phasegpt.interpret import InterpretConfig
 from phasegpt.model.config import AttentionSection, ModelSection
 from phasegpt.samplers.options import SAMPLERS
 from phasegpt.training.callback_config import CallbacksConfig
-from phasegpt.training.config import LoggerConfig, RegularizerConfig, RunConfig, TrainerConfig
+from phasegpt.training.config import LoggerConfig, RegularizerConfig, RunConfig
 from phasegpt.training.optimizer_config import OPTIMIZERS, OptimizerConfig
+from phasegpt.training.trainer_config import TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF, PAGE = ROOT / "conf", ROOT / "docs" / "configuration.md"

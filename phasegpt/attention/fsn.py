@@ -12,8 +12,8 @@ A phase of c is a frustration (Sakaguchi and Kuramoto 1986), and so is the delay
 theta_u - theta_{u+1}, sin(theta_{u+1} - theta_t) = sin(theta_u - theta_t - alpha_u). Since u + 1 <=
 t, no token sees a later one. The first token has nothing before it and feels no force.
 
-c does not depend on t, so that it is folded over the delays into the values, which are 2 M N wide
-in a head: one SDPA call, whose queries and keys are padded to that width.
+c does not depend on t, so that it is folded over the delays into the values. Each harmonic is then
+a head of its own, 2N wide, with the same queries and keys: one SDPA call of equal widths.
 
 The paper (Nunley, arXiv 2606.18694, of which we know the abstract) has the complex kernel over
 harmonics and the delays 0 and 1. Ours are: one strictly causal A for both delays, a c of every
@@ -62,50 +62,50 @@ class Fsn(Torus):
     lr_factors: ClassVar[Mapping[str, float]] = {**Torus.lr_factors, "kernel": 1.0}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
-        """The parts of torus, and c as real and imaginary part, delay, head, harmonic, channel."""
+        """The parts of torus, and c as real and imaginary part, delay, harmonic, head, channel."""
         super().__init__(config, options, layer)
         delays, M = 1 + self.options.delay, self.options.harmonics
-        self.kernel = nn.Parameter(torch.zeros(2, delays, self.n_head, M, self.head_width))
+        self.kernel = nn.Parameter(torch.zeros(2, delays, M, self.n_head, self.head_width))
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """See Torus and this class."""
         super().reset_oscillators(generator)
         nn.init.normal_(self.kernel, std=0.02, generator=generator("kernel"))
         with torch.no_grad():
-            self.kernel[0, :, :, 0] = 1 / self.kernel.shape[1]
-            self.kernel[1, :, :, 0] = 0
+            self.kernel[0, :, 0] = 1 / self.kernel.shape[1]
+            self.kernel[1, :, 0] = 0
 
     def _force(self, theta_BTHN: Tensor, gate_BHTN: Tensor, cache: LayerCache | None) -> Tensor:
         """F, [B,H,T,N]."""
         theta, remembered = self._remembered(theta_BTHN, cache)
-        own = self._harmonics(theta)
-        every = own if cache is None else self._harmonics(remembered)
-        mine = own[..., 0, :].flatten(-2)  # of the first harmonic, as in torus
-        theirs = mine if cache is None else every[..., 0, :].flatten(-2)
-        q, k = self._features(mine, theirs, gate_BHTN)
-        values = self._folded(every).flatten(-3).to(q.dtype)
+        own, turned = self._harmonics(theta)
+        every = (own, turned) if cache is None else self._harmonics(remembered)
+        mine = own[:, 0]  # the first harmonic, which torus compares
+        q, k = self._features(mine, mine if cache is None else every[0][:, 0], gate_BHTN)
+        # Every harmonic is a head of its own with the same queries and keys.
+        M, values = self.options.harmonics, self._folded(*every).flatten(1, 2).to(q.dtype)
+        q, k = (z.repeat(1, M, 1, 1) for z in (q, k))
         mean = preceding_attention(q, k, values, scale=1.0, dropout=self._dropout)
-        (cos, sin), (x, y) = own.unbind(-3), mean.to(own.dtype).view_as(own).unbind(-3)
-        return (cos * y - sin * x).sum(-2)
+        pull = turned * mean.unflatten(1, (M, -1)).to(own.dtype)
+        return pull.unflatten(-1, (2, -1)).sum((1, -2))
 
-    def _harmonics(self, theta_BHTN: Tensor) -> Tensor:
-        """[cos m theta, sin m theta] for m = 1 .. M, [B,H,T,2,M,N]."""
+    def _harmonics(self, theta_BHTN: Tensor) -> tuple[Tensor, Tensor]:
+        """z = exp(i m theta) for m = 1 .. M as [Re, Im], [B,M,H,T,2N], and i z."""
         m = torch.arange(1, self.options.harmonics + 1, device=theta_BHTN.device)
-        angles = theta_BHTN.unsqueeze(-2) * m.unsqueeze(-1)
-        return torch.stack((angles.cos(), angles.sin()), dim=-3)
+        angles = theta_BHTN.unsqueeze(1) * m.view(-1, 1, 1, 1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat((cos, sin), dim=-1), torch.cat((-sin, cos), dim=-1)
 
-    def _folded(self, every: Tensor) -> Tensor:
-        """sum_d c^md exp(i m theta_{u+d}) of every token u, [B,H,T,2,M,N].
+    def _folded(self, every: Tensor, turned: Tensor) -> Tensor:
+        """[Re, Im] of sum_d c^md exp(i m theta_{u+d}) for every token u, [B,M,H,T,2N].
 
         That of the newest token, which has no next one, counts nowhere.
         """
-        x = y = every.new_zeros(())
-        for d, (re, im) in enumerate(self.kernel.to(every.dtype).unsqueeze(3).unbind(1)):
-            cos, sin = every.roll(-d, 2).unbind(-3)
-            x, y = x + re * cos - im * sin, y + re * sin + im * cos
-        return torch.stack((x, y), dim=-3)
+        c = torch.cat((self.kernel, self.kernel), dim=-1).to(every.dtype).unsqueeze(-2)
+        here, *following = ((re * every).addcmul(im, turned) for re, im in c.unbind(1))
+        return here + following[0].roll(-1, 3) if following else here
 
     def flops(self, time: int) -> Flops:
-        """See Attention.flops; queries, keys and values are 2 M N wide."""
+        """See Attention.flops; M heads for each, whose queries, keys and values are 2N wide."""
         D, M = self.n_embd, self.options.harmonics
         return Flops.preceding(linear_flops(self), 8.0 * M * D, time, (12.0 + 20.0 * M) * D)

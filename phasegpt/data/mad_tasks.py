@@ -16,10 +16,9 @@ import numpy as np
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import option
-from phasegpt.data._draws import Draws
+from phasegpt.data._draws import IGNORED, Draws
 from phasegpt.data.config import TaskConfig
 from phasegpt.data.tasks import Rows, Task, nothing_scored
-from phasegpt.data.windows import IGNORED
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,8 @@ from tqdm import tqdm
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
-from phasegpt.data.tasks import ScoredBatches, Task
+from phasegpt.data.task_batches import ScoredBatches
+from phasegpt.data.tasks import Task
 from phasegpt.data.tokenizers import Tokenizer
 from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
 from phasegpt.model import documents

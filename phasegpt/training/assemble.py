@@ -14,6 +14,7 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins import DoublePrecision
 from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.profilers import (
     AdvancedProfiler,
@@ -39,6 +40,7 @@ from phasegpt.training.metrics_csv import AtSteps, MetricsCSV
 from phasegpt.training.multiprocess import answering
 from phasegpt.training.phase_monitor import PhaseMonitor
 from phasegpt.training.run_folder import RunFolder
+from phasegpt.training.sharding import Sharded
 from phasegpt.training.signals import StopSignals
 
 if TYPE_CHECKING:
@@ -119,8 +121,10 @@ def assemble(
     model = lit.model
     if t.precision == "64-true":
         lit.double()  # Lightning does it too, but after it has read a checkpoint
+    sharded = t.processes > 1 and t.strategy == "fsdp"
     if run.compile is True or (
         run.compile == "auto"
+        and not sharded
         and cuda
         and t.steps >= _COMPILE_FROM_STEPS
         and not getattr(run.data, "documents", False)  # whose lengths change from batch to batch
@@ -164,8 +168,9 @@ def assemble(
         accelerator="cuda" if cuda else "cpu",
         devices=[gpu % torch.cuda.device_count()] if cuda and rank is None else t.devices,
         num_nodes=t.num_nodes,
-        strategy="auto" if rank is None else DDPStrategy(timeout=timedelta(seconds=t.timeout_s)),
-        precision=_precision(run, cuda),
+        strategy=_strategy(run),
+        precision=None if sharded and t.precision == "64-true" else _precision(run, cuda),
+        inference_mode=not sharded,
         max_steps=t.steps,
         max_epochs=-1,
         accumulate_grad_batches=t.accumulate_grad_batches,
@@ -181,6 +186,7 @@ def assemble(
         plugins=[
             VerifiedIO(saver.write),
             LightningEnvironment() if rank is None else TorchElasticEnvironment(),
+            *([DoublePrecision()] if sharded and t.precision == "64-true" else []),
         ],
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_model_summary=False,
@@ -226,6 +232,14 @@ def _profiler(run: RunConfig, folder: Path) -> Profiler | None:
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
     kind = kinds.get(run.trainer.profiler or "")
     return None if kind is None else kind(dirpath=folder, filename="profile")
+
+
+def _strategy(run: RunConfig) -> Any:
+    """How the processes of a run work together."""
+    t, timeout = run.trainer, timedelta(seconds=run.trainer.timeout_s)
+    if t.processes == 1:
+        return "auto"
+    return Sharded(t.processes, timeout) if t.strategy == "fsdp" else DDPStrategy(timeout=timeout)
 
 
 def _precision(run: RunConfig, cuda: bool) -> Any:

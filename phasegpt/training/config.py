@@ -12,12 +12,13 @@ from phasegpt.core import modules, targets
 from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
-from phasegpt.core.sections import REQUIRED, Section, flat, option
+from phasegpt.core.sections import Section, flat, option
 from phasegpt.data.config import DataSection, TaskConfig
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.migration import as_hashed
 from phasegpt.training.callback_config import CallbacksConfig
 from phasegpt.training.optimizer_config import OptimizerConfig
+from phasegpt.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     from phasegpt.model.gpt import GPT
@@ -29,6 +30,7 @@ NOT_HASHED = (
     "name",
     "logger",
     "trainer.profiler",
+    "trainer.strategy",
     "trainer.timeout_s",
     "data.num_workers",
     "data.cache_dir",
@@ -132,82 +134,6 @@ class RegularizerConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainerConfig(Section):
-    """The `trainer` group. Intervals count optimizer steps, whatever the accumulation."""
-
-    section: ClassVar[str] = "trainer"
-    max_steps: int = option(REQUIRED, "optimizer steps of the run", ge=1, le=10**12)
-    accumulate_grad_batches: int = option(1, "batches in an optimizer step", ge=1, le=1_000_000)
-    gradient_clip_val: float | None = option(
-        1.0, "norm to which gradients are clipped; null: not at all", gt=0
-    )
-    val_check_interval: int = option(
-        REQUIRED, "optimizer steps between validations; the last step is always validated", ge=1
-    )
-    log_every_n_steps: int = option(10, "optimizer steps between rows of metrics.csv", ge=1)
-    accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
-    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = option(
-        "auto", "auto: bf16-mixed on a GPU, else 32-true"
-    )
-    deterministic: bool = option(False, "true: bit-identical on a GPU too, and slower")
-    devices: int = option(1, "processes on a machine, data.batch_size each", ge=1, le=1024)
-    num_nodes: int = option(1, "machines, on each of which torchrun or srun starts", ge=1, le=1024)
-    timeout_s: int = option(
-        1800, "several processes: seconds that one waits for another before it fails", ge=1,
-        le=10**6,
-    )  # fmt: skip
-    profiler: Literal["simple", "advanced", "pytorch"] | None = option(
-        None, "Lightning's profiler, into fit-profile.txt of the run folder; null: none"
-    )
-    fast_dev_run: int | bool = option(
-        0, "smoke run: optimizer steps, and batches of each validation; true: 1; 0: off",
-        form="true, false, or a whole number >= 0",
-    )  # fmt: skip
-    limit_val_batches: int | None = option(
-        None, "smoke run: batches of each validation; null: the whole split", ge=1
-    )
-    overfit_batches: int | None = option(
-        None, "smoke run: train on the first so many batches, validate on as many; null: off", ge=1
-    )
-
-    def __post_init__(self) -> None:
-        """Also take fast_dev_run's true as 1 step."""
-        super().__post_init__()
-        if self.fast_dev_run < 0:
-            raise ConfigError(
-                f"trainer.fast_dev_run={self.fast_dev_run} must be true, false, or a whole number "
-                f">= 0"
-            )
-        object.__setattr__(self, "fast_dev_run", int(self.fast_dev_run))
-
-    @property
-    def processes(self) -> int:
-        """All of them, on all machines."""
-        return self.devices * self.num_nodes
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps that are made."""
-        return min(self.max_steps, self.fast_dev_run or self.max_steps)
-
-    @property
-    def val_batches(self) -> int | None:
-        """Batches of each validation; None: all."""
-        return self.fast_dev_run or self.overfit_batches or self.limit_val_batches
-
-    @property
-    def smoke(self) -> bool:
-        """Whether this only tries that a run works: its results count in no table."""
-        return self.val_batches is not None
-
-    def check_idle(self) -> None:
-        """See Section.check_idle."""
-        limits = ("overfit_batches", "limit_val_batches")
-        self.refuse_idle(not self.fast_dev_run, "fast_dev_run", *limits)
-        self.refuse_idle(self.overfit_batches is None, "overfit_batches", "limit_val_batches")
-
-
-@dataclass(frozen=True, kw_only=True)
 class LoggerConfig(Section):
     """The `logger` group; metrics.csv is always written, this adds another place."""
 
@@ -304,6 +230,8 @@ class RunConfig(Section):
         self.regularizer.refuse_idle(phases, why, "mode")
         self.optimizer.refuse_idle(rates, why, "oscillator_lr_factor")
         callbacks.phase_monitor.refuse_idle(phases, why, "band")
+        if self.trainer.strategy == "fsdp":
+            self._check_fsdp()
         of_R = ("R_low", "R_high", "patience", "coupling_factor")
         callbacks.collapse_guard.refuse_idle(phases, why, *of_R)
         task = isinstance(self.data, TaskConfig)
@@ -312,6 +240,27 @@ class RunConfig(Section):
         if task and sample.max_new_tokens:
             why = "with a generated task, which has no text"
             sample.refuse_idle(False, why, "prompt", "temperature", "max_new_tokens")
+
+    def _check_fsdp(self) -> None:
+        """ConfigError for what needs a model that is whole in one process."""
+        monitor = self.callbacks.phase_monitor.every_n_steps
+        against = {
+            "compile": (self.compile is True, "false"),
+            "data.documents": (getattr(self.data, "documents", False), "false"),
+            "optimizer": (self.optimizer.name not in ("adamw", "sgd"), "adamw, or sgd"),
+            "callbacks.phase_monitor.every_n_steps": (monitor is not None, "null"),
+            "callbacks.collapse_guard.action": (
+                self.callbacks.collapse_guard.action == "rollback",
+                "report, or stop",
+            ),
+        }
+        for key, (used, instead) in against.items():
+            if used:
+                raise ConfigError(
+                    f"trainer.strategy=fsdp cannot have {key} as it is: it needs a model that is "
+                    f"whole; set {key}={instead}, or use trainer.strategy=ddp. The phases of a "
+                    f"run can be measured afterwards, by phasegpt.interpret"
+                )
 
     def gpt(self, vocab_size: int | None = None) -> GPTConfig:
         """The configuration of its model; see phasegpt.model.config.gpt_config."""

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from phasegpt.core import arguments
 from phasegpt.data.config import DataSection
 from phasegpt.data.corpus import Corpus
-from phasegpt.data.tasks import ScoredBatches, TaskBatches, TaskExamples
+from phasegpt.data.task_batches import ScoredBatches, TaskBatches, TaskExamples
 from phasegpt.data.windows import EvalWindows, TrainBatches
 
 

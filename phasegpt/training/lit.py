@@ -15,6 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from phasegpt.attention import Phase
 from phasegpt.core import targets
@@ -38,6 +39,7 @@ from phasegpt.training.config import RunConfig
 from phasegpt.training.finite import Failed, FiniteWatch
 from phasegpt.training.optim import build_optimizer, build_schedule
 from phasegpt.training.optimizers import ScheduleFree
+from phasegpt.training.sharding import Sharded, whole
 
 
 class LitGPT(pl.LightningModule):
@@ -214,6 +216,11 @@ class LitGPT(pl.LightningModule):
         self.log_dict(scores, logger=self._reports)
         return scores
 
+    def configure_model(self) -> None:
+        """Split the model over the processes, where the strategy is to."""
+        if self._trainer is not None and isinstance(self.trainer.strategy, Sharded):
+            self.trainer.strategy.shard(self.model)
+
     def configure_optimizers(self) -> Any:
         """The optimizer of the configuration, and the schedule per optimizer step.
 
@@ -260,7 +267,8 @@ class LitGPT(pl.LightningModule):
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         by_value = gradient_clip_algorithm == "value"
         parameters = list(self.model.parameters())
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        self.grad_norm = whole(norm)
         if by_value:
             nn.utils.clip_grad_value_(parameters, limit)
         self._stop_if(
@@ -277,9 +285,8 @@ class LitGPT(pl.LightningModule):
             return
         if failed.step < self.global_step:  # its gradients are gone, its weights are there
             with torch.inference_mode(False), torch.enable_grad():
-                total, _ = nats(
-                    self.model.forward(failed.batch["idx"]).logits, failed.batch["targets"]
-                )
+                out = self._uncompiled(failed.batch["idx"])
+                total, _ = nats(out.logits, failed.batch["targets"])
                 parameters = list(self.model.parameters())
                 found = torch.autograd.grad(total, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, found, strict=True):
@@ -335,8 +342,7 @@ class LitGPT(pl.LightningModule):
             for layer, block in enumerate(self.model.blocks)
         ]
         with torch.random.fork_rng(devices=[]):
-            # forward, not __call__: a compiled model would leave the hooks out.
-            out = self.model.forward(idx_BT, return_phase=True)
+            out = self._uncompiled(idx_BT, return_phase=True)
         for hook in hooks:
             hook.remove()
         where = f"layer {broken[0]} in the forward pass" if broken else self._broken_gradient()
@@ -347,10 +353,15 @@ class LitGPT(pl.LightningModule):
             f"attention.coupling"
         )
 
+    def _uncompiled(self, idx_BT: Tensor, **words: Any) -> GPTOutput:
+        """The model's output, with hooks of its blocks, which a compiled model leaves out."""
+        run = self.model if isinstance(self.model, FSDPModule) else self.model.forward
+        return run(idx_BT, **words)
+
     def _broken_gradient(self) -> str:
         """The parameter nearest the loss whose gradient is not finite."""
         for name, p in reversed(list(self.model.named_parameters())):
-            if p.grad is not None and not torch.isfinite(p.grad).all():
+            if p.grad is not None and not torch.isfinite(whole(p.grad)).all():
                 return f"the gradient of {name}"
         return "the gradient norm"
 

@@ -101,6 +101,11 @@ def placed(run: RunConfig) -> RunConfig:
                 f"{t.devices} --rdzv-backend c10d --rdzv-endpoint HOST:PORT -m phasegpt.train ..., "
                 f"or srun --ntasks-per-node {t.devices} python -m phasegpt.train ..."
             )
+        if t.processes == 1 and t.strategy != "auto":
+            raise ConfigError(
+                f"trainer.strategy={t.strategy} is for several processes, and this run has one; "
+                f"leave it out, or set trainer.devices"
+            )
         return run
     if t.devices not in (1, mine.per_node) or t.num_nodes not in (1, mine.nodes):
         raise ConfigError(

@@ -15,6 +15,7 @@ from phasegpt.data import tasks
 from phasegpt.data._draws import Draws
 from phasegpt.data.config import TASKS, DataSection, task_class
 from phasegpt.data.corpus import prepare
+from phasegpt.data.task_batches import ScoredBatches, TaskBatches, TaskExamples
 from phasegpt.data.windows import IGNORED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,7 +24,7 @@ every_task = pytest.mark.parametrize("name", TASKS)
 
 def task(name: str, **keys: Any) -> tasks.Task:
     """The small version of a task."""
-    return tasks.build(DataSection.parse(data_of(f"{name}_small") | keys))
+    return task_class(name)(DataSection.parse(data_of(f"{name}_small") | keys))
 
 
 @functools.cache
@@ -95,7 +96,7 @@ def test_examples_are_functions_of_their_number_and_split(name):
 @every_task
 @pytest.mark.parametrize("version", ["", "_small"])
 def test_tokens_and_targets_are_in_the_vocabulary(name, version):
-    t = tasks.build(DataSection.parse(data_of(name + version)))
+    t = task_class(name)(DataSection.parse(data_of(name + version)))
     longest = t.config.loads[-1]
     found = [t.train(0, np.arange(8))]
     found += [t.scored("val", np.arange(8), n) for n in (t.config.loads[0], longest)]
@@ -136,9 +137,9 @@ def test_the_page_of_tasks_has_a_row_of_each(name):
 # --- batches ---------------------------------------------------------------------------------
 
 
-def batches(**keys: Any) -> tasks.TaskBatches:
+def batches(**keys: Any) -> TaskBatches:
     shared = {"batch_size": 6, "seed": 1} | keys
-    return tasks.TaskBatches(task("mqar", examples=20), **shared)
+    return TaskBatches(task("mqar", examples=20), **shared)
 
 
 def test_batch_k_is_a_pure_function_of_seed_and_k():
@@ -166,21 +167,21 @@ def test_an_epoch_is_every_example_once_in_a_new_order():
 
 
 def test_a_stream_without_end_repeats_nothing():
-    endless = tasks.TaskBatches(task("mqar"), batch_size=10, seed=1)
+    endless = TaskBatches(task("mqar"), batch_size=10, seed=1)
     rows = {tuple(row.tolist()) for k in range(20) for row in endless[k]["idx"]}
     assert len(rows) == 200
 
 
 def test_validation_goes_through_all_examples_load_by_load():
     t = task("mqar", val_examples=5)
-    found = list(tasks.ScoredBatches(t, "val", 3, (4,)))
+    found = list(ScoredBatches(t, "val", 3, (4,)))
     assert [len(batch["idx"]) for batch in found] == [3, 2]
     assert [int(batch["load"]) for batch in found] == [4, 4]
-    single = tasks.TaskExamples(t, "val", 4)
+    single = TaskExamples(t, "val", 4)
     assert len(single) == 5
     assert torch.equal(found[1]["idx"][1], single[4]["idx"])
     with pytest.raises(ConfigError, match="choose from val, test"):
-        tasks.ScoredBatches(t, "train", 3, (4,))
+        ScoredBatches(t, "train", 3, (4,))
 
 
 # --- a corpus without a text -------------------------------------------------------------------

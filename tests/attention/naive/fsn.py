@@ -18,7 +18,7 @@ def fsn(
     N = D // heads
     theta = (x_TD @ weights["phase.weight"].T).tolist()
     gates = (x_TD @ weights["c_gate.weight"].T + weights["c_gate.bias"]).exp().log1p().tolist()
-    real, imaginary = weights["kernel"].tolist()  # [d][h][m][k]
+    real, imaginary = weights["kernel"].tolist()  # [d][m][h][k]
     moved, read = torch.zeros(T, D, dtype=torch.float64), []
     for t in range(T):
         for h in range(heads):
@@ -35,9 +35,9 @@ def fsn(
             for k in range(N):
                 c, force = h * N + k, 0.0
                 for d in range(len(real)):
-                    for m in range(len(real[d][h])):
+                    for m in range(len(real[d])):
                         size, frustration = cmath.polar(
-                            complex(real[d][h][m][k], imaginary[d][h][m][k])
+                            complex(real[d][m][h][k], imaginary[d][m][h][k])
                         )
                         for u in range(t):
                             turn = (m + 1) * (theta[u + d][c] - theta[t][c]) + frustration
