@@ -19,6 +19,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.model import loading, matching
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection
 from phasegpt.model.gpt import GPT
+from phasegpt.model.growth import check_shape
 from phasegpt.training.run import fit
 
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
@@ -117,6 +118,15 @@ def test_counting_draws_no_random_number() -> None:
     before = torch.get_rng_state()
     shape("hybrid", match_parameters="softmax")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_widths_that_are_equal_are_one_shape_however_they_were_given() -> None:
+    config = shape("kuramoto", match_parameters="softmax")
+    given = replace(config, match_parameters=None)
+    check_shape("run", config, given)
+    check_shape("run", shape("softmax"), shape("softmax", mlp_width=4 * SIZES["n_embd"]))
+    with pytest.raises(ConfigError, match=rf"set model.mlp_width={config.mlp_width}"):
+        check_shape("run", config, replace(given, mlp_width=8))
 
 
 @pytest.fixture(scope="module")
