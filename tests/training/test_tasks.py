@@ -10,6 +10,7 @@ from helpers import composed, crash_at, outcome
 
 import phasegpt
 from phasegpt.core.errors import CheckpointError, ConfigError
+from phasegpt.data.config import TASKS
 from phasegpt.data.windows import IGNORED
 from phasegpt.evaluate import EvaluateConfig, evaluate, generated_table
 from phasegpt.model import loading
@@ -77,6 +78,29 @@ def test_a_tally_adds_up_trained_loads_and_keeps_those_beyond_apart() -> None:
     assert scores["accuracy/8"] == scores["accuracy/beyond"] == 0.4
     wrong, right = 9 + 2e-4, 2e-4
     assert scores["loss"] == pytest.approx((6 * wrong + 4 * right) / 10, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_every_task_trains_and_is_scored_by_load(name: str, positions: str) -> None:
+    words = [*TINY[:2], f"data={name}_small", "data.batch_size=2", "data.val_examples=2"]
+    words += [
+        "model.n_layer=2",
+        "model.n_embd=16",
+        "model.n_head=2",
+        "model.block_size=300",
+        "trainer=cpu",
+    ]
+    lit, data = lightning(phasegpt.compose([*words, f"model.positions={positions}"]))
+    batch = data._train_batches()[0]
+    step = lit.training_step(batch, 0)
+    step["loss"].backward()
+    assert 0 < step["nll"] < 10
+    loads = [int(b["load"]) for b in data.val_dataloader()]
+    whole = list(lit.run.data.loads)
+    ended = [n for n in whole if n <= lit.run.data.trained]
+    of_length = len(whole) > 1 and name != "periodic"
+    assert loads == (ended if of_length and positions == "learned" else whole)
 
 
 # --- a run -----------------------------------------------------------------------------------
