@@ -58,6 +58,8 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     except UserError as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, ProcessFailed):  # the launcher ends us now, which is no news
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if ranks.said_by_others(error):
             sys.exit(error.exit_code if isinstance(error, ProcessFailed) else 0)
         lines = f"{type(error).__name__}: {error}".splitlines()

@@ -65,6 +65,23 @@ def test_ddp_is_resumed_by_more_sharded_processes(tmp_path, text, begun, one):
     same_losses(one, tmp_path, monitored=False)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_four_processes_train_and_resume_what_one_does(tmp_path, text, begun, strategy):
+    words = ["callbacks.phase_monitor.every_n_steps=null"]
+    run(tmp_path / "one", text, *words, "data.batch_size=12")
+    words.append(f"trainer.strategy={strategy}")
+    four = [*words, "trainer.devices=4", "data.batch_size=3"]
+    run(tmp_path / "four", text, *four)
+    same_losses(tmp_path / "one", tmp_path / "four")
+    begun(asked_to_end_at_step_3)
+    with pytest.raises(Interrupted):
+        run(tmp_path / "cut", text, *words, "trainer.devices=2", "data.batch_size=6")
+    begun()
+    run(tmp_path / "cut", text, *four, "resume=true")
+    same_losses(tmp_path / "one", tmp_path / "cut")
+
+
 def test_a_collapse_of_sharded_processes_is_diagnosed(tmp_path, text):
     diverges = ["optimizer.lr=1000", "optimizer.weight_decay=1000", "trainer.precision=32-true"]
     with pytest.raises(Collapsed, match="is not finite, first in"):
