@@ -15,7 +15,7 @@ from phasegpt.core.files import read_json, write_atomic
 WHAT = ("all", "hard")
 FAILED = 85.0  # percent of hard sentences; the authors' line
 LEARNED = 1.0  # points of all sentences below the ceiling, at most; our line
-#: FabioPasqualetti/attention-by-synchronization at 9f87597, results/sva_paper_final.json.
+#: FabioPasqualetti/attention-by-synchronization at 9f87597, its file sva_paper_final.json.
 PUBLISHED = {
     "oscillators": {
         "all": [97.78, 97.97, 97.65, 97.70, 97.97],

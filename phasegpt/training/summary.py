@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from phasegpt import ops
-from phasegpt.attention import coupled_axis
+from phasegpt.attention import Oscillators, coupled_axis
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
@@ -56,7 +56,7 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
     ]
     if start := folder.record.get("init_from"):
         lines.append(f"begins with {start['path']} ({start['sha256'][:16]}): {growth.said(start)}")
-    if config.attention_layers:
+    if any(isinstance(found, Oscillators) for found in model.oscillators.values()):
         lines.append(f"oscillators: {_kernels(parts)}")
     if t.smoke:
         lines.append(_SMOKE)

@@ -124,7 +124,7 @@ def test_at_p_1_no_key_gets_more_than_its_bound() -> None:
     assert last.max() < 2.1 < sharp.max()
 
 
-def test_the_resting_point_is_where_the_oscillator_flows_by_the_settling_law() -> None:
+def test_the_oscillator_flows_to_its_resting_point_by_the_settling_law() -> None:
     """tan(angle to h / 2) decays as exp(-|h| time); x* = h / |h| from anywhere but opposite."""
     q, k, _, anchors = problem()
     star = direction(q, k, anchors)
