@@ -15,6 +15,7 @@ from phasegpt.core.files import read_json, write_atomic
 WHAT = ("all", "hard")
 FAILED = 85.0  # percent of hard sentences; the authors' line
 LEARNED = 1.0  # points of all sentences below the ceiling, at most; our line
+SUBJECT = 2  # its place, behind the begin and "the"
 #: FabioPasqualetti/attention-by-synchronization at 9f87597, its file sva_paper_final.json.
 PUBLISHED = {
     "oscillators": {
@@ -44,8 +45,8 @@ interval. Hard sentences are those whose second noun has the other number.
 
 - Ceiling: a reader who knows the number of every noun, and guesses where a noun has one form for
   both, has {ceiling_all:.2f}% of all and {ceiling_hard:.2f}% of hard sentences.
-- Learned: at most {learned:g} point below the ceiling of all. Failed: below {failed:g}% of hard
-  ones, the authors' line.
+- Learned: at most {learned:g} point below the ceiling of all. Failed: below {failed:g}% of hard ones,
+  the authors' line.
 - So this is about whether training gets there. Runs that do and runs that do not are no normal
   sample: an interval that leaves 0 to 100 says so. Read the counts and every seed.
 
@@ -57,8 +58,8 @@ interval. Hard sentences are those whose second noun has the other number.
 
 Pasqualetti and Guo (arXiv 2606.12059) report that attention by fixed-query oscillators on a circle
 learns this task in every run, and softmax does not. The model has one layer, one head and width 32:
-{oscillators:,} parameters with oscillators, {softmax:,} with softmax. It sees all words of a
-sentence, so it is not part of the GPT, which is causal.
+{oscillators:,} parameters with oscillators, {softmax:,} with softmax. It sees all words of a sentence,
+so it is not part of the GPT, which is causal.
 
 ## Keep in mind
 
@@ -66,12 +67,16 @@ sentence, so it is not part of the GPT, which is causal.
   last digit. Initial weights, order and dropout are our own, so runs agree in distribution only.
 - Their anchors begin on the circle and may leave it; phasegpt's `fixed_query` puts them back in
   every pass. So there are two oscillator arms, both at p = 1 and without a causal mask, from the
-  same initial weights. Free anchors ended {shortest:.2f} to {longest:.2f} long.
+  same initial weights and with the same sentences and dropout.
+- Free anchors do leave it: the subject's ended {subject[0]:.2f} to {subject[1]:.2f} long, others
+  {rest[0]:.2f} to {rest[1]:.2f}. So the published arm learns a weight of each place beside its
+  angle. Whether the failed run on the circle is due to that, five runs cannot tell.
 - Softmax runs differ so much that {n} seeds say little about their mean. Read every seed.
 - Seeds of an arm were trained side by side: each has its own weights, order of sentences, gradient
   norm and optimizer state, and dropout of all comes from one stream.
 {alone}- The last epoch counts, as in the paper's table. Nothing was chosen on these sentences.
-- Records: `arms/`; they name commit {commits}, settings, command and accuracy after every epoch.
+- Records: `arms/`, with settings, command, commit and accuracy after every epoch. They were made at
+  commits {commits}.
 
 ## Again
 
@@ -109,8 +114,9 @@ def page(folder: Path) -> str:
             seeds.append([ARMS[arm][0], str(r["seed"]), *curve[:2], curve[4], curve[9], curve[-1],
                           f"{r['accuracy']['hard']:.2f}"])  # fmt: skip
     rows += [numbers(f"{arm}, published", values) for arm, values in PUBLISHED.items()]
-    free = [*of.get("free_anchors", []), *before]
-    lengths = [x for r in free for x in r.get("anchor_lengths", [])]
+    free = [r["anchor_lengths"] for r in of["free_anchors"]]
+    subject = [lengths[SUBJECT] for lengths in free]
+    rest = [x for lengths in free for at, x in enumerate(lengths) if at != SUBJECT]
     heads = [f"{what}: {x}" for what in WHAT for x in ("mean", "sd", "95% interval")]
     epochs = [f"epoch {epoch}" for epoch in (1, 2, 5, 10, len(every[0]["curve"]))]
     return PAGE.format(
@@ -125,8 +131,8 @@ def page(folder: Path) -> str:
         learned=LEARNED,
         ceiling_all=every[0]["ceiling"]["all"],
         ceiling_hard=every[0]["ceiling"]["hard"],
-        shortest=min(lengths),
-        longest=max(lengths),
+        subject=(min(subject), max(subject)),
+        rest=(min(rest), max(rest)),
         commits=", ".join(sorted({commit(r) for r in every})),
         oscillators=of["fixed_query"][0]["parameters"],
         softmax=of["softmax"][0]["parameters"],

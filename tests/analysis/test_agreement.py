@@ -73,7 +73,8 @@ def test_seeds_side_by_side_are_what_each_is_by_itself(arm: str, agreement: Any)
 def test_the_page_says_what_the_records_say(agreement: Any, tmp_path: Path) -> None:
     record = {
         "settings": agreement.SETTINGS, "ceiling": {"all": 97.76, "hard": 97.66}, "steps": 12_500,
-        "parameters": 1, "anchor_lengths": [0.5, 1.5], "environment": {"git": {"sha": "f" * 40}},
+        "parameters": 1, "anchor_lengths": [0.5, 1.5, 2.5],
+        "environment": {"git": {"sha": "f" * 40}},
     }  # fmt: skip
     (tmp_path / "arms").mkdir()
     found = {"free_anchors": [97.7, 97.9], "fixed_query": [97.8, 98], "softmax": [70.0, 95.0]}
