@@ -92,6 +92,19 @@ def test_phases_have_the_spread_asked_for_at_any_width(width: int, make_model: C
     assert layer._initial_phases(x).std().item() == pytest.approx(0.9, rel=0.05)
 
 
+def test_at_a_wider_spread_a_token_attends_to_itself_and_feels_no_force(
+    make_model: Callable,
+) -> None:
+    x = F.layer_norm(torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(1)), (128,))
+    force = {}
+    for spread in (0.4, 1.6):
+        layer = make_model("torus", n_layer=1, n_embd=128, n_head=4, theta_std=spread).blocks[0]
+        with torch.no_grad():
+            path = layer.attn.trajectory(x)
+        force[spread] = (path.theta - path.theta0).abs().mean().item()
+    assert force[1.6] < 1e-3 < 0.01 < force[0.4]
+
+
 # --- the decode cache ------------------------------------------------------------------------
 
 
