@@ -29,6 +29,7 @@ SOURCES = [
 PLACEHOLDERS = {
     "phasegpt/attention/foo.py",
     "conf/attention/foo.yaml",
+    "docs/mechanisms/foo.md",
     "conf/GROUP/OPTION.yaml",
     "results/samplers/mine",
     "results/samplers/my_run",
