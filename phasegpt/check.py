@@ -21,6 +21,7 @@ OPTIONAL = {
     "phased": "has_phases whatever its options",
     "order_parameter": "R is over the oscillators of a head",
     "coupled_axis": "couples the oscillators of a head",
+    "phase_error": "phases keep float32 precision under bf16 autocast",
     "first_token": "R counts from the first token, of prefixes from phasegpt.phase.first_prefix",
     "flops": "its FLOPs are those of its linear maps and of softmax's mixing",
     "link": "hands no state from layer to layer",

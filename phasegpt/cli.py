@@ -27,7 +27,15 @@ from phasegpt.core.composition import (
     misspelt,
     offer_mechanisms,
 )
-from phasegpt.core.errors import CheckpointError, ConfigError, DataError, Interrupted, UserError
+from phasegpt.core.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    Interrupted,
+    ProcessFailed,
+    UserError,
+)
+from phasegpt.training import ranks
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +58,10 @@ def guarded(function: Callable[[], Any], *, debug: bool = False) -> Any:
     except UserError as error:
         if debug:
             traceback.print_exc()
+        if isinstance(error, ProcessFailed):  # the launcher ends us now, which is no news
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if ranks.said_by_others(error):
+            sys.exit(error.exit_code if isinstance(error, ProcessFailed) else 0)
         lines = f"{type(error).__name__}: {error}".splitlines()
         sys.stderr.write("\n".join(lines[:_MAX_LINES]) + "\n")
         if not _multirun() or isinstance(error, Interrupted):

@@ -15,7 +15,12 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import Section, option
 
 if TYPE_CHECKING:
+    import torch
+
     from phasegpt.model.loaded import Loaded
+
+_NOT_FINITE = "NOT FINITE: the model gives NaN or infinity; its weights are broken"
+_LEAKY = "LEAKY: this model sees the future; its numbers compare with no causal model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +78,10 @@ def main(cfg: Any) -> None:
         path = _output(settings)
         check_output(path)
         result = evaluate(settings)
-        text = table(result) if settings.tasks is None else task_table(result)
+        if settings.tasks is not None:
+            text = task_table(result)
+        else:
+            text = (generated_table if "task" in result else table)(result)
         print(text)  # first: it stays, whatever becomes of the file
         write_json(path, result)
         print(f"written to {path}")
@@ -103,6 +111,8 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     model = loaded.model
     if settings.tasks is not None:
         return _on_tasks(settings, settings.tasks, loaded, chosen.type)
+    if loaded.tokenizer.name == "symbols":
+        return _on_generated(settings, loaded, chosen)
     context = settings.context or model.config.block_size
     stride = settings.stride or context
     scoring.check_windows(model, context=context, stride=stride)
@@ -144,6 +154,69 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "word_perplexity": _finite(score.word_ppl),
         "floor": None if score.floor_nats is None else floor,
     }
+
+
+def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device) -> dict[str, Any]:
+    """Accuracy of a generated task; loads that the model has no positions for are None."""
+    from phasegpt.data.config import DataSection, task_class
+    from phasegpt.data.corpus import prepare
+    from phasegpt.model import scoring
+
+    why = "of a generated task"
+    settings.refuse_idle(False, why, "context", "stride", "data_path", "cache_dir")
+    if loaded.config is None:
+        raise ConfigError(
+            f"{loaded.path} has no run.json, so its task is not known; evaluate the run that it "
+            f"was exported from"
+        )
+    data = DataSection.parse(loaded.config["data"])
+    task = task_class(data.corpus)(data)
+    found = scoring.score_task(
+        loaded.model, task, settings.split, batch_size=settings.batch_size, device=device
+    )
+    loads = task.config.loads
+    by_load = {n: found.get(f"accuracy/{n}") for n in loads} if len(loads) > 1 else {}
+    return {
+        "checkpoint": os.path.relpath(loaded.path),
+        "sha256": loaded.sha256,
+        "leaky": loaded.model.leaky,
+        "task": data.to_dict(),
+        "trained": task.config.trained,
+        "data_fingerprint": prepare(data).fingerprint,
+        "split": settings.split,
+        "batch_size": settings.batch_size,
+        "device": device.type,
+        "finite": math.isfinite(found["loss"]),
+        "loss": _finite(found["loss"]),
+        "accuracy": found["accuracy"],
+        "accuracy_by_load": by_load,
+        "chance": task.chance,
+        "ceiling": task.ceiling,
+    }
+
+
+def generated_table(result: dict[str, Any]) -> str:
+    """The result of `evaluate` on a generated task for a person to read."""
+    task, loads = result["task"], result["accuracy_by_load"]
+    rows = {"loss": result["loss"], "accuracy": result["accuracy"]}
+    rows |= {f"  at {n}": value for n, value in loads.items()}
+    rows |= {"chance": result["chance"], "ceiling": result["ceiling"]}
+    said = {f"  at {n}": "beyond the training" for n in loads if n > result["trained"]}
+    said |= {"loss": "nats per scored token", "ceiling": "of the best predictor there is"}
+    lines = [
+        f"{result['checkpoint']}  (sha256 {result['sha256'][:16]}, {result['device']})",
+        f"{task['corpus']}, split {result['split']}: {task['val_examples']:,} examples"
+        f"{' of each' if loads else ''}",
+        "",
+    ]
+    for name, value in rows.items():
+        shown = "n/a" if value is None else f"{value:.4f}"
+        lines.append(f"{name:<16}{shown:>11}  {said.get(name, '')}".rstrip())
+    if not result["finite"]:
+        lines.append(_NOT_FINITE)
+    if result["leaky"]:
+        lines.append(_LEAKY)
+    return "\n".join(lines)
 
 
 def _on_tasks(
@@ -220,11 +293,11 @@ def table(result: dict[str, Any]) -> str:
         text = f"perplexity of the source itself, per {unit}; only a leak can go below"
         lines.append(row("entropy floor", floor["perplexity"], text))
     if not result["finite"]:
-        lines.append("NOT FINITE: the model gives NaN or infinity; its weights are broken")
+        lines.append(_NOT_FINITE)
     if result["training_text"] is False:
         lines.append("OTHER TEXT: this is not the text that the model was trained with")
     if result["leaky"]:
-        lines.append("LEAKY: this model sees the future; its numbers compare with no causal model")
+        lines.append(_LEAKY)
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import hydra
 
 from phasegpt.core.composition import CONF_DIR
 from phasegpt.core.errors import ConfigError
+from phasegpt.training import ranks
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="config")
@@ -37,7 +39,7 @@ def train_from_hydra(cfg: Any) -> float | None:
                 "write logger: {name: [wandb, tensorboard]} there, or logger=[wandb,tensorboard] "
                 "on the command line"
             )
-        run = run_config(cfg)
+        run = ranks.placed(run_config(cfg))
         from phasegpt.training.resume import choose_folder
         from phasegpt.training.run import fit  # torch, once the values are sound
 
@@ -47,10 +49,12 @@ def train_from_hydra(cfg: Any) -> float | None:
             record = train_job(run, run_dir, Path(settings.sweep.dir), settings.job.num)
         elif sweep := settings.runtime.choices.get("sweep"):
             raise ConfigError(f"+sweep={sweep} lists the jobs of a multirun; add -m to start them")
+        elif ranks.follows():  # the first process says where
+            record = fit(run, run_dir)
         else:
             record = fit(run, choose_folder(run, run_dir, given=given))
     finally:
-        if run_dir.is_dir() and not any(run_dir.iterdir()):
+        if not ranks.follows() and run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it; another folder was used, or nothing was
     return (record.get("best") or {}).get("val/ppl")
 
@@ -59,5 +63,7 @@ if __name__ == "__main__":
     from phasegpt.cli import launch
     from phasegpt.training.sweeps import Plan
 
+    if ranks.follows():
+        sys.argv.append("hydra.run.dir=.")  # where Hydra would make a folder
     places = ("resume", "init_from", "hydra.run.dir", "data.cache_dir")
     launch(main, "data.path", paths=places, config_name="config", after=Plan.finish)

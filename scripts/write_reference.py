@@ -14,8 +14,7 @@ import yaml
 
 from phasegpt.attention import layer_class, names
 from phasegpt.core.sections import Section, allowed, hints_of, shown
-from phasegpt.data import tasks
-from phasegpt.data.config import DataConfig, DataSection
+from phasegpt.data.config import TASKS, DataConfig, DataSection, task_class
 from phasegpt.evaluate import EvaluateConfig
 from phasegpt.export import ExportConfig
 from phasegpt.generate import GenerateConfig
@@ -23,8 +22,9 @@ from phasegpt.interpret import InterpretConfig
 from phasegpt.model.config import AttentionSection, ModelSection
 from phasegpt.samplers.options import SAMPLERS
 from phasegpt.training.callback_config import CallbacksConfig
-from phasegpt.training.config import LoggerConfig, RegularizerConfig, RunConfig, TrainerConfig
+from phasegpt.training.config import LoggerConfig, RegularizerConfig, RunConfig
 from phasegpt.training.optimizer_config import OPTIMIZERS, OptimizerConfig
+from phasegpt.training.trainer_config import TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF, PAGE = ROOT / "conf", ROOT / "docs" / "configuration.md"
@@ -52,7 +52,7 @@ def defaults() -> dict[str, list[type[Section]]]:
     found: dict[str, list[type[Section]]] = {"config.yaml": [RunConfig]}
     found |= {file: [section] for section, file in GROUPS.values()}
     found |= {f"attention/{name}.yaml": attention(name) for name in names()}
-    found |= {f"data/{name}.yaml": [data(name)] for name in tasks.MODULES}
+    found |= {f"data/{name}.yaml": [data(name)] for name in TASKS}
     found |= {f"optimizer/{name}.yaml": [section] for name, section in OPTIMIZERS.items()}
     found |= {f"sampler/{name}.yaml": [section] for name, section in SAMPLERS.items()}
     return found | {f"{name}.yaml": [section] for name, section in COMMANDS.items()}
@@ -61,7 +61,7 @@ def defaults() -> dict[str, list[type[Section]]]:
 def data(name: str) -> type[DataSection]:
     """The section of data=NAME; a task's smaller version is called NAME_small."""
     task = name.removesuffix("_small")
-    return tasks.task_class(task).Config if task in tasks.MODULES else DataConfig
+    return task_class(task).Config if task in TASKS else DataConfig
 
 
 def attention(name: str) -> list[type[Section]]:
@@ -202,7 +202,7 @@ def page() -> str:
             if _inner(section, f):
                 inner = hints_of(section)[f.name]
                 lines += [*_about(inner), *table(inner, given[f.name])]
-        for name in tasks.MODULES if group == "data" else ():
+        for name in TASKS if group == "data" else ():
             lines += [f"#### data={name}", "", *_about(data(name))]
             lines += table(data(name), _read(f"data/{name}.yaml"))
     for name, section in COMMANDS.items():

@@ -65,6 +65,16 @@ MISTAKES = {
         ("tests/attention",),
         "as_coded",
     ),
+    "coupling between layers has the wrong sign, kope": Mistake(
+        "force = theta.cos() * P_sin - theta.sin() * P_cos",
+        "force = theta.sin() * P_cos - theta.cos() * P_sin",
+        ("tests/attention/test_kope.py",),
+    ),
+    "the link reads attention's output, not the block's": Mistake(
+        'carry = link(x_BTD, carry, cache=None if cache is None else cache.child("link"))',
+        'carry = link(mixed.y, carry, cache=None if cache is None else cache.child("link"))',
+        ("tests/attention/test_carried_phases.py",),
+    ),
     "attention sees the future": Mistake(
         "is_causal=not past", "is_causal=False", (CONTRACT, "tests/model/test_gpt.py")
     ),

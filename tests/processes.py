@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.reduction import DupFd
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
@@ -43,23 +43,25 @@ class Forked:
 
     def __init__(
         self,
-        command: Sequence[str | Path],
+        args: Sequence[str | Path],
         *,
         cwd: str | Path | None = None,
         env: dict[str, str] | None = None,
         stdin: int | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
+        stdout: int | IO[str] | None = None,
+        stderr: int | IO[str] | None = None,
         text: bool = True,
         start_new_session: bool = False,
         before: Callable[[], object] | None = None,
     ) -> None:
-        python, *words = map(str, command)
+        python, *words = (str(word) for word in args if word != "-u")  # streams are as they are
         assert python == sys.executable and text
         given, mine = [], []
         for number, wanted in enumerate((stdin, stdout, stderr)):
-            assert wanted in (None, subprocess.PIPE)
-            if wanted is None:
+            if wanted is not None and wanted != subprocess.PIPE:
+                given.append(os.dup(wanted.fileno()))  # type: ignore[union-attr]
+                mine.append(None)
+            elif wanted is None:
                 given.append(os.open(os.devnull, os.O_RDONLY) if number == 0 else os.dup(number))
                 mine.append(None)
             else:

@@ -10,6 +10,7 @@ from helpers import at, composed, model_of
 
 from phasegpt.core.composition import CONF_DIR, compose, plain
 from phasegpt.core.errors import ConfigError
+from phasegpt.data.config import TASKS
 from phasegpt.model import gpt as gpt
 from phasegpt.training.config import RunConfig, build, run_config
 
@@ -30,7 +31,8 @@ def test_the_groups_are_the_promised_ones() -> None:
     promised = {"attention", "callbacks", "data", "logger", "model", "optimizer", "regularizer"}
     assert promised | {"trainer"} <= set(GROUPS)
     known = {option.split("=")[1] for option in OPTIONS if option.startswith("data=")}
-    assert known == {"shakespeare", "wikitext2", "text", "hub", "synthetic"}
+    texts = {"shakespeare", "wikitext2", "text", "hub", "synthetic"}
+    assert known == texts | {f"{task}{size}" for task in TASKS for size in ("", "_small")}
     sizes = {option.split("=")[1] for option in OPTIONS if option.startswith("model=")}
     assert sizes >= {"nano", "small", "gpt2", "gpt2_medium", "gpt2_large"}
 
@@ -39,13 +41,15 @@ def test_the_groups_are_the_promised_ones() -> None:
 def test_every_option_composes_and_validates(option: str) -> None:
     group, name = option.split("=")
     own = ["optimizer._target_=torch.optim.RAdam"] if option == "optimizer=own" else []
+    if name.removesuffix("_small") in TASKS:
+        own = ["model.block_size=1026"]  # of copying, which is the longest
     run = composed(option, *own)
     written = yaml.safe_load((CONF_DIR / group / f"{name}.yaml").read_text())
     written.pop("defaults", None)
     found = at(run.to_dict(), group)
     if group == "optimizer":  # at rest these are left out, as records had it before them
         found = {"name": run.optimizer.name, "decay_steps": None, **found}
-    given = {"_target_": "torch.optim.RAdam"} if own else {}
+    given = {"_target_": "torch.optim.RAdam"} if option == "optimizer=own" else {}
     assert {k: found[k] for k in written} == written | given
     assert RunConfig.parse(run.to_dict()) == run
 
@@ -81,6 +85,7 @@ def test_every_model_builds_and_has_its_size(option: str) -> None:
     sizes = {
         "model=nano": 12 * (12 * 64**2 + 13 * 64) + 2 * 64 + (50257 + 128) * 64,
         "model=small": 4 * (12 * 128**2 + 13 * 128) + 2 * 128 + (50257 + 128) * 128,
+        "model=zoology": 2 * (4 * 64**2 + 6 * 64) + 2 * 64 + (50257 + 64) * 64,
         "model=gpt2": 124_439_808 - 512 * 768,
         "model=gpt2_rope": 124_439_808 - 1024 * 768,
         "model=gpt2_medium": 354_823_168,

@@ -135,6 +135,16 @@ def test_a_page_names_what_is_there(path: Path) -> None:
                     assert resolves(f"{node.module}.{alias.name}")
 
 
+def test_the_readme_has_at_most_900_words() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
+
+
+def test_every_page_of_docs_is_in_the_index() -> None:
+    linked = set(_LINK.findall((ROOT / "docs/README.md").read_text(encoding="utf-8")))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert pages - linked == {"README.md"}
+
+
 def test_comments_and_docstrings_name_what_is_there() -> None:
     wrong = []
     for path in SOURCES:

@@ -39,7 +39,9 @@ def run(tmp_path):
     return start
 
 
-@pytest.mark.parametrize("attention", ["softmax", "kuramoto", "phase_sync", "hybrid"])
+@pytest.mark.parametrize(
+    "attention", ["softmax", "kuramoto", "phase_sync", "hybrid", "fixed_query", "ssa"]
+)
 def test_bf16_training_on_a_gpu_follows_float32_on_the_cpu(run, attention):
     bf16 = run("gpu", f"attention={attention}", "attention.layers=[1]")
     cpu = run("cpu", f"attention={attention}", "attention.layers=[1]", "trainer=cpu")

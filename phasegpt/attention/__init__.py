@@ -58,6 +58,10 @@ class LayerShape(Protocol):
         """Probability."""
 
     @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that have the mechanism, in order."""
+
+    @property
     def positions(self) -> str:
         """learned, or rope: rotary, which each layer does itself."""
 
@@ -171,13 +175,21 @@ class Flops(NamedTuple):
         """The same with the keys before a token and its own alone."""
         return self.weights + self.causal
 
+    @classmethod
+    def preceding(
+        cls, weights: float, per_pair: float, time: int, elementwise: float = 0.0
+    ) -> Flops:
+        """The same where a token sees those before it alone, and the first one none."""
+        mixing = per_pair * (time - 1) ** 2 / time
+        return cls(weights, mixing, per_pair * (time - 1) / 2, elementwise)
+
 
 class Link(nn.Module, ABC):
     """What a mechanism does between its blocks with the state they carry from layer to layer.
 
     A GPT whose layers name it in `Attention.link` makes one, shared by all of them, as
     `transformer.link`. It runs after every block of the mechanism but the last one; a layer
-    gets the state as `carry` and returns what it began with, or the one it was given.
+    gets what it returns as `carry`, None in the first one, and returns the state for the next call.
     """
 
     #: As Attention.lr_factors.
@@ -189,7 +201,8 @@ class Link(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x_BTD: Tensor, carry: Tensor, *, cache: LayerCache | None = None) -> Tensor:
-        """The carry for the layers above, [B,T,...], from the block's output x, causally."""
+        """What the next layer of the mechanism is handed, [B,T,...], from the block's output x and
+        the state that its layer returned, causally; a cache holds what it needs of the past."""
 
     def reset(self, generator: Callable[[str], torch.Generator]) -> None:
         """Initialise what GPT-2's rule must not touch; `generator(name)` is keyed by name."""
@@ -197,11 +210,6 @@ class Link(nn.Module, ABC):
     def flops(self, time: int) -> Flops:
         """FLOPs of one call, see Flops."""
         return Flops(linear_flops(self), 0.0, 0.0)
-
-    def trajectory(self, x_BTD: Tensor, carry: Tensor) -> Trajectory | None:
-        """The path of the carried phases through one call, with `path`: it ends in those that the
-        next layer of the mechanism is handed. None where there is none to show."""
-        return None
 
 
 def linear_flops(module: nn.Module) -> float:
@@ -232,13 +240,15 @@ class Attention(nn.Module, ABC):
     #: False for a control that mixes no tokens, or mixes them whatever their order.
     mixes: bool = True
     knows_order: bool = True
-    #: Parameters without a gradient at the start: of a named control, which is dead as published.
+    #: Parameters without a gradient at the start, at GPT-2's width: of a named, dead control.
     dead: ClassVar[tuple[str, ...]] = ()
-    #: What updates the carry between the blocks of a mechanism that has one; `forward` then takes
-    #: `carry=`, None in the first of them, and returns it.
+    #: What runs between the blocks of a mechanism whose layers hand a state on; `forward` then
+    #: takes `carry=`, None in the first of them, and returns it, see Link.
     link: ClassVar[type[Link] | None] = None
     #: Over what the phases are coupled, and `Phase.R` is taken: "oscillators" or "prefix".
     coupled_axis: str = "oscillators"
+    #: How far bf16 autocast may move a phase, radians: more where attention in bf16 moves phases.
+    phase_error: float = 1e-5
     #: Where GPT-2's c_attn and c_proj belong in this layer: prefixes of their names there, ("",)
     #: for its own; none where it has no use for them.
     softmax_parts: tuple[str, ...] = ()

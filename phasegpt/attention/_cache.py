@@ -1,9 +1,10 @@
 """Decode cache: what each layer must remember of the tokens before, and how it is edited.
 
 A layer stores keys and values through `update(k, v) -> (K, V)` (Hugging Face's layer contract),
-or a fixed-size `state` (running sums), or both; a layer made of layers uses `child`. Keys and
-values live in buffers that double when they are full; `keys` and `values` are views, so writing
-to them edits the memory. `Cache` answers Hugging Face's models as their own caches do.
+or angles that stand for both through `append(theta) -> every theta`, or a fixed-size `state`
+(running sums); a layer made of layers uses `child`. What is stored lives in buffers that double
+when they are full; `keys`, `values` and `phases` are views, so writing to them edits the memory.
+`Cache` answers Hugging Face's models as their own caches do.
 
 Rows: `split` puts a copy of every row behind the B clean ones, [0:B] clean and [B:2B] copies;
 both then see the same new tokens, the copies may be edited, and `commit` makes them clean again.
@@ -31,50 +32,62 @@ class LayerCache:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._buffers: tuple[Tensor, ...] | None = None  # keys and values, or angles alone
         #: Running sums: a NamedTuple whose tensors of three axes hold the rows on the second.
         self.state: Any = None
         self.length = 0
         self._stored = 0  # tokens whose keys and values are held
         #: N where there are phases: cos and sin of a token's N phases are the last 2N entries of
-        #: each of its keys, or the state's channels are H x N.
+        #: each of its keys, or the keys are the N phases, or the state's channels are H x N.
         self.oscillators = 0
-        #: Whether phases in keys are coupled over the prefix, not over the oscillators of a token.
+        #: Whether stored phases are coupled over the prefix, so that R is over it.
         self.over_prefix = False
-        #: Called by `update` when the new tokens are in and before they are read.
+        #: Called by `update` and `append` when the new tokens are in and before they are read.
         self.edit: Callable[[LayerCache], None] | None = None
         self._children: dict[str, LayerCache] = {}
 
     @property
     def keys(self) -> Tensor | None:
-        """Keys of the tokens so far, [R,H,T,E], a view; None before the first update."""
+        """Keys or angles of the tokens so far, [R,H,T,E], a view; None before the first update."""
         return None if self._buffers is None else self._buffers[0][:, :, : self._stored]
 
     @property
     def values(self) -> Tensor | None:
-        """Values of the tokens so far, [R,H,T,E], a view; None where there are none."""
-        if self._buffers is None or not self._buffers[1].shape[-1]:
+        """Values of the tokens so far, [R,H,T,E], a view; None without, and for angles."""
+        if self._buffers is None or self.angles or not self._buffers[1].shape[-1]:
             return None
         return self._buffers[1][:, :, : self._stored]
 
     @property
+    def angles(self) -> bool:
+        """Whether `phases` are angles, [R,H,T,N], radians; else their cosines and sines."""
+        return self._buffers is not None and len(self._buffers) == 1
+
+    @property
     def phases(self) -> Tensor | None:
-        """(cos theta, sin theta) of the tokens so far, [R,H,T,2N], a view; None without phases."""
+        """Of the tokens so far (cos theta, sin theta), [R,H,T,2N], or `angles`; a view.
+
+        None without phases.
+        """
         keys = self.keys
-        return keys[..., -2 * self.oscillators :] if keys is not None and self.oscillators else None
+        if keys is None or self.angles:
+            return keys
+        if not self.oscillators or self.state is not None:
+            return None
+        return keys[..., -2 * self.oscillators :]
 
     def order_parameter(self) -> Tensor | None:
         """Attention.order_parameter at the newest token from what is stored of it, [R,H].
 
-        Of prefixes the mean over a head's channels, and of the phases before the last step: the
-        running sums are those that pull. None where no phases are stored.
+        Of prefixes the mean over a head's channels, and of the phases before the last step: what
+        is stored are those that pull. None where no phases are stored.
         """
-        if self.phases is not None and self.over_prefix:
-            cos, sin = self.phases.float().mean(2).chunk(2, dim=-1)
-            return modulus(cos, sin).mean(dim=-1)
         if self.phases is not None:
-            cos, sin = self.phases[:, :, -1].chunk(2, dim=-1)
-            return resultant_length(cos, sin)
+            phases = self.phases if self.over_prefix else self.phases[:, :, -1:]
+            cos, sin = (phases.cos(), phases.sin()) if self.angles else phases.chunk(2, dim=-1)
+            if self.over_prefix:
+                return modulus(cos.float().mean(2), sin.float().mean(2)).mean(-1)
+            return resultant_length(cos[:, :, 0], sin[:, :, 0])
         if self.state is None or not self.oscillators:
             return None
         cos, sin = self.state.cos_SBC[-1], self.state.sin_SBC[-1]
@@ -85,23 +98,32 @@ class LayerCache:
         self, k_RHTE: Tensor, v_RHTE: Tensor | None = None, *_: Any
     ) -> tuple[Tensor, Tensor]:
         """Append new keys and values along time, or keys alone; return all of them."""
-        if v_RHTE is None:
-            v_RHTE = k_RHTE[..., :0]
-        start, end = self._stored, self._stored + k_RHTE.shape[2]
-        keys, values = self._buffers or (None, None)
-        if keys is not None and not (_fits(keys, k_RHTE) and _fits(values, v_RHTE)):
+        keys, values = self._append(k_RHTE, k_RHTE[..., :0] if v_RHTE is None else v_RHTE)
+        return keys, values
+
+    def append(self, theta_RHTN: Tensor) -> Tensor:
+        """Append the phases of new tokens, which stand for keys and values; return all of them."""
+        self.oscillators = theta_RHTN.shape[-1]
+        (theta,) = self._append(theta_RHTN)
+        return theta
+
+    def _append(self, *new: Tensor) -> tuple[Tensor, ...]:
+        start, end = self._stored, self._stored + new[0].shape[2]
+        old: tuple[Tensor | None, ...] = self._buffers or (None,) * len(new)
+        if len(old) != len(new) or not all(map(_fits, old, new)):
+            assert old[0] is not None
             raise ConfigError(
-                f"the cache holds {_what(keys)}, and {_what(k_RHTE)} came; go on with the rows and "
-                f"the model that filled it, choose rows by select(), or take an empty cache"
+                f"the cache holds {_what(old[0])}, and {_what(new[0])} came; go on with the rows "
+                f"and the model that filled it, choose rows by select(), or take an empty cache"
             )
-        keys = _with_room(keys, k_RHTE, start, end)
-        values = _with_room(values, v_RHTE, start, end)
-        keys[:, :, start:end], values[:, :, start:end] = k_RHTE, v_RHTE
-        self._buffers, self._stored = (keys, values), end
-        self.length += k_RHTE.shape[2]
+        grown = tuple(_with_room(b, x, start, end) for b, x in zip(old, new, strict=True))
+        for buffer, x in zip(grown, new, strict=True):
+            buffer[:, :, start:end] = x
+        self._buffers, self._stored = grown, end
+        self.length += end - start
         if self.edit is not None:
             self.edit(self)
-        return keys[:, :, :end], values[:, :, :end]
+        return tuple(buffer[:, :, :end] for buffer in grown)
 
     def child(self, name: str) -> LayerCache:
         """The memory of a part of this layer, made on first use."""
@@ -115,7 +137,7 @@ class LayerCache:
 
     def _split(self) -> None:
         if self._buffers is not None:
-            self._buffers = tuple(torch.cat((b, b)) for b in self._buffers)  # type: ignore[assignment]
+            self._buffers = tuple(torch.cat((b, b)) for b in self._buffers)
         self.state = _on_rows(self.state, lambda x: torch.cat((x, x), dim=1))
 
     def _commit(self, window: int) -> None:
@@ -129,7 +151,7 @@ class LayerCache:
     def _select(self, rows_R: Tensor) -> LayerCache:
         chosen = LayerCache()
         if self._buffers is not None:
-            chosen._buffers = tuple(b[rows_R] for b in self._buffers)  # type: ignore[assignment]
+            chosen._buffers = tuple(b[rows_R] for b in self._buffers)
         chosen.state = _on_rows(self.state, lambda x: x[:, rows_R])
         chosen.length, chosen._stored = self.length, self._stored
         chosen.oscillators, chosen.over_prefix = self.oscillators, self.over_prefix

@@ -50,14 +50,16 @@ def turn(x_BHTE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: float) -> Tensor:
     """softmax(scale q k^T) v with each query seeing its own key and those before: one SDPA call.
 
-    q[B,H,Tq,E], k[B,H,Tk,E], v[B,H,Tk,Ev] with Ev <= E; the queries are the last Tq positions.
-    v is padded to width E when whole sequences are mixed: unequal widths would leave the fused
-    kernels for one that holds [T,T]. Returns [B,H,Tq,Ev].
+    q[B,H,Tq,E], k[B,H,Tk,E], v[B,H,Tk,Ev]; the queries are the last Tq positions. The narrower
+    are padded when whole sequences are mixed: unequal widths would leave the fused kernels for one
+    that holds [T,T]. Returns [B,H,Tq,Ev].
     """
     width, past = v.shape[-1], k.shape[2] - q.shape[2]
+    wider = width - q.shape[-1]
     # A program of torch.export holds any length, so it may not ask for it.
-    if width < q.shape[-1] and (torch.compiler.is_exporting() or q.shape[2] > 1):
-        v = F.pad(v, (0, q.shape[-1] - width))
+    if wider and (torch.compiler.is_exporting() or q.shape[2] > 1):
+        q, k = (F.pad(z, (0, max(0, wider))) for z in (q, k))
+        v = F.pad(v, (0, max(0, -wider)))
     mask = None
     if past and q.shape[2] > 1:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(past)
@@ -65,3 +67,19 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: 
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=not past, scale=scale
     )
     return y[..., :width]
+
+
+def preceding_attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: float) -> Tensor:
+    """The same with each query seeing the keys before its own alone: one SDPA call.
+
+    The key and the value of the newest token count nowhere. The first token sees none and gets 0.
+    """
+    if torch.compiler.is_exporting():  # any length, where a slice would ask for two tokens
+        t = torch.arange(q.shape[2], device=q.device)
+        mask = t < t.clamp(min=1).unsqueeze(-1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return y * (t > 0).unsqueeze(-1)
+    first = q.shape[2] == k.shape[2]  # is among the queries
+    k, v = k[:, :, :-1], v[:, :, :-1]
+    y = causal_attention(q[:, :, 1:] if first else q, k, v, scale=scale, dropout=dropout)
+    return F.pad(y, (0, 0, 1, 0)) if first else y

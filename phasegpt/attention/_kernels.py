@@ -4,9 +4,9 @@ Any positive kernel with rows that sum to 1 is a softmax of its logarithm,
 
     A_tu = kappa_tu / sum_u kappa_tu = softmax_u(log kappa_tu),
 
-so 0 is a logarithm of -inf, and nothing overflows. No fused kernel of torch takes such a table with
-a gradient on a CPU (FlexAttention has no backward there), so it is held whole, on GPUs too: some
-B H T U numbers, and in training several such tables for every layer.
+so 0 is a logarithm of -inf, and nothing overflows. The table of B H T U numbers is held whole, and
+in training six to nine such tables for every layer. FlexAttention could spare them on a GPU; it
+has no backward on CPUs, where no test would see it: there is one form for all devices.
 
 Shapes: B batch, H heads, T queries, U keys, E width of a value.
 """
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 from phasegpt.core.errors import ConfigError
 
-#: Bytes of one table on a CPU; a training holds several of them for every layer.
-LARGEST_TABLE = 2**31
+#: Bytes of one table on a CPU.
+LARGEST_TABLE = 2**30
 
 
 def causal(queries: int, keys: int, device: torch.device) -> Tensor:

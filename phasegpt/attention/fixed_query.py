@@ -104,7 +104,8 @@ class FixedQuery(Softmax):
         (B, H, T, _), U = q.shape, k.shape[2]
         check_table("fixed_query", B, H, T, U, q)
         seen_TU = causal(T, U, q.device)
-        anchors_HUd = self.anchors[:, :U]
+        position_U = torch.arange(U, device=q.device)
+        anchors_HUd = self.anchors[:, position_U]  # a view would not do in torch.export
         star_BHTd = direction(q, k, anchors_HUd, seen_TU)
         A_BHTU = readout(star_BHTd, anchors_HUd, self.p.clamp(min=0), seen_TU)
         y = mixed(A_BHTU, v, self.dropout if self.training else 0.0)
@@ -122,13 +123,15 @@ def direction(
     """x*_t, where the oscillator of t comes to rest under the pull of the keys that it sees.
 
     `seen`: bool, broadcastable to [B,H,T,U]; None: all. Returns unit vectors [B,H,T,d], float32 at
-    least. The length of h cancels, so h is a mean with weights W / sum W.
+    least; where the keys pull with less than 1e-12 in all, shorter ones.
     """
     score = q_BHTE @ k_BHUE.transpose(-2, -1)
     dtype = torch.promote_types(score.dtype, torch.float32)
     with torch.autocast(score.device.type, enabled=False):
-        pull_BHTU = normalized(_log_softplus(score.to(dtype) * q_BHTE.shape[-1] ** -0.5), seen)
-        return F.normalize(pull_BHTU @ _on_sphere(anchors_HUd, dtype), dim=-1)
+        pull = F.softplus(score.to(dtype) * q_BHTE.shape[-1] ** -0.5, threshold=30.0)
+        if seen is not None:
+            pull = pull.masked_fill(~seen, 0.0)
+        return F.normalize(pull @ _on_sphere(anchors_HUd, dtype), dim=-1)
 
 
 def readout(
@@ -144,9 +147,3 @@ def readout(
 
 def _on_sphere(anchors_HUd: Tensor, dtype: torch.dtype) -> Tensor:
     return F.normalize(anchors_HUd.to(dtype), dim=-1)
-
-
-def _log_softplus(x: Tensor) -> Tensor:
-    """log log(1 + e^x), which is x where e^x is small; to 1e-13 everywhere, and never -inf."""
-    small = -30.0
-    return torch.where(x < small, x, F.softplus(x.clamp(min=small), threshold=30.0).log())

@@ -40,6 +40,12 @@ class Collapsed(UserError):
     exit_code = 3
 
 
+class ProcessFailed(UserError):
+    """A process of a run that has several was ended, or does not answer; it can be resumed."""
+
+    exit_code = 4
+
+
 class Interrupted(UserError):
     """Training was asked to stop by a signal; it has saved a checkpoint and can be resumed."""
 

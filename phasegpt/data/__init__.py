@@ -1,1 +1,1 @@
-"""From text to batches: corpora, downloads, tokenizers, windows, and what text is compared with."""
+"""From text and generated tasks to batches: tokenizers, windows, and what text compares with."""

@@ -1,14 +1,14 @@
-"""Random numbers of generated examples: each example is one stream, a function of its key.
+"""The order of examples, and the random numbers of generated ones, all functions of their keys.
 
-A batch draws for all its examples at once, and an example gets the same numbers in every batch.
-Shapes: B examples, C numbers of each.
+Every generated example is one stream: a batch draws for all its examples at once, and an example
+gets the same numbers in every batch. Shapes: B examples, C numbers of each.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from phasegpt.core.randomness import keyed_seed
+IGNORED = -100  # a target that is not scored, cross_entropy's own default
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -30,6 +30,8 @@ class Draws:
 
     def __init__(self, *key: int | str, example_B: np.ndarray) -> None:
         """Streams of the examples with these numbers."""
+        from phasegpt.core.randomness import keyed_seed  # it loads torch
+
         start = np.uint64(keyed_seed("task", *key))
         self._state_B = _mixed(start + _mixed(example_B.astype(np.uint64) * _GOLDEN))
 
@@ -77,3 +79,34 @@ def _repeats(numbers: np.ndarray) -> np.ndarray:
     """Whether a number is there twice, [B]."""
     ordered = np.sort(numbers, axis=1)
     return (ordered[:, 1:] == ordered[:, :-1]).any(axis=1)
+
+
+class Order:
+    """An endless order of `size` things: every epoch all of them, permuted by (seed, epoch)."""
+
+    def __init__(self, seed: int, size: int) -> None:
+        self.seed, self.size = seed, size
+        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
+
+    def __getitem__(self, place_B: np.ndarray) -> np.ndarray:
+        """What stands at these places, [B]."""
+        epoch_B, within_B = np.divmod(place_B, self.size)
+        found = np.empty_like(place_B)
+        for epoch in np.unique(epoch_B):
+            mine = epoch_B == epoch
+            found[mine] = self._epoch(int(epoch))[1][within_B[mine]]
+        return found
+
+    def drawn(self, place_B: np.ndarray, below: int) -> np.ndarray:
+        """A number of 0..below-1 for the epoch of each place, [B]."""
+        return np.array([self._epoch(int(e))[0] % below for e in place_B // self.size], np.int64)
+
+    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        """The first bits of an epoch, and its permutation."""
+        if epoch not in self._epochs:
+            # Raw bits and a stable sort: numpy keeps the bits, not its shuffles, across versions.
+            bits = np.random.Philox(key=[self.seed, epoch]).random_raw(self.size + 1)
+            if len(self._epochs) > 1:
+                del self._epochs[min(self._epochs)]
+            self._epochs[epoch] = int(bits[0]), np.argsort(bits[1:], kind="stable")
+        return self._epochs[epoch]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,16 @@ from typing import Any, ClassVar, Literal
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import REQUIRED, Section, option
 from phasegpt.data.rows import kind
+
+#: The module of every task.
+TASKS = {
+    "mqar": "recall_tasks",
+    **dict.fromkeys(("recall", "noisy_recall", "fuzzy_recall", "memorization"), "mad_tasks"),
+    **dict.fromkeys(("selective_copy", "copying"), "copying_tasks"),
+    **dict.fromkeys(("induction", "periodic"), "pattern_tasks"),
+    **dict.fromkeys(("parity", "even_pairs", "cycle_navigation"), "formal_tasks"),
+    **dict.fromkeys(("modular_arithmetic", "state_s2", "state_s3"), "formal_tasks"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +40,52 @@ class DataSection(Section):
         """From the group's keys; ConfigError."""
         if cls is not DataSection:
             return super().parse(values)
-        from phasegpt.data import tasks
-
         name = values.get("corpus")
-        task = isinstance(name, str) and name in tasks.MODULES
-        return (tasks.task_class(name).Config if task else DataConfig).parse(values)
+        task = isinstance(name, str) and name in TASKS
+        return (task_class(str(name)).Config if task else DataConfig).parse(values)
+
+
+def task_class(name: str) -> Any:
+    """The phasegpt.data.tasks.Task of that name, whose module is loaded for it; ConfigError."""
+    if name not in TASKS:
+        raise ConfigError(f"data={name} is no task; choose from: {', '.join(sorted(TASKS))}")
+    module = importlib.import_module(f"phasegpt.data.{TASKS[name]}")
+    return next(
+        found
+        for found in vars(module).values()
+        if getattr(found, "__dict__", {}).get("name") == name
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskConfig(DataSection):
+    """What every task has."""
+
+    examples: int | None = option(
+        None, "training examples, in a new order every epoch; null: new ones without end", ge=1
+    )
+    val_examples: int = option(
+        1000, "examples of validation, and of test, of each load", ge=1, le=10_000_000
+    )
+
+    @property
+    def trained(self) -> int:
+        """The largest load that is trained on."""
+        raise NotImplementedError
+
+    @property
+    def loads(self) -> tuple[int, ...]:
+        """Loads that are validated: what an accuracy is reported by, such as a length."""
+        return (self.trained,)
+
+    def time(self, load: int) -> int:
+        """T, tokens of an example."""
+        raise NotImplementedError
+
+    def loads_with(self, positions: str) -> tuple[int, ...]:
+        """Those of a model: learned positions have no trained weights beyond the longest."""
+        longest = self.time(self.trained)
+        return tuple(n for n in self.loads if positions != "learned" or self.time(n) <= longest)
 
 
 @dataclass(frozen=True, kw_only=True)

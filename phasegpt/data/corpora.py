@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.data import hub, synthetic, tasks, tokenizers
-from phasegpt.data.config import DataConfig, DataSection
+from phasegpt.data import hub, synthetic, tokenizers
+from phasegpt.data.config import DataConfig, DataSection, TaskConfig, task_class
 from phasegpt.data.downloads import download, local_file, verify, where_to_put
 from phasegpt.data.encoding import Span
 from phasegpt.data.own_text import OwnText
@@ -109,8 +109,8 @@ def resolve(config: DataConfig, cache: Path, other: Path | None = None) -> RawCo
 
 def known_vocab_size(config: DataSection) -> int | None:
     """Vocabulary size where it is known without reading data, else None."""
-    if isinstance(config, tasks.TaskConfig):
-        return tasks.build(config).vocab_size
+    if isinstance(config, TaskConfig):
+        return task_class(config.corpus)(config).vocab_size
     assert isinstance(config, DataConfig)
     if config.tokenizer == "hf":
         return tokenizers.from_file(config.tokenizer_path or "").vocab_size

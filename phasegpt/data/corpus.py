@@ -6,15 +6,18 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from phasegpt.core import diskcache
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.core.files import read_json
-from phasegpt.data import corpora, downloads, encoding, tasks, tokenizers
-from phasegpt.data.config import DataConfig, DataSection
+from phasegpt.data import corpora, downloads, encoding, tokenizers
+from phasegpt.data.config import DataConfig, DataSection, TaskConfig, task_class
+
+if TYPE_CHECKING:
+    from phasegpt.data.tasks import Task
 
 _FORMAT = 1  # of the token cache; raise it when tokens or meta.json change meaning
 _HASHED_BYTES = 1 << 28  # token files up to this size are hashed again at every opening
@@ -35,7 +38,7 @@ class Corpus:
     tokenizer: tokenizers.Tokenizer
     meta: dict[str, Any]
     documents: dict[str, np.memmap] = field(default_factory=dict)
-    task: tasks.Task | None = None
+    task: Task | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -74,8 +77,8 @@ def prepare(
     of the file of hf, and of the training of bpe. Raises ConfigError and DataError as
     phasegpt.data.corpora does, DataError for a damaged cache.
     """
-    if isinstance(config, tasks.TaskConfig):
-        task = tasks.build(config)
+    if isinstance(config, TaskConfig):
+        task = task_class(config.corpus)(config)
         return Corpus({}, tokenizers.Symbols(task.vocab_size), task.meta(), task=task)
     assert isinstance(config, DataConfig)
     cache = diskcache.cache_dir(config.cache_dir)

@@ -13,14 +13,14 @@ import numpy as np
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import option
 from phasegpt.data._draws import Draws
-from phasegpt.data.tasks import Rows, Task, TaskConfig, nothing_scored
+from phasegpt.data.config import TaskConfig
+from phasegpt.data.tasks import Rows, Task, nothing_scored
 
 
 @dataclass(frozen=True, kw_only=True)
 class MQARConfig(TaskConfig):
     """Multi-query associative recall (Arora et al., Zoology, arXiv 2312.04927)."""
 
-    corpus: str = option("mqar", "the text, or the task")
     length: int = option(64, "T, tokens of an example", ge=4, le=2**20)
     examples: int | None = option(
         100_000, "training examples, in a new order every epoch; null: new ones without end", ge=1
@@ -34,6 +34,15 @@ class MQARConfig(TaskConfig):
     random_non_queries: bool = option(
         False, "true: what is neither pair nor query is any token; false: it is 0"
     )
+
+    @property
+    def trained(self) -> int:
+        """Pairs."""
+        return self.pairs
+
+    def time(self, load: int) -> int:
+        """T."""
+        return self.length
 
     def __post_init__(self) -> None:
         """Also check that pairs and queries fit."""
@@ -68,7 +77,7 @@ class MQAR(Task):
         self.vocab_size = config.vocab_size
         self.chance = 1 / (config.vocab_size - config.vocab_size // 2)
 
-    def draw(self, draws: Draws, length: int | None = None) -> Rows:
+    def draw(self, draws: Draws, load: int | None = None) -> Rows:
         """See Task.draw."""
         c, B = self.config, len(draws)
         half, prefix = c.vocab_size // 2, 2 * c.pairs

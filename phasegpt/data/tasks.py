@@ -5,8 +5,8 @@ that the model has to give at position t, or IGNORED, where nothing is scored. T
 a function of (seed, number), those of validation and test of their number alone: every run is
 judged by the same ones. Streams are endless, or a set of `examples` in a new order every epoch.
 
-To add one: a Config and a Task in a module of this folder, a row in MODULES, conf/data/NAME.yaml,
-a row in docs/tasks.md.
+To add one: a Config and a Task in a module of this folder, its row in phasegpt.data.config.TASKS,
+conf/data/NAME.yaml and NAME_small.yaml, a row in docs/tasks.md.
 
 Shapes: B rows, T time.
 """
@@ -14,28 +14,16 @@ Shapes: B rows, T time.
 from __future__ import annotations
 
 import hashlib
-import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-import torch
-from torch.utils.data import IterableDataset
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import option
-from phasegpt.data._draws import Draws
-from phasegpt.data.config import DataSection
-from phasegpt.data.windows import IGNORED, Order
+from phasegpt.data._draws import IGNORED, Draws
+from phasegpt.data.config import TaskConfig
 
-#: The module of every task.
-MODULES = {
-    "mqar": "recall_tasks",
-}
-
-_FINGERPRINTED = 64  # examples of every split and length that stand for all
+_FINGERPRINTED = 64  # examples of every split and load that stand for all
 
 
 class Rows(NamedTuple):
@@ -43,24 +31,6 @@ class Rows(NamedTuple):
 
     idx: np.ndarray
     targets: np.ndarray
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig(DataSection):
-    """What every task has."""
-
-    length: int = option(64, "T, tokens of an example, in training at most", ge=2, le=2**20)
-    examples: int | None = option(
-        None, "training examples, in a new order every epoch; null: new ones without end", ge=1
-    )
-    val_examples: int = option(
-        1000, "examples of validation, and of test, of each length", ge=1, le=10_000_000
-    )
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Lengths that are validated; those above `length` were never trained on."""
-        return (self.length,)
 
 
 class Task(ABC):
@@ -77,23 +47,23 @@ class Task(ABC):
         self.config = config
 
     @abstractmethod
-    def draw(self, draws: Draws, length: int | None = None) -> Rows:
-        """One example of each stream; of `length` tokens, None: as in training."""
+    def draw(self, draws: Draws, load: int | None = None) -> Rows:
+        """One example of each stream; of one load, None: as in training."""
 
     def train(self, seed: int, example_B: np.ndarray) -> Rows:
         """Training examples by number."""
         return self.draw(Draws(self.config.corpus, "train", seed, example_B=example_B))
 
-    def scored(self, split: str, example_B: np.ndarray, length: int) -> Rows:
+    def scored(self, split: str, example_B: np.ndarray, load: int) -> Rows:
         """Examples of val or test by number."""
-        return self.draw(Draws(self.config.corpus, split, length, example_B=example_B), length)
+        return self.draw(Draws(self.config.corpus, split, load, example_B=example_B), load)
 
     def meta(self) -> dict[str, Any]:
         """What a run's record says of its data; the digests stand for the generator."""
         number_B = np.arange(_FINGERPRINTED)
         digests = {"train": _digest(self.train(0, number_B))}
         for split in ("val", "test"):
-            rows = [self.scored(split, number_B, length) for length in self.config.lengths]
+            rows = [self.scored(split, number_B, load) for load in self.config.loads]
             digests[split] = _digest(*rows)
         return {
             "corpus": self.config.corpus,
@@ -111,91 +81,17 @@ def _digest(*parts: Rows) -> str:
     return whole.hexdigest()
 
 
-def task_class(name: str) -> type[Task]:
-    """The task `name`. Raises ConfigError."""
-    if name not in MODULES:
-        raise ConfigError(f"data={name} is no task; choose from: {', '.join(sorted(MODULES))}")
-    module = importlib.import_module(f"phasegpt.data.{MODULES[name]}")
-    return next(
-        found
-        for found in vars(module).values()
-        if isinstance(found, type) and issubclass(found, Task) and found.__dict__.get("name") == name
-    )
-
-
-def build(config: TaskConfig) -> Task:
-    """The task of a configuration."""
-    return task_class(config.corpus)(config)
-
-
-class TaskBatches(torch.utils.data.Dataset):
-    """Training batches: number k is a pure function of (seed, k), split over ranks as text is.
-
-    See phasegpt.data.windows.TrainBatches: idx [B,T], targets [B,T], sample [B].
-    """
-
-    def __init__(
-        self, task: Task, *, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
-    ) -> None:
-        self.task, self.batch_size, self.seed = task, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        examples = task.config.examples
-        self._order = None if examples is None else Order(seed, examples)
-
-    def __getitem__(self, k: int) -> dict[str, torch.Tensor]:
-        """Batch k."""
-        first = (k * self.world_size + self.rank) * self.batch_size
-        sample_B = np.arange(first, first + self.batch_size, dtype=np.int64)
-        example_B = sample_B if self._order is None else self._order[sample_B]
-        rows = self.task.train(self.seed, example_B)
-        return {**_tensors(rows), "sample": torch.from_numpy(sample_B)}
-
-
-class TaskExamples(torch.utils.data.Dataset):
-    """The examples of `split` of one length, as rows idx [T], targets [T]."""
-
-    def __init__(self, task: Task, split: str, length: int) -> None:
-        self.task, self.split, self.length = task, split, length
-
-    def __len__(self) -> int:
-        return self.task.config.val_examples
-
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        """Example i."""
-        if not 0 <= i < len(self):
-            raise IndexError(i)
-        rows = self.task.scored(self.split, np.array([i]), self.length)
-        return {name: tensor[0] for name, tensor in _tensors(rows).items()}
-
-
-class ScoredBatches(IterableDataset):
-    """All examples of `split`, length by length, in batches; `length` [] says which it is of."""
-
-    def __init__(
-        self, task: Task, split: str, batch_size: int, lengths: tuple[int, ...]
-    ) -> None:
-        if split not in ("val", "test"):
-            raise ConfigError(f"split={split} of a generated task: choose from val, test")
-        self.task, self.split, self.batch_size = task, split, batch_size
-        self.lengths = lengths
-
-    def __len__(self) -> int:
-        return -(-self.task.config.val_examples // self.batch_size) * len(self.lengths)
-
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-        """Batches of idx [B,T], targets [B,T], length []."""
-        total = self.task.config.val_examples
-        for length in self.lengths:
-            for first in range(0, total, self.batch_size):
-                number_B = np.arange(first, min(first + self.batch_size, total))
-                rows = self.task.scored(self.split, number_B, length)
-                yield {**_tensors(rows), "length": torch.tensor(length)}
-
-
-def _tensors(rows: Rows) -> dict[str, torch.Tensor]:
-    return {"idx": torch.from_numpy(rows.idx), "targets": torch.from_numpy(rows.targets)}
-
-
 def nothing_scored(idx_BT: np.ndarray) -> np.ndarray:
     """Targets [B,T] that are all IGNORED, to be filled."""
     return np.full(idx_BT.shape, IGNORED, dtype=np.int64)
+
+
+def check_loads(name: str, loads: tuple[int, ...], trained: int) -> None:
+    """ConfigError for loads that do not rise, or of which the training has none."""
+    if not loads or any(b <= a for a, b in zip((0, *loads), loads, strict=False)):
+        raise ConfigError(f"{name}={list(loads)} must be whole numbers >= 1 that rise")
+    if loads[0] > trained:
+        raise ConfigError(
+            f"{name}={list(loads)} has none up to {trained}, the training's, by which a run "
+            f"chooses its best step; add one"
+        )

@@ -10,39 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from phasegpt.core.errors import ConfigError, DataError
-
-IGNORED = -100  # a target that is not scored, cross_entropy's own default
-
-
-class Order:
-    """An endless order of `size` things: every epoch all of them, permuted by (seed, epoch)."""
-
-    def __init__(self, seed: int, size: int) -> None:
-        self.seed, self.size = seed, size
-        self._epochs: dict[int, tuple[int, np.ndarray]] = {}
-
-    def __getitem__(self, place_B: np.ndarray) -> np.ndarray:
-        """What stands at these places, [B]."""
-        epoch_B, within_B = np.divmod(place_B, self.size)
-        found = np.empty_like(place_B)
-        for epoch in np.unique(epoch_B):
-            mine = epoch_B == epoch
-            found[mine] = self._epoch(int(epoch))[1][within_B[mine]]
-        return found
-
-    def drawn(self, place_B: np.ndarray, below: int) -> np.ndarray:
-        """A number of 0..below-1 for the epoch of each place, [B]."""
-        return np.array([self._epoch(int(e))[0] % below for e in place_B // self.size], np.int64)
-
-    def _epoch(self, epoch: int) -> tuple[int, np.ndarray]:
-        """The first bits of an epoch, and its permutation."""
-        if epoch not in self._epochs:
-            # Raw bits and a stable sort: numpy keeps the bits, not its shuffles, across versions.
-            bits = np.random.Philox(key=[self.seed, epoch]).random_raw(self.size + 1)
-            if len(self._epochs) > 1:
-                del self._epochs[min(self._epochs)]
-            self._epochs[epoch] = int(bits[0]), np.argsort(bits[1:], kind="stable")
-        return self._epochs[epoch]
+from phasegpt.data._draws import IGNORED, Order
 
 
 class TrainBatches(Dataset):

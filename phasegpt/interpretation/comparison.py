@@ -19,6 +19,7 @@ from torch import Tensor
 from phasegpt.analysis.report import pack
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.attention.softmax import Softmax
+from phasegpt.attention.token_shift import TokenShift
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
@@ -89,7 +90,11 @@ def _weights(model: GPT, ids_BT: Tensor) -> dict[int, tuple[Tensor, dict[str, Te
         for name, (measure, _) in _MEASURES.items():
             measures[name].append(measure(A_BHTT)[..., 1:].cpu())
 
-    attention = [(i, b.attn) for i, b in enumerate(model.blocks) if isinstance(b.attn, Softmax)]
+    attention = [
+        (i, b.attn)
+        for i, b in enumerate(model.blocks)
+        if isinstance(b.attn, Softmax) and not isinstance(b.attn, TokenShift)
+    ]
     hooks = [m.register_forward_pre_hook(partial(look, i)) for i, m in attention]
     device = next(model.parameters()).device
     try:

@@ -118,21 +118,12 @@ def trajectory(s: Subject) -> None:
     layer, x_BTD = _with_phases(s), torch.randn(2, 40, 16, dtype=torch.float64)
     link: Any = roughen(s.gpt()).double().link
     with torch.no_grad():
-        if link is None:
-            found, phase = (
-                layer.trajectory(x_BTD, return_path=True),
-                layer(x_BTD, return_phase=True),
-            )
-        else:  # a call of the link, and the layer that is handed what it returns
-            carry = layer(x_BTD).carry
-            found = link.trajectory(x_BTD, carry)
-            phase = layer(x_BTD, carry=link(x_BTD, carry), return_phase=True)
+        handed = {} if link is None else {"carry": link(x_BTD, layer(x_BTD).carry)}
+        found = layer.trajectory(x_BTD, return_path=True, **handed)
         if found is None:
             raise NotApplicable("no trajectory, so interpretation and phase_monitor show nothing")
-        theta, R = phase.phase
-    apart = found.theta - theta
-    apart = apart if link is None else apart.sin()  # what is handed on may have lost whole turns
-    close(apart, 0 * apart, "the trajectory does not end in the phases of forward", atol=1e-9)
+        theta, R = layer(x_BTD, return_phase=True, **handed).phase
+    close(found.theta, theta, "the trajectory does not end in the phases of forward", atol=1e-9)
     if not layer.leaky:
         close(found.R[..., -1], R, "the last R of the trajectory is not R of forward", atol=1e-9)
     need(found.path is not None, "trajectory(return_path=True) has no path")
@@ -140,7 +131,7 @@ def trajectory(s: Subject) -> None:
     need(path.shape == (found.steps + 1, *theta.shape), f"path is {list(path.shape)}; it must be "
          "[S+1,B,T,H,N]")  # fmt: skip
     close(path[0], found.theta0, "the path does not begin in theta0", atol=1e-9)
-    close(path[-1], found.theta, "the path does not end in theta", atol=1e-9)
+    close(path[-1], theta, "the path does not end in theta", atol=1e-9)
     H = found.coupling.shape
     need(H == (2,) and found.omega.shape == theta.shape[-2:], f"coupling is {list(H)} and omega "
          f"{list(found.omega.shape)}; they must be [H] and [H,N]")  # fmt: skip

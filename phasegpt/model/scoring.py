@@ -18,6 +18,8 @@ from tqdm import tqdm
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
+from phasegpt.data.task_batches import ScoredBatches
+from phasegpt.data.tasks import Task
 from phasegpt.data.tokenizers import Tokenizer
 from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
 from phasegpt.model import documents
@@ -26,7 +28,7 @@ from phasegpt.model.gpt import GPT
 #: What one token is, by the tokenizer's name.
 UNITS = {
     **{"char": "character", "byte": "byte"},
-    **{"gpt2": "BPE token", "bpe": "BPE token", "hf": "token"},
+    **{"gpt2": "BPE token", "bpe": "BPE token", "hf": "token", "symbols": "scored token"},
 }
 
 
@@ -51,35 +53,68 @@ def perplexity(total_nats: float, units: float) -> float:
 
 
 class Tally:
-    """What a model scores on rows of a generated task, of several lengths."""
+    """What a model scores on rows of a generated task, by load (such as a length)."""
 
     def __init__(self) -> None:
         """Nothing scored yet."""
         self._sums: dict[int, Tensor] = {}  # nats, scored tokens, right ones: float64 [3]
 
-    def add(self, logits_MV: Tensor, targets_M: Tensor, length: int) -> None:
-        """The scored positions of some rows of one length."""
+    def add(self, logits_MV: Tensor, targets_M: Tensor, load: int) -> None:
+        """The scored positions of some rows of one load."""
         total, count = nats(logits_MV, targets_M)
         right = (logits_MV.argmax(-1) == targets_M).sum()
         found = torch.stack([total.detach(), count.double(), right.double()])
-        self._sums[length] = self._sums[length] + found if length in self._sums else found
+        self._sums[load] = self._sums[load] + found if load in self._sums else found
 
     def sums(self) -> dict[int, list[float]]:
-        """By length: nats, scored tokens, right ones."""
-        return {length: found.tolist() for length, found in self._sums.items()}
+        """By load: nats, scored tokens, right ones."""
+        return {load: found.tolist() for load, found in self._sums.items()}
 
     @staticmethod
     def scores(sums: Mapping[int, Sequence[float]], trained: int) -> dict[str, float]:
-        """loss (nats per scored token), ppl and accuracy of the lengths up to `trained`.
+        """loss (nats per scored token), ppl and accuracy of the loads up to `trained`.
 
-        Of several lengths accuracy/LENGTH of each, trained or longer, too.
+        Of several loads accuracy/LOAD of each too, and accuracy/beyond, the mean over those above.
         """
-        within = [found for length, found in sums.items() if length <= trained]
+        within = [found for load, found in sums.items() if load <= trained]
         total, count, right = (sum(column) for column in zip(*within, strict=True))
         scores = {"loss": total / count, "ppl": perplexity(total, count), "accuracy": right / count}
-        if len(sums) > 1:
-            scores |= {f"accuracy/{n}": right / count for n, (_, count, right) in sums.items()}
-        return scores
+        each = {load: right / count for load, (_, count, right) in sums.items()}
+        if len(each) > 1:
+            scores |= {f"accuracy/{load}": value for load, value in each.items()}
+        beyond = [value for load, value in each.items() if load > trained]
+        return scores | ({"accuracy/beyond": sum(beyond) / len(beyond)} if beyond else {})
+
+
+def score_task(
+    model: GPT,
+    task: Task,
+    split: str,
+    *,
+    batch_size: int,
+    device: torch.device | str | None = None,
+) -> dict[str, float]:
+    """What Tally.scores says of val or test of a generated task, as a run validates it.
+
+    Raises ConfigError for another split and for examples that do not fit the model.
+    """
+    loads = task.config.loads_with(model.config.positions)
+    longest = max(map(task.config.time, loads))
+    if longest > model.config.block_size:
+        raise ConfigError(
+            f"data={task.config.corpus} has examples of {longest} tokens; the model attends "
+            f"to {model.config.block_size} (its block_size)"
+        )
+    if device is not None:
+        model.to(device)
+    device, tally = next(model.parameters()).device, Tally()
+    for batch in ScoredBatches(task, split, batch_size, loads):
+        idx_BT, targets_BT = batch["idx"].to(device), batch["targets"].to(device)
+        only_BT = targets_BT != IGNORED
+        with inference(model):
+            logits_MV = model(idx_BT, only_BT=only_BT).logits
+        tally.add(logits_MV, targets_BT[only_BT], int(batch["load"]))
+    return Tally.scores(tally.sums(), trained=task.config.trained)
 
 
 @dataclass(frozen=True, kw_only=True)

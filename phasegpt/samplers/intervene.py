@@ -106,7 +106,7 @@ class RGate:
     """1 where a chosen head is over-synchronized, R > threshold at the newest token, else 0.
 
     R is over the oscillators of a head (kuramoto), or the mean over a head's channels of R over
-    the prefix (phase_sync). ConfigError for heads without phases.
+    the prefix (phase_sync, torus, fsn). ConfigError for heads without phases.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -119,8 +119,8 @@ class RGate:
         found = [R_RH[:B, heads] for R_RH, heads in orders if R_RH is not None]
         if not found:
             raise ConfigError(
-                "RGate needs heads with phases in the memory: those of kuramoto (readout=bias or "
-                "both) or phase_sync; take an EntropyGate or gate=None"
+                "RGate needs heads with phases in the memory (of kuramoto those with readout=bias "
+                "or both); take an EntropyGate or gate=None"
             )
         return (torch.cat(found, dim=1) > self.threshold).any(dim=1).to(logits_BV.dtype)
 

@@ -33,7 +33,7 @@ from phasegpt.samplers.candidates import CandidateHead
 from phasegpt.samplers.intervene import WRAP, EntropyGate, Gate, Memory, divergence
 from phasegpt.samplers.models import Decoder
 from phasegpt.samplers.options import PhaseSlipOptions
-from phasegpt.samplers.rotation import ROTATIONS, draw, slip_features, turned
+from phasegpt.samplers.rotation import ROTATIONS, draw, slip_angles, slip_features, turned
 from phasegpt.samplers.target_kl import angle_for, own_text, phase_heads
 from phasegpt.samplers.temperature import entropy
 
@@ -62,8 +62,9 @@ class PhaseSlip:
     path with an open gate. gate: EntropyGate, RGate, or None (always open).
     rotation: geodesic | plane | cayley, see phasegpt.samplers.rotation.
     protect_prompt: leave the prompt's positions as they are.
-    target: "values", or "phases": each oscillator of kuramoto in the window slips by +angle or
-    -angle, as chance has it, and in phase_sync each channel's prefix does.
+    target: "values", or "phases": each phase that is kept of a token in the window (kuramoto,
+    torus, fsn) slips by +angle or -angle, as chance has it, and in phase_sync each channel's
+    prefix does.
     candidates: compute the slipped logits only for this many best tokens of the clean path.
     force: at angle 0, compute the second path nevertheless (for measurements).
 
@@ -194,7 +195,7 @@ class PhaseSlip:
             if not found:
                 raise ConfigError(
                     f"layer {layer} keeps no {self.target} to rotate"
-                    + ("; choose a layer of kuramoto (readout=bias or both) or phase_sync"
+                    + ("; choose a layer with phases (of kuramoto with readout=bias or both)"
                        if self.target == "phases" else "; choose another, or target=phases")
                 )  # fmt: skip
             for part in found:
@@ -209,7 +210,8 @@ class PhaseSlip:
                 self._parts.append((part, torch.tensor(sorted(set(heads)))))
         cache.split(min(self._by_layer))
         for part, heads_h in self._parts:
-            part.edit = partial(self._edit, heads_h) if part.keys is not None else None
+            edited = part.values if self.target == "values" else part.phases
+            part.edit = partial(self._edit, heads_h) if edited is not None else None
 
     def before(self) -> None:
         """See Intervention; slips the running sums of phase_sync, which have no positions."""
@@ -279,7 +281,8 @@ class PhaseSlip:
             rotated = kind.turn(clean, self._angle, noise)
         else:
             noise = self._noise((len(heads), self.window, part.oscillators), clean)
-            rotated = slip_features(clean, self._angle, noise)
+            slip = slip_angles if part.angles else slip_features
+            rotated = slip(clean, self._angle, noise)
         memory[B:, heads, start:end] = rotated.to(memory.dtype)
 
     def _slip_state(self, state: Any, heads: Tensor, oscillators: int) -> Any:

@@ -83,6 +83,11 @@ def slip_features(features_BHWF: Tensor, angle: float, noise_BHWN: Tensor) -> Te
     return torch.cat(turned(cos, sin, signs * angle), dim=-1)
 
 
+def slip_angles(theta_BHWN: Tensor, angle: float, noise_BHWN: Tensor) -> Tensor:
+    """The same of phases that are kept as angles."""
+    return theta_BHWN + noise_BHWN[:, :, -theta_BHWN.shape[2] :].sign() * angle
+
+
 def turned(cos: Tensor, sin: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     """The cosine and sine of phases that slip by `angle`."""
     return (

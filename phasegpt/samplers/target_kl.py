@@ -81,8 +81,10 @@ def measured_kl(model: Any, ids_BT: Tensor, slip: Any) -> float:
 
 
 def phase_heads(model: Any) -> list[Head]:
-    """All heads with oscillators of a GPT of ours."""
+    """All heads with oscillators of a GPT of ours whose phases later tokens read."""
     found = model.oscillators if isinstance(model, GPT) else {}
+    if found and model.link is not None:  # it reads them after every layer but the last one
+        found.popitem()
     heads = [(layer, head) for layer, those in found.items() for head in range(those.shape[0])]
     if not heads:
         raise ConfigError("target=phases needs a model with oscillators; this one has none")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,17 +14,20 @@ import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ProgressBar
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.plugins import DoublePrecision
+from pytorch_lightning.plugins.environments import LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.profilers import (
     AdvancedProfiler,
     Profiler,
     PyTorchProfiler,
     SimpleProfiler,
 )
+from pytorch_lightning.strategies import DDPStrategy
 
 from phasegpt.attention import Flops
 from phasegpt.core.errors import ConfigError, UserError
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.corpus import Corpus, prepare
-from phasegpt.data.tasks import TaskConfig
 from phasegpt.model import checkpoint
 from phasegpt.training import callbacks as cb
 from phasegpt.training.checkpointing import Saver, VerifiedIO
@@ -33,12 +37,14 @@ from phasegpt.training.datamodule import DataModule
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.loggers import extra_loggers
 from phasegpt.training.metrics_csv import AtSteps, MetricsCSV
+from phasegpt.training.multiprocess import answering
 from phasegpt.training.phase_monitor import PhaseMonitor
 from phasegpt.training.run_folder import RunFolder
+from phasegpt.training.sharding import Sharded
 from phasegpt.training.signals import StopSignals
 
 if TYPE_CHECKING:
-    from phasegpt.training.multiprocess import Rank
+    from phasegpt.training.ranks import Rank
 
 # torch.compile takes about a minute; shorter runs than this many steps would not earn it back.
 _COMPILE_FROM_STEPS = 3000
@@ -64,9 +70,10 @@ class Assembled(NamedTuple):
         refuses of the user's own callbacks a ConfigError.
         """
         try:
-            self.trainer.fit(
-                self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
-            )
+            with answering():
+                self.trainer.fit(
+                    self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
+                )
         except Exception as error:
             if resume_point is None and isinstance(error, MisconfigurationException):
                 raise ConfigError(f"Lightning refuses: {' '.join(str(error).split())}") from error
@@ -94,13 +101,13 @@ def assemble(
 ) -> Assembled:
     """Seed, and build model, data, callbacks, loggers and Trainer for `run` in `folder`.
 
-    `rank` is this process among several (see multiprocess); all compute, and the first one
+    `rank` is this process among several (see ranks); all compute, and the first one
     alone logs, monitors and shows. A single process takes GPU number `gpu`. The user's own
     `callbacks` and `loggers` come after the run's. `stop` are the signals that end the training;
     None: none do.
     """
     # Quiet Lightning, and one seed for what draws from torch's own generator.
-    first = rank is None or rank.number == 0
+    first = rank is None or rank.first
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
@@ -112,8 +119,12 @@ def assemble(
     cuda = t.accelerator != "cpu" and torch.cuda.is_available()
     lit, data = lightning(run, corpus)
     model = lit.model
+    if t.precision == "64-true":
+        lit.double()  # Lightning does it too, but after it has read a checkpoint
+    sharded = t.processes > 1 and t.strategy == "fsdp"
     if run.compile is True or (
         run.compile == "auto"
+        and not sharded
         and cuda
         and t.steps >= _COMPILE_FROM_STEPS
         and not getattr(run.data, "documents", False)  # whose lengths change from batch to batch
@@ -121,7 +132,9 @@ def assemble(
         model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
-    time = run.data.length if isinstance(run.data, TaskConfig) else model.config.block_size
+    time = model.config.block_size
+    if isinstance(run.data, TaskConfig):
+        time = run.data.time(run.data.trained)
     flops = model.flops(time, backward=True)
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
@@ -154,8 +167,10 @@ def assemble(
         default_root_dir=folder.path,
         accelerator="cuda" if cuda else "cpu",
         devices=[gpu % torch.cuda.device_count()] if cuda and rank is None else t.devices,
-        strategy="auto" if rank is None else "ddp",
-        precision=_precision(run, cuda),
+        num_nodes=t.num_nodes,
+        strategy=_strategy(run),
+        precision=None if sharded and t.precision == "64-true" else _precision(run, cuda),
+        inference_mode=not sharded,
         max_steps=t.steps,
         max_epochs=-1,
         accumulate_grad_batches=t.accumulate_grad_batches,
@@ -168,7 +183,11 @@ def assemble(
         deterministic=t.deterministic,
         logger=[csv, *extra_loggers(run, folder), *loggers] if first else False,
         callbacks=callbacks,
-        plugins=[VerifiedIO(saver.write), *([] if rank is None else [rank])],
+        plugins=[
+            VerifiedIO(saver.write),
+            LightningEnvironment() if rank is None else TorchElasticEnvironment(),
+            *([DoublePrecision()] if sharded and t.precision == "64-true" else []),
+        ],
         enable_progress_bar=any(isinstance(c, ProgressBar) for c in callbacks),
         enable_model_summary=False,
         profiler=_profiler(run, folder.path) if first else None,
@@ -177,7 +196,7 @@ def assemble(
     for logger in trainer.loggers:
         if isinstance(logger, AtSteps):
             logger.trainer = trainer
-    tokens_per_step = time * run.data.batch_size * t.accumulate_grad_batches * t.devices
+    tokens_per_step = time * run.data.batch_size * t.accumulate_grad_batches * t.processes
     return Assembled(trainer, lit, data, saver, guard, solved, cuda, tokens_per_step, flops)
 
 
@@ -204,7 +223,7 @@ def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
         seed=run.seed,
         total_batches=t.steps * t.accumulate_grad_batches,
         overfit_batches=t.overfit_batches,
-        lengths=run.scored_lengths,
+        loads=run.loads,
     )
 
 
@@ -213,6 +232,14 @@ def _profiler(run: RunConfig, folder: Path) -> Profiler | None:
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
     kind = kinds.get(run.trainer.profiler or "")
     return None if kind is None else kind(dirpath=folder, filename="profile")
+
+
+def _strategy(run: RunConfig) -> Any:
+    """How the processes of a run work together."""
+    t, timeout = run.trainer, timedelta(seconds=run.trainer.timeout_s)
+    if t.processes == 1:
+        return "auto"
+    return Sharded(t.processes, timeout) if t.strategy == "fsdp" else DDPStrategy(timeout=timeout)
 
 
 def _precision(run: RunConfig, cuda: bool) -> Any:

@@ -136,8 +136,9 @@ class RngState(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Restore it."""
         if self._loaded is not None:
-            if "ranks" in self._loaded:
-                self._loaded = self._loaded["ranks"][trainer.global_rank]
+            ranks = self._loaded.get("ranks", ())
+            if len(ranks) == trainer.world_size:  # of another number all draw as the first did
+                self._loaded = ranks[trainer.global_rank]
             torch.set_rng_state(self._loaded["cpu"].cpu())
             states, device = self._loaded["cuda"], trainer.strategy.root_device
             if device.type == "cuda" and states:

@@ -12,13 +12,13 @@ from phasegpt.core import modules, targets
 from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
-from phasegpt.core.sections import REQUIRED, Section, flat, option
-from phasegpt.data.config import DataSection
-from phasegpt.data.tasks import TaskConfig
+from phasegpt.core.sections import Section, flat, option
+from phasegpt.data.config import DataSection, TaskConfig
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.migration import as_hashed
 from phasegpt.training.callback_config import CallbacksConfig
 from phasegpt.training.optimizer_config import OptimizerConfig
+from phasegpt.training.trainer_config import TrainerConfig
 
 if TYPE_CHECKING:
     from phasegpt.model.gpt import GPT
@@ -30,6 +30,8 @@ NOT_HASHED = (
     "name",
     "logger",
     "trainer.profiler",
+    "trainer.strategy",
+    "trainer.timeout_s",
     "data.num_workers",
     "data.cache_dir",
     "callbacks.checkpoint",
@@ -53,6 +55,7 @@ CAME_LATER: dict[str, Any] = {
     "model.match_parameters": None,
     "model.tie_embeddings": True,
     "trainer.devices": 1,
+    "trainer.num_nodes": 1,
     "trainer.fast_dev_run": 0,
     "trainer.limit_val_batches": None,
     "trainer.overfit_batches": None,
@@ -64,11 +67,12 @@ def hashed_fields(
     config: Mapping[str, Any],
     form: Callable[[Mapping[str, Any]], dict[str, Any]] = as_hashed,
 ) -> dict[str, Any]:
-    """A run's configuration as a dict, by field, without NOT_HASHED.
+    """A run's configuration as a dict, by field, without NOT_HASHED, as of one process.
 
     `form` is that of `attention`: as hashes have it, or `migrated`, as one would write it now; see
     phasegpt.model.migration.
     """
+    config = _of_one_process(config)
     attention = {"attention": form(config["attention"])} if "attention" in config else {}
     return {
         name: value
@@ -76,6 +80,24 @@ def hashed_fields(
         if not any(name == key or name.startswith(f"{key}.") for key in NOT_HASHED)
         and not (name in CAME_LATER and value == CAME_LATER[name])
     }
+
+
+def _of_one_process(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration with which one process trains the same, up to rounding, if there is one.
+
+    There is none with dropout, which differs from process to process, with single documents, whose
+    targets count per process, and where `batches` are counted.
+    """
+    if not {"trainer", "data", "model"} <= config.keys():
+        return config
+    t, data = config["trainer"], config["data"]
+    processes = t.get("devices", 1) * t.get("num_nodes", 1)
+    limits = ("fast_dev_run", "limit_val_batches", "overfit_batches")
+    own = config["model"].get("dropout") or data.get("documents") or any(map(t.get, limits))
+    if processes == 1 or own:
+        return config
+    batch = {**data, "batch_size": data["batch_size"] * processes}
+    return {**config, "trainer": {**t, "devices": 1, "num_nodes": 1}, "data": batch}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,72 +131,6 @@ class RegularizerConfig(Section):
         self.refuse_idle(self.mode != "none", "mode", *every)
         self.refuse_idle(self.mode == "band", "mode", "width")
         self.refuse_idle(self.schedule == "warmup", "schedule", "warmup_steps")
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainerConfig(Section):
-    """The `trainer` group. Intervals count optimizer steps, whatever the accumulation."""
-
-    section: ClassVar[str] = "trainer"
-    max_steps: int = option(REQUIRED, "optimizer steps of the run", ge=1, le=10**12)
-    accumulate_grad_batches: int = option(1, "batches in an optimizer step", ge=1, le=1_000_000)
-    gradient_clip_val: float | None = option(
-        1.0, "norm to which gradients are clipped; null: not at all", gt=0
-    )
-    val_check_interval: int = option(
-        REQUIRED, "optimizer steps between validations; the last step is always validated", ge=1
-    )
-    log_every_n_steps: int = option(10, "optimizer steps between rows of metrics.csv", ge=1)
-    accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
-    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = option(
-        "auto", "auto: bf16-mixed on a GPU, else 32-true"
-    )
-    deterministic: bool = option(False, "true: bit-identical on a GPU too, and slower")
-    devices: int = option(1, "processes on this machine, data.batch_size each", ge=1, le=1024)
-    profiler: Literal["simple", "advanced", "pytorch"] | None = option(
-        None, "Lightning's profiler, into fit-profile.txt of the run folder; null: none"
-    )
-    fast_dev_run: int | bool = option(
-        0, "smoke run: optimizer steps, and batches of each validation; true: 1; 0: off",
-        form="true, false, or a whole number >= 0",
-    )  # fmt: skip
-    limit_val_batches: int | None = option(
-        None, "smoke run: batches of each validation; null: the whole split", ge=1
-    )
-    overfit_batches: int | None = option(
-        None, "smoke run: train on the first so many batches, validate on as many; null: off", ge=1
-    )
-
-    def __post_init__(self) -> None:
-        """Also take fast_dev_run's true as 1 step."""
-        super().__post_init__()
-        if self.fast_dev_run < 0:
-            raise ConfigError(
-                f"trainer.fast_dev_run={self.fast_dev_run} must be true, false, or a whole number "
-                f">= 0"
-            )
-        object.__setattr__(self, "fast_dev_run", int(self.fast_dev_run))
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps that are made."""
-        return min(self.max_steps, self.fast_dev_run or self.max_steps)
-
-    @property
-    def val_batches(self) -> int | None:
-        """Batches of each validation; None: all."""
-        return self.fast_dev_run or self.overfit_batches or self.limit_val_batches
-
-    @property
-    def smoke(self) -> bool:
-        """Whether this only tries that a run works: its results count in no table."""
-        return self.val_batches is not None
-
-    def check_idle(self) -> None:
-        """See Section.check_idle."""
-        limits = ("overfit_batches", "limit_val_batches")
-        self.refuse_idle(not self.fast_dev_run, "fast_dev_run", *limits)
-        self.refuse_idle(self.overfit_batches is None, "overfit_batches", "limit_val_batches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,23 +203,20 @@ class RunConfig(Section):
         """Also check that attention and model fit."""
         super().__post_init__()
         GPTConfig.from_sections(self.model, self.attention, vocab_size=2)
-        longest = max(self.scored_lengths, default=0)
-        if longest > self.model.block_size:
-            raise ConfigError(
-                f"data={self.data.corpus} has examples of {longest} tokens, and "
-                f"model.block_size={self.model.block_size}; raise that, or lower the length"
-            )
+        if isinstance(self.data, TaskConfig):
+            longest = max(map(self.data.time, (self.data.trained, *self.loads)))
+            if longest > self.model.block_size:
+                raise ConfigError(
+                    f"data={self.data.corpus} has examples of {longest} tokens, and "
+                    f"model.block_size={self.model.block_size}; raise that, or shorten them"
+                )
 
     @property
-    def scored_lengths(self) -> tuple[int, ...]:
-        """Lengths of a task that this model is validated at; none of a text.
-
-        Learned positions have no weights beyond the trained length, so there it is n/a.
-        """
-        if not isinstance(self.data, TaskConfig):
-            return ()
-        learned = self.model.positions == "learned"
-        return tuple(n for n in self.data.lengths if n <= self.data.length or not learned)
+    def loads(self) -> tuple[int, ...]:
+        """Loads of a task that this model is validated at; none of a text."""
+        if isinstance(self.data, TaskConfig):
+            return self.data.loads_with(self.model.positions)
+        return ()
 
     def check_idle(self) -> None:
         """See Section.check_idle; also refuse what is for oscillators where there are none."""
@@ -277,6 +230,8 @@ class RunConfig(Section):
         self.regularizer.refuse_idle(phases, why, "mode")
         self.optimizer.refuse_idle(rates, why, "oscillator_lr_factor")
         callbacks.phase_monitor.refuse_idle(phases, why, "band")
+        if self.trainer.strategy == "fsdp":
+            self._check_fsdp()
         of_R = ("R_low", "R_high", "patience", "coupling_factor")
         callbacks.collapse_guard.refuse_idle(phases, why, *of_R)
         task = isinstance(self.data, TaskConfig)
@@ -286,6 +241,27 @@ class RunConfig(Section):
             why = "with a generated task, which has no text"
             sample.refuse_idle(False, why, "prompt", "temperature", "max_new_tokens")
 
+    def _check_fsdp(self) -> None:
+        """ConfigError for what needs a model that is whole in one process."""
+        monitor = self.callbacks.phase_monitor.every_n_steps
+        against = {
+            "compile": (self.compile is True, "false"),
+            "data.documents": (getattr(self.data, "documents", False), "false"),
+            "optimizer": (self.optimizer.name not in ("adamw", "sgd"), "adamw, or sgd"),
+            "callbacks.phase_monitor.every_n_steps": (monitor is not None, "null"),
+            "callbacks.collapse_guard.action": (
+                self.callbacks.collapse_guard.action == "rollback",
+                "report, or stop",
+            ),
+        }
+        for key, (used, instead) in against.items():
+            if used:
+                raise ConfigError(
+                    f"trainer.strategy=fsdp cannot have {key} as it is: it needs a model that is "
+                    f"whole; set {key}={instead}, or use trainer.strategy=ddp. The phases of a "
+                    f"run can be measured afterwards, by phasegpt.interpret"
+                )
+
     def gpt(self, vocab_size: int | None = None) -> GPTConfig:
         """The configuration of its model; see phasegpt.model.config.gpt_config."""
         return gpt_config(self.model, self.attention, self.data, vocab_size)
@@ -293,7 +269,7 @@ class RunConfig(Section):
     @property
     def hash(self) -> str:
         """16 hex digits of the sha256 of everything that changes the result of the run."""
-        plain = self.to_dict()
+        plain = {**_of_one_process(self.to_dict())}
         plain["attention"] = as_hashed(plain["attention"])
         for key in (*NOT_HASHED, *CAME_LATER):
             *parents, last = key.split(".")

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 from phasegpt.core import arguments
 from phasegpt.data.config import DataSection
 from phasegpt.data.corpus import Corpus
-from phasegpt.data.tasks import ScoredBatches, TaskBatches, TaskExamples
+from phasegpt.data.task_batches import ScoredBatches, TaskBatches, TaskExamples
 from phasegpt.data.windows import EvalWindows, TrainBatches
 
 
@@ -69,14 +69,14 @@ class DataModule(pl.LightningDataModule):
         seed: int,
         total_batches: int,
         overfit_batches: int | None = None,
-        lengths: tuple[int, ...] = (),
+        loads: tuple[int, ...] = (),
     ) -> None:
         """With `overfit_batches` the first so many are all that is trained on.
 
-        `lengths` are those of a task that are validated.
+        `loads` are those of a task that are validated.
         """
         super().__init__()
-        self.overfit_batches, self.lengths = overfit_batches, lengths
+        self.overfit_batches, self.loads = overfit_batches, loads
         self.corpus, self.config = corpus, config
         self.block_size, self.seed, self.total_batches = block_size, seed, total_batches
         self.consumed = 0
@@ -102,7 +102,7 @@ class DataModule(pl.LightningDataModule):
     def _windows(self, split: str) -> EvalWindows | TaskExamples:
         size = self.block_size
         if (task := self.corpus.task) is not None:
-            return TaskExamples(task, split, task.config.length)
+            return TaskExamples(task, split, task.config.trained)
         starts = self.corpus.documents.get(split)
         return EvalWindows(self.corpus.split(split), context=size, stride=size, documents=starts)
 
@@ -129,7 +129,7 @@ class DataModule(pl.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         """The whole validation split, in windows of block_size that do not overlap.
 
-        Of a task all its examples, length by length.
+        Of a task all its examples, load by load.
         """
         return self._scored("val", self.val_windows)
 
@@ -139,7 +139,7 @@ class DataModule(pl.LightningDataModule):
 
     def _scored(self, split: str, windows: EvalWindows | TaskExamples) -> DataLoader:
         if (task := self.corpus.task) is not None:
-            batches = ScoredBatches(task, split, self.config.batch_size, self.lengths)
+            batches = ScoredBatches(task, split, self.config.batch_size, self.loads)
             return DataLoader(batches, batch_size=None, **self._loader_options())
         return DataLoader(windows, batch_size=self.config.batch_size, **self._loader_options())
 

@@ -74,11 +74,11 @@ def _checked(run: RunConfig, name: str, found: list[Any], kind: type) -> list[An
             f"{name} has several of {min(twice):.200} with a state_dict, which a checkpoint could "
             f"not tell apart; leave one, or give the class a state_key that names its arguments"
         )
-    if found and run.trainer.devices > 1:
+    if found and run.trainer.processes > 1:
         raise ConfigError(
             f"{name}=[{', '.join(map(class_name, found))}] with trainer.devices="
             f"{run.trainer.devices}: the other processes could not have them; leave them out, or "
-            f"set trainer.devices=1"
+            f"train in one process"
         )
     return found
 

@@ -15,11 +15,12 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from phasegpt.attention import Phase
 from phasegpt.core import targets
 from phasegpt.core.errors import Collapsed, ConfigError
-from phasegpt.data.tasks import TaskConfig
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.tokenizers import from_state
 from phasegpt.data.windows import IGNORED
 from phasegpt.model import documents
@@ -38,6 +39,7 @@ from phasegpt.training.config import RunConfig
 from phasegpt.training.finite import Failed, FiniteWatch
 from phasegpt.training.optim import build_optimizer, build_schedule
 from phasegpt.training.optimizers import ScheduleFree
+from phasegpt.training.sharding import Sharded, whole
 
 
 class LitGPT(pl.LightningModule):
@@ -92,7 +94,8 @@ class LitGPT(pl.LightningModule):
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict[str, Tensor]:
         """Move all but what is read here: reading it back would wait for the GPU."""
-        moved = {name: value for name, value in batch.items() if name in ("idx", "targets")}
+        here = ("sample", "begins", "load")
+        moved = {name: value for name, value in batch.items() if name not in here}
         return batch | super().transfer_batch_to_device(moved, device, dataloader_idx)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
@@ -153,10 +156,10 @@ class LitGPT(pl.LightningModule):
         return drawn
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Add the batch's summed nats, scored tokens and what else is of them; return its phases."""
+        """Add the batch's summed nats, scored tokens or those of a task; return phases."""
         out = self._predict(batch, return_phase=True)
         if self._task is not None:
-            self._tally.add(out.logits, self._targets(batch), int(batch["length"]))
+            self._tally.add(out.logits, self._targets(batch), int(batch["load"]))
             return {"phase": out.phase}
         total, count = nats(out.logits, batch["targets"])
         self._val_nats += total.double()
@@ -181,7 +184,7 @@ class LitGPT(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """`val/loss` (nats per token), `val/ppl` and `val/bpb` of what was scored.
 
-        Of a task `val/accuracy` in place of the last, and `val/accuracy/LENGTH` of several.
+        Of a task `val/accuracy` in place of the last, and `val/accuracy/LOAD` of several.
         """
         self.validation = self._scores("val")
 
@@ -201,7 +204,7 @@ class LitGPT(pl.LightningModule):
         # Every process scores the whole split; what follows from it must be the same on all.
         if self._task is not None:
             sums = self.trainer.strategy.broadcast(self._tally.sums())
-            found = Tally.scores(sums, trained=self._task.length)
+            found = Tally.scores(sums, trained=self._task.trained)
         else:
             three = self._val_nats.item(), self._val_tokens.item(), self._val_bytes.item()
             total, tokens, count = self.trainer.strategy.broadcast(three)
@@ -212,6 +215,11 @@ class LitGPT(pl.LightningModule):
         scores = {f"{split}/{name}": value for name, value in found.items()}
         self.log_dict(scores, logger=self._reports)
         return scores
+
+    def configure_model(self) -> None:
+        """Split the model over the processes, where the strategy is to."""
+        if self._trainer is not None and isinstance(self.trainer.strategy, Sharded):
+            self.trainer.strategy.shard(self.model)
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the configuration, and the schedule per optimizer step.
@@ -259,7 +267,8 @@ class LitGPT(pl.LightningModule):
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         by_value = gradient_clip_algorithm == "value"
         parameters = list(self.model.parameters())
-        self.grad_norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
+        self.grad_norm = whole(norm)
         if by_value:
             nn.utils.clip_grad_value_(parameters, limit)
         self._stop_if(
@@ -276,9 +285,8 @@ class LitGPT(pl.LightningModule):
             return
         if failed.step < self.global_step:  # its gradients are gone, its weights are there
             with torch.inference_mode(False), torch.enable_grad():
-                total, _ = nats(
-                    self.model.forward(failed.batch["idx"]).logits, failed.batch["targets"]
-                )
+                out = self._uncompiled(failed.batch["idx"])
+                total, _ = nats(out.logits, failed.batch["targets"])
                 parameters = list(self.model.parameters())
                 found = torch.autograd.grad(total, parameters, allow_unused=True)
             for parameter, gradient in zip(parameters, found, strict=True):
@@ -334,8 +342,7 @@ class LitGPT(pl.LightningModule):
             for layer, block in enumerate(self.model.blocks)
         ]
         with torch.random.fork_rng(devices=[]):
-            # forward, not __call__: a compiled model would leave the hooks out.
-            out = self.model.forward(idx_BT, return_phase=True)
+            out = self._uncompiled(idx_BT, return_phase=True)
         for hook in hooks:
             hook.remove()
         where = f"layer {broken[0]} in the forward pass" if broken else self._broken_gradient()
@@ -346,10 +353,15 @@ class LitGPT(pl.LightningModule):
             f"attention.coupling"
         )
 
+    def _uncompiled(self, idx_BT: Tensor, **words: Any) -> GPTOutput:
+        """The model's output, with hooks of its blocks, which a compiled model leaves out."""
+        run = self.model if isinstance(self.model, FSDPModule) else self.model.forward
+        return run(idx_BT, **words)
+
     def _broken_gradient(self) -> str:
         """The parameter nearest the loss whose gradient is not finite."""
         for name, p in reversed(list(self.model.named_parameters())):
-            if p.grad is not None and not torch.isfinite(p.grad).all():
+            if p.grad is not None and not torch.isfinite(whole(p.grad)).all():
                 return f"the gradient of {name}"
         return "the gradient norm"
 

@@ -61,8 +61,9 @@ LOGGED = {
     "val/ppl": "its exponential, perplexity per token",
     "val/bpb": "the same in bits per byte of text (of a generated task there is none)",
     "val/accuracy": "of a generated task: share of scored positions where the likeliest token is "
-    "right; as val/loss over the lengths that were trained on",
-    "val/accuracy/LENGTH": "the same of one length, where a task is validated at several",
+    "right; as val/loss over the loads that were trained on",
+    "val/accuracy/LOAD": "the same of one length, or what else the task is harder by, of several",
+    "val/accuracy/beyond": "mean over the loads beyond the training, where there are some",
     "phase/R/layerN": "R of the training batch as it was trained on, with its noise: mean over all "
     "tokens, heads and micro-batches (over a prefix also over short ones); null sqrt(pi / 4n)",
     "phase/R/layerN/headH": "the same of one head",

@@ -1,134 +1,319 @@
-"""Data-parallel training on one machine: the processes of a run, and who is who among them.
+"""Data-parallel training: starting the processes of a run, and what they tell each other.
 
-The process that the user started is rank 0. It starts the others itself, as
-`python -m phasegpt.training.multiprocess` with the configuration on standard input, so a run from
-a notebook works too and no rank reads the command line again. Rank r takes its rows of every batch
-(phasegpt.data.windows.TrainBatches); gradients are averaged. Rank 0 alone writes into the folder
-of the run.
+`torchrun ... -m phasegpt.train`, `srun python -m phasegpt.train` and trainer.devices=N are one
+thing: with trainer.devices=N alone, `launch` has PyTorch's elastic launcher, which torchrun is too,
+start N processes that call `fit` as torchrun's do. Rank r takes its rows of every batch
+(phasegpt.data.windows.TrainBatches); gradients are averaged. The first process prepares the text,
+decides where the training begins and tells the others (`Peers`), which then `follow`.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
+import os
 import signal
-import subprocess
 import sys
+import tempfile
+import threading
+import time
+import uuid
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins.environments import LightningEnvironment
 
-from phasegpt.core.errors import UserError
+from phasegpt.core import errors
+from phasegpt.core.console import tell
+from phasegpt.core.errors import Collapsed, Interrupted, ProcessFailed, UserError
 from phasegpt.training.config import RunConfig, run_config
-from phasegpt.training.run_folder import RunFolder
+from phasegpt.training.ranks import Rank, hand_to_launcher, rank
+from phasegpt.training.run_folder import RunFolder, read_record
+
+#: How long a process that fails waits to hear that the first one has failed too, and says so.
+_PATIENCE_S = 10.0
+_LOST = "another process of the run"
+_RESUME = "run the same command with resume=true to go on from the last checkpoint"
+
+_fits = itertools.count()  # trainings in this process: every one has words of its own
 
 
-class Rank(LightningEnvironment):
-    """One of `world` processes on this machine that meet at `port`."""
+class Peers:
+    """The processes of one training: what the first tells the others, and their process group.
 
-    def __init__(self, number: int, world: int, port: int | None = None) -> None:
-        """Be rank `number`; without a port a free one is chosen."""
-        super().__init__()
-        self.number, self.world = number, world
-        if port is not None:
-            self._main_port = port
-        self.set_global_rank(number)
+    They meet in the store whose address the launcher gave them. The words there belong to one
+    start and one training: a launcher that starts the processes again keeps its store.
+    """
 
-    @property
-    def creates_processes_externally(self) -> bool:
-        """True: Lightning need not start any."""
+    def __init__(self, mine: Rank, run: RunConfig) -> None:
+        """Meet within trainer.timeout_s; ProcessFailed if that fails."""
+        self.mine, self.limit = mine, timedelta(seconds=run.trainer.timeout_s)
+        self._cuda = run.trainer.accelerator != "cpu" and torch.cuda.is_available()
+        self._told = False
+        again = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        with answering():
+            store, *_ = next(
+                torch.distributed.rendezvous("env://", mine.number, mine.world, timeout=self.limit)
+            )
+        self._store = torch.distributed.PrefixStore(f"phasegpt/{again}/{next(_fits)}", store)
+
+    def begin(self, **where: Any) -> None:
+        """Have the others begin to train too."""
+        self._tell(where)
+        self._connect()
+
+    def begun(self) -> dict[str, Any] | None:
+        """Wait for `begin`, however long the text takes; None: there is nothing to do."""
+        with answering():
+            self._store.wait(["begin"], timedelta(days=365))
+            where = json.loads(self._store.get("begin"))
+        if where is not None:
+            self._connect()
+        return where
+
+    def end(self) -> None:
+        """Say that the first process is through; before `begin`, that there is nothing to do."""
+        try:
+            if not self._told:
+                self._tell(None)
+            self._store.set("end", "")
+        except (RuntimeError, ProcessFailed):  # the launcher has gone: it ends the others
+            pass
+        disconnect()
+
+    def ended(self) -> bool:
+        """Whether the first process is through, or is within a moment."""
+        try:
+            self._store.wait(["end"], timedelta(seconds=_PATIENCE_S))
+        except RuntimeError:  # it took longer, or cannot be asked
+            return False
         return True
 
-    @property
-    def main_address(self) -> str:
-        """This machine."""
-        return "127.0.0.1"
+    def _tell(self, where: dict[str, Any] | None) -> None:
+        self._told = True
+        with answering():
+            self._store.set("begin", json.dumps(where))
 
-    def local_rank(self) -> int:
-        """The rank: there is one machine."""
-        return self.number
+    def _connect(self) -> None:
+        """Make the process group; Lightning takes one that is there."""
+        words: dict[str, Any] = {"backend": "gloo"}
+        if self._cuda:
+            device = torch.device("cuda", self.mine.local)
+            torch.cuda.set_device(device)
+            words = {"backend": "nccl", "device_id": device}
+        with answering():
+            torch.distributed.init_process_group(
+                store=torch.distributed.PrefixStore("group", self._store),
+                rank=self.mine.number,
+                world_size=self.mine.world,
+                timeout=self.limit,
+                **words,
+            )
 
-    def node_rank(self) -> int:
-        """0: there is one machine."""
-        return 0
+
+def disconnect() -> None:
+    """Leave the process group, so that the next training can make its own."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
-def started(run: RunConfig, folder: Path, resume_point: Path | None) -> Iterator[Rank | None]:
-    """Start the other ranks of `run` and be rank 0; None where trainer.devices is 1.
-
-    They end with the block, at once where it raises. RuntimeError if one ends before it is ready:
-    rank 0 would wait for it in vain.
-    """
-    world = run.trainer.devices
-    if world == 1:
-        yield None
-        return
-    mine = Rank(0, world)
-    others = []
+def answering() -> Iterator[None]:
+    """Turn what torch raises where another process is gone, or silent too long, into one error."""
     try:
-        for number in range(1, world):
-            task = {
-                "config": run.to_dict(),
-                "folder": str(folder),
-                "resume_point": None if resume_point is None else str(resume_point),
-                "rank": [number, world, mine.main_port],
-            }
-            command = [sys.executable, "-m", "phasegpt.training.multiprocess"]
-            pipe = subprocess.PIPE
-            other = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
-            others.append(other)
-            assert other.stdin is not None
-            json.dump(task, other.stdin)
-            other.stdin.close()
-        for number, other in enumerate(others, 1):
-            assert other.stdout is not None
-            if not other.stdout.readline():
-                raise RuntimeError(f"rank {number} failed with status {other.wait()}; see above")
-        yield mine
-        for other in others:
-            other.wait()
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
-            other.stdout.close()  # type: ignore[union-attr]
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        yield
+    except RuntimeError as error:
+        if not _lost(error):
+            raise
+        raise ProcessFailed(
+            f"{_LOST} has ended, or has not answered for trainer.timeout_s; {_RESUME} "
+            f"({str(error).splitlines()[0]:.200})"
+        ) from error
+
+
+def _lost(error: BaseException) -> bool:
+    """Whether an error is of the connection between processes."""
+    if isinstance(error, torch.distributed.DistError):
+        return True
+    said = str(error).lower()
+    return any(word in said for word in ("gloo", "nccl", "connection closed", "connection reset"))
+
+
+def follow(run: RunConfig, mine: Rank) -> dict[str, Any]:
+    """Train as a process that is not first: it writes nothing, and what it returns is empty.
+
+    It says what went wrong only where the first process goes on: ProcessFailed then, and whatever
+    is no UserError. Signals end it while it waits, and are the first one's affair while it trains.
+    """
+    from phasegpt.data.corpus import prepare
+    from phasegpt.training.assemble import assemble
+    from phasegpt.training.run import check_device
+
+    _on_signals(signal.SIG_DFL)
+    warnings.simplefilter("ignore")  # the first process warns of the same
+    peers = Peers(mine, run)
+    where = peers.begun()
+    if where is None:
+        return {}
+    training = False
+    try:
+        if where["config_hash"] != run.hash:
+            raise errors.ConfigError("its configuration differs; start all with the same command")
+        check_device(run)
+        corpus = prepare(run.data)
+        if corpus.fingerprint != where["data"]:
+            raise errors.DataError("the text here is not that of the first process; copy it here")
+        parts = assemble(run, _ReadOnly(Path(where["folder"])), corpus, rank=mine)
+        training = True
+        _on_signals(signal.SIG_IGN)
+        parts.fit(None if where["checkpoint"] is None else Path(where["checkpoint"]))
+    except (Collapsed, Interrupted):  # all meet it at the same step
+        pass
+    except Exception as error:
+        _on_signals(signal.SIG_DFL)
+        if not (training and peers.ended()):
+            if isinstance(error, ProcessFailed) or not isinstance(error, UserError):
+                raise
+            raise ProcessFailed(f"rank {mine.number}: {type(error).__name__}: {error}") from error
+    disconnect()
+    return {}
+
+
+def _on_signals(action: Any) -> None:
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, action)
 
 
 class _ReadOnly(RunFolder):
-    """A run's folder for a rank that does not write into it and cannot hold its lock."""
+    """A run's folder for a process that does not write into it and cannot hold its lock."""
 
     def __init__(self, path: Path) -> None:
         self.path, self.record = path, {}
 
     def update(self, **fields: Any) -> None:
-        """Nothing: rank 0 does it."""
+        """Nothing: the first process does it."""
+
+
+def launch(run: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train in trainer.devices processes of this machine; the run.json as a dict.
+
+    Raises what the first process raised, and ProcessFailed where one ended otherwise.
+    """
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    with tempfile.TemporaryDirectory() as scratch, _quiet(), _signals_kept():
+        task = Path(scratch) / "task.json"
+        task.write_text(json.dumps({"config": run.to_dict(), "folder": str(folder.absolute())}))
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=run.trainer.devices,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            local_addr="localhost",
+            max_restarts=0,
+            logs_specs=DefaultLogsSpecs(log_dir=scratch),
+        )
+        words = ["-m", "phasegpt.training.multiprocess", str(task)]
+        try:
+            elastic_launch(config, sys.executable)(*words)
+        except ChildFailedError as error:
+            raise _first_failure(error.failures) from None
+        except SignalException as error:
+            said = (
+                read_record(folder).get("error") or f"stopped by signal {error.sigval}; {_RESUME}"
+            )
+            raise Interrupted(said, error.sigval) from None
+    return read_record(folder)
+
+
+def _first_failure(failures: dict[int, Any]) -> UserError:
+    """What a training in several processes failed of: the first failure that has no other cause."""
+
+    def order(number: int) -> tuple[bool, float]:
+        failure = failures[number]
+        return failure.exitcode == -signal.SIGTERM or _LOST in _said(failure), failure.timestamp
+
+    number = min(failures, key=order)
+    failure = failures[number]
+    if failure.exitcode < 0:
+        return ProcessFailed(f"rank {number} was ended by {failure.signal_name()}; {_RESUME}")
+    said = _said(failure)
+    kind, _, text = said.partition(": ")
+    found = getattr(errors, kind, None)
+    if found is Interrupted:
+        return Interrupted(text, failure.exitcode - 128)
+    if isinstance(found, type) and issubclass(found, UserError):
+        return found(text)
+    return ProcessFailed(f"rank {number} failed with status {failure.exitcode}; see above. {said}")
+
+
+def _said(failure: Any) -> str:
+    """What the process wrote for its launcher: the error's class and text, or nothing."""
+    return failure.message["message"] if isinstance(failure.message, dict) else ""
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Have PyTorch's launcher say nothing: what it says is raised."""
+    import torch.distributed.elastic.agent.server.local_elastic_agent  # noqa: F401 - has loggers
+
+    names = [n for n in logging.root.manager.loggerDict if n.startswith("torch.distributed.elast")]
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Put the handlers of signals back: PyTorch's launcher leaves its own."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {signum: signal.getsignal(signum) for signum in numbers}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for signum, handler in before.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 def _main() -> None:
-    """Be the rank that standard input describes, from set-up to the last step."""
-    for signum in (signal.SIGINT, signal.SIGTERM):  # rank 0 alone listens, and ends the others
-        signal.signal(signum, signal.SIG_IGN)
-    task = json.load(sys.stdin)
-    ready, sys.stdout = sys.stdout, sys.stderr
-    from phasegpt.data.corpus import prepare
-    from phasegpt.training.assemble import assemble
+    """Be one of the processes that `launch` started: fit what the file on the command line says."""
+    from phasegpt.training.run import fit
 
-    rank = Rank(*task["rank"])
-    run, folder = run_config(task["config"]), _ReadOnly(Path(task["folder"]))
-    resume_point = None if task["resume_point"] is None else Path(task["resume_point"])
-    parts = assemble(run, folder, prepare(run.data), rank=rank)
-    ready.write("ready\n")
-    ready.flush()
+    task = json.loads(Path(sys.argv[1]).read_text())
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    mine = rank()
+    assert mine is not None
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // mine.per_node))
     try:
-        parts.fit(resume_point)
-    except UserError:
-        sys.exit(1)  # rank 0 meets the same and says it
+        fit(run_config(task["config"]), task["folder"])
+    except UserError as error:
+        hand_to_launcher(error)
+        sys.exit(error.exit_code)
+
+
+def _end_with(parent: int) -> None:
+    """Stop, as a signal would, once the process that started this one is gone."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    tell("the process that started the run is gone")
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

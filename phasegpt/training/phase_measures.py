@@ -109,7 +109,7 @@ def scalars(layers: Mapping[int, Mapping[str, Tensor]], prefix: str) -> dict[str
 def arrays(path: Trajectory, found: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """ARRAYS, and per head what `measure` found, float32; histograms are int64."""
     R_HT = path.order_parameter(path.theta).mean((0, 3) if path.over_prefix else 0).T
-    duration = path.steps * path.dt or math.inf
+    duration = path.steps * path.dt or 1.0  # of no steps all frequencies are 0
     frequency = phase.effective_frequency(path.theta0, path.theta, duration)
     kept = {
         **found,

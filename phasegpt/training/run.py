@@ -32,6 +32,7 @@ from phasegpt.training.extras import class_name, own_extras
 from phasegpt.training.loggers import check_packages, finish, showing
 from phasegpt.training.optim import check_own
 from phasegpt.training.preregistration import stamp
+from phasegpt.training.ranks import placed, rank
 from phasegpt.training.resume import difference, resume_point
 from phasegpt.training.run_folder import (
     RunFolder,
@@ -63,13 +64,38 @@ def fit(
     Collapsed again. Raises UserError subclasses: ConfigError, DataError, CheckpointError,
     Collapsed, Interrupted; run.json then says so. What is shown after the training (sample, curves,
     summary, loggers) can fail without changing the result: a line on stderr says so.
+
+    With trainer.devices=N it trains in N processes that it starts. Where torchrun or srun has
+    started several, all call it; `run_dir` is the first one's, and the others return an empty dict.
+    Raises ProcessFailed where a process is lost.
     """
-    run, run_dir = run_config(config), arguments.path("run_dir", run_dir)
+    run, run_dir = placed(run_config(config)), arguments.path("run_dir", run_dir)
     arguments.whole("gpu", gpu, 0)
-    _check_device(run)
-    check_own(run.optimizer)
-    extras = own_extras(run, callbacks, loggers)
-    check_packages(run.logger)
+    mine = rank()
+    if mine is not None and not mine.first:
+        return multiprocess.follow(run, mine)
+    peers = None if mine is None else multiprocess.Peers(mine, run)
+    try:
+        check_device(run)
+        check_own(run.optimizer)
+        extras = own_extras(run, callbacks, loggers)
+        check_packages(run.logger)
+        if run.trainer.devices > 1 and peers is None:
+            return multiprocess.launch(run, run_dir)
+        return _fit_in(run, run_dir, gpu, peers, extras)
+    finally:
+        if peers is not None:
+            peers.end()
+
+
+def _fit_in(
+    run: RunConfig,
+    run_dir: Path,
+    gpu: int,
+    peers: multiprocess.Peers | None,
+    extras: dict[str, list[Any]],
+) -> dict[str, Any]:
+    """Hold the folder and train in it, as the first of the run's processes."""
     with StopSignals() as stop:
         # Hold the folder; what is there must be this configuration's, and not finished.
         folder = RunFolder(run_dir)
@@ -95,7 +121,7 @@ def fit(
             if earlier.get("status") == "ok":
                 tell(f"{run_dir} is finished; nothing to do")
                 return earlier
-            return _fit(run, folder, gpu, stop, extras)
+            return _fit(run, folder, gpu, peers, stop, extras)
         finally:
             folder.close()
 
@@ -104,6 +130,7 @@ def _fit(
     run: RunConfig,
     folder: RunFolder,
     gpu: int,
+    peers: multiprocess.Peers | None,
     stop: StopSignals,
     extras: dict[str, list[Any]],
 ) -> dict[str, Any]:
@@ -129,6 +156,14 @@ def _fit(
         shown = {k: v for k, v in extras.items() if v or k in folder.record}
         classes = {k: [class_name(x) for x in v] for k, v in shown.items()}
         folder.update(status="running", data=_describe(corpus), error=None, **classes)
+        if peers is not None:
+            point = None if resume_from is None else str(resume_from.absolute())
+            peers.begin(
+                folder=str(folder.path.absolute()),
+                checkpoint=point,
+                config_hash=run.hash,
+                data=corpus.fingerprint,
+            )
         parts = _train(run, folder, corpus, gpu, resume_from, start, stop, extras)
     except BaseException as error:
         stop.hold()  # until the record says what happened
@@ -187,17 +222,15 @@ def _train(
     extras: dict[str, list[Any]],
 ) -> Assembled:
     """Build everything, train, and write the results into run.json."""
-    # Train; the other processes of the run, if there are any, live as long as this block.
     t = run.trainer
-    with multiprocess.started(run, folder.path, resume_from) as rank:
-        parts = assemble(run, folder, corpus, gpu=gpu, rank=rank, stop=stop, **extras)
-        model = parts.lit.model
-        if start is not None:  # the other processes get the weights from this one
-            start.fill(model)
-            folder.update(init_from=start.record)
-        folder.update(**_size(model, parts.flops), leaky=model.leaky)
-        tell(header(run, folder, parts))
-        parts.fit(resume_from)
+    parts = assemble(run, folder, corpus, gpu=gpu, rank=rank(), stop=stop, **extras)
+    model = parts.lit.model
+    if start is not None:  # the other processes get the weights from this one
+        start.fill(model)
+        folder.update(init_from=start.record)
+    folder.update(**_size(model, parts.flops), leaky=model.leaky)
+    tell(header(run, folder, parts))
+    parts.fit(resume_from)
 
     # The result: how far it came, why it ended, the best validation, how fast it was.
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
@@ -288,8 +321,8 @@ def _start(run: RunConfig, folder: RunFolder, corpus: Corpus) -> pretrained.Star
     return start
 
 
-def _check_device(run: RunConfig) -> None:
-
+def check_device(run: RunConfig) -> None:
+    """ConfigError where this machine has not the device of the configuration."""
     gpus = torch.cuda.device_count()
     if run.trainer.accelerator != "cpu" and 0 < gpus < run.trainer.devices:
         raise ConfigError(f"trainer.devices={run.trainer.devices}, but there are {gpus} GPUs here")

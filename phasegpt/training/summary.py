@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from phasegpt import ops
-from phasegpt.attention import coupled_axis
+from phasegpt.attention import Oscillators, coupled_axis
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
+from phasegpt.data.config import TaskConfig
 from phasegpt.data.corpus import Corpus
-from phasegpt.data.tasks import TaskConfig
 from phasegpt.model import growth
 from phasegpt.model.loading import load
 from phasegpt.model.scoring import UNITS
@@ -56,7 +56,7 @@ def header(run: RunConfig, folder: RunFolder, parts: Assembled) -> str:
     ]
     if start := folder.record.get("init_from"):
         lines.append(f"begins with {start['path']} ({start['sha256'][:16]}): {growth.said(start)}")
-    if config.attention_layers:
+    if any(isinstance(found, Oscillators) for found in model.oscillators.values()):
         lines.append(f"oscillators: {_kernels(parts)}")
     if t.smoke:
         lines.append(_SMOKE)
@@ -86,7 +86,8 @@ def _cost(folder: RunFolder) -> str:
 
 def _device(run: RunConfig, parts: Assembled) -> str:
     """The device; of a CPU how its threads wait, and why it is not a GPU."""
-    devices = "" if run.trainer.devices == 1 else f"{run.trainer.devices} x "
+    processes = run.trainer.processes
+    devices = "" if processes == 1 else f"{processes} x "
     if parts.cuda:
         return f"{devices}{torch.cuda.get_device_name(parts.trainer.strategy.root_device)}"
     threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "not set")
@@ -181,17 +182,18 @@ def _of_text(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str
 
 
 def _of_task(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str]:
-    """The accuracy of a task, by length where there are several, and what it compares with."""
+    """The accuracy of a task, by load where there are several, and what it compares with."""
     assert corpus.task is not None and isinstance(run.data, TaskConfig)
     best, task = record["best"], corpus.task
     lines = [
         f"validation accuracy of data={run.data.corpus}:",
         f"  this model      {best['val/accuracy']:.4f}   best loss, at step {best['step']}",
     ]
-    for length in run.data.lengths if len(run.data.lengths) > 1 else ():
-        value = best.get(f"val/accuracy/{length}")
-        shown = "n/a      learned positions end" if value is None else f"{value:.4f}"
-        lines.append(f"  length {length:<8} {shown}")
+    for at in run.data.loads if len(run.data.loads) > 1 else ():
+        value = best.get(f"val/accuracy/{at}")
+        shown = "n/a   " if value is None else f"{value:.4f}"
+        said = "   beyond the training" if at > run.data.trained else ""
+        lines.append(f"    at {at:<9} {shown}{said}")
     lines.append(f"  chance          {task.chance:.4f}")
     if task.ceiling < 1:
         lines.append(f"  ceiling         {task.ceiling:.4f}   of the best predictor there is")

@@ -23,6 +23,7 @@ from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError, ConfigError, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.core.secrets import masked
+from phasegpt.training import ranks
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -44,8 +45,11 @@ class Plan(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Called by Hydra before any job; it would turn an exception into a warning."""
         try:
+            ranks.refuse_multirun()
             jobs = _planned(config)
         except ConfigError as error:
+            if ranks.said_by_others(error):
+                sys.exit(0)
             sys.stderr.write(f"ConfigError: {error}\n")
             sys.exit(error.exit_code)
         folder = Path(config.hydra.sweep.dir)
@@ -176,7 +180,7 @@ def _job(loader: Any, config: Any, number: int, words: Sequence[str]) -> dict[st
 
 
 def _one_process(run: RunConfig) -> RunConfig:
-    if run.trainer.devices > 1:
+    if run.trainer.processes > 1:
         raise ConfigError(
             f"trainer.devices={run.trainer.devices} in a multirun: every further process would run "
             f"the whole sweep again. One job is one process here: use trainer.devices=1 and run "

@@ -84,8 +84,8 @@ FAULTS = {
         ("cos, sin = theta.cos(), theta.sin()", "cos, sin = theta.cos().detach(), theta.sin()"),
     ),
     "alive": (
-        "dead has gradient none",
-        (INIT, f"self.dead = nn.Parameter(torch.ones(3))\n{INDENT}{INIT}"),
+        "lost has gradient none",
+        (INIT, f"self.lost = nn.Parameter(torch.ones(3))\n{INDENT}{INIT}"),
     ),
     "alive: hidden by a zero": (
         "has gradient none at initialisation",
@@ -155,14 +155,14 @@ PHASED = {
     "phases while decoding": (
         "theta while decoding is not the full forward's",
         "def forward(self, x, *, cache=None, **words):\n"
-        "        y, phase = super().forward(x, cache=cache, **words)\n"
+        "        y, phase, _ = super().forward(x, cache=cache, **words)\n"
         "        moved = phase._replace(theta=phase.theta + 1) if cache and phase else phase\n"
         "        return AttentionOutput(y, moved)",
     ),
     "same logits with phases": (
         "return_phase=True moves logits",
         "def forward(self, x, *, return_phase=False, **words):\n"
-        "        y, phase = super().forward(x, return_phase=return_phase, **words)\n"
+        "        y, phase, _ = super().forward(x, return_phase=return_phase, **words)\n"
         "        return AttentionOutput(2 * y if return_phase else y, phase)",
     ),
     "float32 phases": (

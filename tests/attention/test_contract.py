@@ -35,14 +35,25 @@ OSCILLATORS = [f"oscillators.{p}" for p in ("coupling", "omega", "phase.bias", "
 KURAMOTO = ["beta", *SOFTMAX, *OSCILLATORS]
 PHASE_SYNC = [*(f"c_proj.{p}" for p in LINEAR), *OSCILLATORS]
 VALUES = [f"{m}.{p}" for m in ("c_v", "c_proj") for p in LINEAR]
+TORUS = [
+    *(f"{m}.{p}" for m in ("c_gate", "c_proj") for p in LINEAR),
+    *("oscillators.coupling", "phase.weight", "tau"),
+]
+SSA = ["bandwidth", "frequency.weight", *OSCILLATORS[::3], *VALUES]
 #: Names of a layer's tensors: a checkpoint's promise. Changing one breaks every saved run.
 STATE_DICT = {
-    "kope": ["mixing", *SOFTMAX],
+    "kope": ["mixing", "oscillators.coupling", *SOFTMAX],
+    "selective_rope": ["down.weight", "kernel", "up.weight", *SOFTMAX],
     "softmax": SOFTMAX,
     "kuramoto": KURAMOTO,
     "phase_sync": PHASE_SYNC,
     "as_coded": PHASE_SYNC,
     "fixed_query": ["anchors", "p", *SOFTMAX],
+    "torus": TORUS,
+    "fsn": [*TORUS, "kernel"],
+    "token_shift": [*SOFTMAX, "next_c_proj.weight"],
+    "ssa": SSA,
+    "ssa_as_published": SSA,
     "hybrid": [
         *("blend", *(f"softmax.{n}" for n in SOFTMAX)),
         *(f"partner.{n}" for n in KURAMOTO),
@@ -222,7 +233,7 @@ def test_every_oscillator_parameter_is_named_in_lr_factors(stem: str) -> None:
         children = [n for n, m in layer.named_children() if isinstance(m, Attention)]
         for name, _ in layer.named_parameters():
             # c_attn, c_proj and their like are GPT-2's plain matrices.
-            if not name.startswith("c_") and name.split(".")[0] not in children:
+            if not name.startswith(("c_", "next_c_")) and name.split(".")[0] not in children:
                 assert name in layer.lr_factors
 
 

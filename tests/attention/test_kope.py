@@ -1,6 +1,5 @@
-"""`kope`: its equations, its off control, the published code, what layers hand on."""
+"""`kope`: its equations, its off control, and the published code."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,110 +7,43 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from naive.kope import kope as naive
 from torch import Tensor
 from torch.nn import functional as F
 
-from phasegpt.attention import build, kope
+from phasegpt.attention import kope
 from phasegpt.attention._functional import rotary_angles
-from phasegpt.core.errors import ConfigError
-from phasegpt.model import growth
 from phasegpt.model.gpt import GPT
-from phasegpt.phase.steering import coherence_regularizer
-from phasegpt.samplers import PhaseSlip, RGate, calibrate_heads, decode
-from phasegpt.training.optim import parameter_groups
-from phasegpt.training.optimizer_config import AdamWConfig
-from phasegpt.training.phase_monitor import trajectories
 
 PUBLIC = Path(__file__).parents[1] / "fixtures" / "public" / "kope.npz"
 F64 = torch.float64
-OFF = {"gamma": 0.0, "mix": False, "rotate_values": False}
+OFF = {"coupling": 0.0, "mix": False, "rotate_values": False}
 
 
-def chain(model: GPT, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """y of layer 0, the phases after the coupling, y of layer 1, without norms and MLPs."""
-    first = model.blocks[0].attn(x)
-    assert model.link is not None
+def chain(model: GPT, x: Tensor, theta: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """y of layer 0, the phases of layer 1 as (c, s), its y, without norms and MLPs between.
+
+    theta: phases to begin with, RoPE's if None."""
+    pulled = None if theta is None else torch.cat((theta, 0 * theta, 0 * theta), -1)
+    first = model.blocks[0].attn(x, carry=pulled)
+    assert model.link is not None and first.carry is not None
     carry = model.link(x + first.y, first.carry)
-    return first.y, carry, model.blocks[1].attn(x + first.y, carry=carry).y
+    second = model.blocks[1].attn(x + first.y, carry=carry, return_phase=True)
+    return first.y, features(second.phase.theta), second.y
 
 
-def turned(carry: Tensor, angle: float) -> Tensor:
-    """Every phase of (c, s) moved by one angle."""
-    c, s = carry.chunk(2, -1)
-    cos, sin = math.cos(angle), math.sin(angle)
-    return torch.cat((c * cos - s * sin, s * cos + c * sin), -1)
+def features(theta: Tensor) -> Tensor:
+    return torch.cat((theta.cos(), theta.sin()), -1)
 
 
 # --- the equations ---------------------------------------------------------------------------
-
-
-def naive(model: GPT, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """`chain` in loops over tokens and phases, in complex numbers, written from the equations."""
-    (B, T, D), H = x_BTD.shape, model.config.n_head
-    E, N = D // H, D // H // 2
-    z = torch.zeros(B, T, H, N, dtype=torch.complex128)
-    for t in range(T):
-        for k in range(N):
-            z[:, t, :, k] = complex(np.exp(1j * t * model.config.rope_theta ** (-k / N)))
-
-    def attend(logits: list[Tensor], values: list[Tensor]) -> Tensor:
-        weights = [math.exp(float(logit)) for logit in logits]
-        return sum(w / sum(weights) * v for w, v in zip(weights, values, strict=True))  # type: ignore[return-value]
-
-    def layer(attn: Any, x: Tensor) -> Tensor:
-        y = torch.zeros_like(x)
-        for b in range(B):
-            heads: list[list[Tensor]] = [[] for _ in range(H)]
-            for h in range(H):
-                q, k, v = [], [], []
-                for t in range(T):
-                    mixed = torch.stack(
-                        [
-                            sum(z[b, t, h, i] * attn.mixing[h, i, j] for i in range(N))
-                            for j in range(N)
-                        ]
-                    )
-                    mixed = mixed / mixed.abs()
-                    row = attn.c_attn.weight @ x[b, t] + attn.c_attn.bias
-                    for kept, part in zip((q, k, v), row.split(D), strict=True):
-                        own = part[h * E : (h + 1) * E]
-                        kept.append(torch.complex(own[:N], own[N:]) * mixed)
-                    logits = [(q[t] * k[u].conj()).real.sum() / E**0.5 for u in range(t + 1)]
-                    out = attend(logits, v[: t + 1]) * mixed.conj()
-                    heads[h].append(torch.cat((out.real, out.imag)))
-            for t in range(T):
-                joined = torch.cat([heads[h][t] for h in range(H)])
-                y[b, t] = attn.c_proj.weight @ joined + attn.c_proj.bias
-        return y
-
-    def couple(link: Any, x: Tensor) -> Tensor:
-        after = z.clone()
-        for b in range(B):
-            for h in range(H):
-                q, k = [], []
-                for t in range(T):
-                    row = link.c_attn.weight @ x[b, t] + link.c_attn.bias
-                    for kept, part in zip((q, k), row.split(D), strict=True):
-                        own = part[h * E : (h + 1) * E]
-                        kept.append(own / own.square().mean().sqrt())
-                    logits = [(link.scale[h] * q[t]) @ k[u] / E**0.5 for u in range(t + 1)]
-                    for n in range(N):
-                        angle = z[b, : t + 1, h, n].angle()
-                        force = attend(logits, [(a - angle[t]).sin() for a in angle])
-                        step = torch.atan(link.gamma * force)
-                        after[b, t, h, n] = z[b, t, h, n] * torch.exp(1j * step)
-        return after
-
-    first = layer(model.blocks[0].attn, x_BTD)
-    z = couple(model.link, x_BTD + first)
-    return first, torch.cat((z.real, z.imag), -1), layer(model.blocks[1].attn, x_BTD + first)
 
 
 @torch.no_grad()
 def test_layers_and_coupling_are_those_of_a_naive_implementation(
     make_model: Callable, roughen: Callable
 ) -> None:
-    model = roughen(make_model("kope", n_embd=8, gamma=0.4, dtype=F64))
+    model = roughen(make_model("kope", n_embd=8, coupling=0.4, learn_coupling=True, dtype=F64))
     x = torch.randn(2, 6, 8, dtype=F64)
     for found, expected in zip(chain(model, x), naive(model, x), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
@@ -146,33 +78,31 @@ def test_without_the_mask_it_is_the_published_code(
         both = [public[f"coupling.{part}_proj.{kind}"] for part in "qk"]
         getattr(link.c_attn, kind).copy_(torch.cat(both))
     link.scale.copy_(public["coupling.qk_scale"][0, :, 0])
-    link.gamma.copy_(public["gamma"])  # as an option it was rounded to float32
-
-    carry = torch.cat((public["cos0"], public["sin0"]), -1).transpose(1, 2)
-    y1 = model.blocks[0].attn(public["x"], carry=carry).y
-    torch.testing.assert_close(y1, public["y1"], rtol=0, atol=1e-12)
-    after = link(public["x"] + y1, carry)
-    expected = torch.cat((public["cos1"], public["sin1"]), -1).transpose(1, 2)
-    torch.testing.assert_close(after, expected, rtol=0, atol=1e-12)
-    y2 = model.blocks[1].attn(public["x"] + y1, carry=after).y
-    torch.testing.assert_close(y2, public["y2"], rtol=0, atol=1e-12)
+    model.blocks[1].attn.oscillators.coupling.fill_(float(public["gamma"]))
+    theta = torch.atan2(public["sin0"], public["cos0"]).transpose(1, 2)
+    z = torch.cat((public["cos1"], public["sin1"]), -1).transpose(1, 2)
+    found = chain(model, public["x"], theta)
+    for mine, theirs in zip(found, (public["y1"], z, public["y2"]), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
 
 
 @torch.no_grad()
-def test_a_phase_turns_by_arctan_of_gamma_times_its_force(
+def test_the_step_of_the_source_turns_by_arctan_of_gamma_times_the_force(
     make_model: Callable, roughen: Callable
 ) -> None:
-    model = roughen(make_model("kope", gamma=0.7, dtype=F64))
-    x, link = torch.randn(1, 9, 16, dtype=F64), model.link
-    theta = 6.3 * torch.rand(1, 9, 2, 4, dtype=F64)
-    carry = torch.cat((theta.cos(), theta.sin()), -1)
-    P_c, P_s = link.pull(x, carry.transpose(1, 2)).transpose(1, 2).chunk(2, -1)
-    force = theta.cos() * P_s - theta.sin() * P_c  # sum over u of B sin(theta_u - theta_t)
-    after = theta + (link.gamma * force).atan()
-    expected = torch.cat((after.cos(), after.sin()), -1)
-    torch.testing.assert_close(link(x, carry), expected, rtol=0, atol=1e-12)
-    assert force[:, 0].abs().max() < 1e-15  # the first token is alone
-    torch.testing.assert_close(link(x, carry)[:, 0], carry[:, 0], rtol=0, atol=1e-15)
+    model = roughen(make_model("kope", coupling=0.7, dtype=F64))
+    x, theta = torch.randn(1, 9, 16, dtype=F64), 6.3 * torch.rand(1, 9, 2, 4, dtype=F64)
+    carry = model.link(x, theta)
+    c, s, (P_c, P_s) = theta.cos(), theta.sin(), carry[..., 4:].chunk(2, -1)
+    along = P_c * c + P_s * s
+    c, s = c + 0.7 * (P_c - along * c), s + 0.7 * (P_s - along * s)
+    length = (c.square() + s.square()).sqrt()
+    attn = model.blocks[1].attn
+    attn.oscillators.coupling.fill_(0.7)
+    found = attn(x, carry=carry, return_phase=True).phase.theta
+    expected = torch.cat((c / length, s / length), -1)
+    torch.testing.assert_close(features(found), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[:, 0], theta[:, 0], rtol=0, atol=1e-15)  # alone
 
 
 @torch.no_grad()
@@ -180,11 +110,11 @@ def test_one_angle_more_in_every_phase_changes_nothing(
     make_model: Callable, roughen: Callable
 ) -> None:
     model = roughen(make_model("kope", dtype=F64))
-    x, attn, link = torch.randn(2, 9, 16, dtype=F64), model.blocks[1].attn, model.link
-    carry = attn(x).carry
-    moved = turned(carry, 0.8)
-    torch.testing.assert_close(attn(x, carry=moved).y, attn(x, carry=carry).y, rtol=0, atol=1e-12)
-    torch.testing.assert_close(link(x, moved), turned(link(x, carry), 0.8), rtol=0, atol=1e-12)
+    x, theta = torch.randn(2, 9, 16, dtype=F64), torch.rand(2, 9, 2, 4, dtype=F64)
+    first, z, second = chain(model, x, theta)
+    moved = chain(model, x, theta + 0.8)
+    torch.testing.assert_close((first, second), (moved[0], moved[2]), rtol=0, atol=1e-12)
+    assert (z - moved[1]).abs().min() > 1e-3
 
 
 # --- the off control -------------------------------------------------------------------------
@@ -204,208 +134,13 @@ def test_off_the_whole_model_is_rope_softmax(
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("gamma", [0.0, 0.2])
-def test_gamma_zero_alone_leaves_ropes_angles_in_every_layer(
-    gamma: float, make_model: Callable, roughen: Callable, text_ids: Callable
+@pytest.mark.parametrize("coupling", [0.0, 0.2])
+def test_without_coupling_every_layer_has_ropes_angles(
+    coupling: float, make_model: Callable, roughen: Callable, text_ids: Callable
 ) -> None:
-    model = roughen(make_model("kope", n_layer=3, gamma=gamma, dtype=F64))
+    model = roughen(make_model("kope", n_layer=3, coupling=coupling, dtype=F64))
     found = model(text_ids(2, 20), return_phase=True).phase
     angles = rotary_angles(0, 20, 4, torch.device("cpu"))[:, None].expand(2, 20, 2, 4)
     apart = [(phase.theta - angles).sin().abs().max().item() for phase in found.values()]
     assert apart[0] < 1e-12 and len(apart) == 3
-    assert max(apart[1:]) < 1e-12 if gamma == 0 else min(apart[1:]) > 1e-3
-
-
-# --- what is carried -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("layers", [(), (1,)])
-def test_fewer_than_two_layers_have_nobody_to_hand_on_to(
-    layers: tuple[int, ...], make_model: Callable
-) -> None:
-    if not layers:  # all of them are softmax
-        assert make_model("kope", layers=layers).link is None
-        return
-    with pytest.raises(ConfigError, match=r"attention\.layers=\[1\].*two layers at least"):
-        make_model("kope", layers=layers)
-    with pytest.raises(ConfigError, match="even head width"):
-        make_model("kope", n_embd=6)
-
-
-@torch.no_grad()
-def test_other_layers_pass_the_phases_on(
-    make_model: Callable, roughen: Callable, text_ids: Callable
-) -> None:
-    model = roughen(make_model("kope", n_layer=5, layers=(1, 3), dtype=F64))
-    idx, calls = text_ids(2, 20), []
-    model.link.register_forward_hook(lambda _, args, out: calls.append((*args, out)))
-    inputs: list[Tensor] = []
-    model.blocks[2].register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
-    phase = model(idx, return_phase=True).phase
-    assert set(phase) == {1, 3}
-    ((x, _, after),) = calls  # after the first of them and not after the last
-    assert torch.equal(x, inputs[0])
-    assert torch.equal(torch.cat((phase[3].theta.cos(), phase[3].theta.sin()), -1).sign(),
-                       after.sign())  # fmt: skip
-    cache = model.new_cache()
-    parts = [model(piece, cache=cache).logits for piece in idx.split([7, 1, 12], 1)]
-    torch.testing.assert_close(torch.cat(parts, 1), model(idx).logits, rtol=0, atol=1e-11)
-
-
-@torch.no_grad()
-def test_a_token_costs_4_D_in_the_cache_and_2_D_in_the_last_layer(make_model: Callable) -> None:
-    model = make_model("kope", n_layer=3)
-    cache = model.new_cache()
-    model(torch.zeros(1, 10, dtype=torch.long), cache=cache)
-    held = []
-    for layer in range(3):
-        parts = [(part.keys, part.values) for part in cache.parts(layer)]
-        held.append(sum(x.numel() // 10 for pair in parts for x in pair if x is not None))
-    assert held == [64, 64, 32]
-    with pytest.raises(ConfigError, match="no prefix R with a cache"):
-        model(torch.zeros(1, 1, dtype=torch.long), cache=model.new_cache(), return_phase=True)
-
-
-def test_the_coupling_is_one_module_that_is_counted_and_stepped_once(make_model: Callable) -> None:
-    D, layers = 16, 4
-    model = make_model("kope", n_layer=layers, learn_gamma=True)
-    names = [name for name in model.state_dict() if "link" in name]
-    assert names == [f"transformer.link.{n}" for n in
-                     ("scale", "gamma", "c_attn.weight", "c_attn.bias")]  # fmt: skip
-    plain = make_model("softmax", n_layer=layers)
-    more = model.num_parameters() - plain.num_parameters()
-    assert more == layers * 2 * 4 * 4 + 2 * D * D + 2 * D + D + 1
-    groups = parameter_groups(
-        model, AdamWConfig(lr=1e-3, weight_decay=0.1, oscillator_lr_factor=3.0)
-    )
-    where = {id(p): group for group in groups for p in group["params"]}
-    assert len(where) == sum(len(group["params"]) for group in groups)
-    assert len(where) == len(list(model.parameters()))
-    for part in (model.link.scale, model.link.gamma, model.blocks[2].attn.mixing):
-        assert where[id(part)]["weight_decay"] == 0
-        assert where[id(part)]["lr"] == pytest.approx(3 * groups[0]["lr"])
-    assert where[id(model.link.c_attn.weight)]["weight_decay"] == 0.1
-
-
-def test_initial_values_are_the_sources_and_keyed(make_model: Callable) -> None:
-    model = make_model("kope", n_head=4, n_embd=256, n_layer=2)
-    M = model.blocks[0].attn.mixing - torch.eye(32)
-    assert M.std().item() == pytest.approx(0.1 * (2 / (32 * 32 + 4 * 32)) ** 0.5, rel=0.05)
-    other = make_model("kope", n_head=4, n_embd=256, n_layer=2, gamma=0.0)
-    assert torch.equal(other.blocks[0].attn.mixing, model.blocks[0].attn.mixing)
-    assert torch.equal(other.link.c_attn.weight, model.link.c_attn.weight)
-    assert not torch.equal(model.blocks[0].attn.mixing, model.blocks[1].attn.mixing)
-    assert model.link.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.05)
-
-
-def test_a_penalty_on_R_reaches_the_coupling_through_the_layers_above(
-    make_model: Callable, text_ids: Callable
-) -> None:
-    model = make_model("kope", n_layer=3, learn_gamma=True)
-    phase = model(text_ids(2, 40), return_phase="coupling").phase
-    assert not phase[0].R.requires_grad  # RoPE's angles
-    penalty = coherence_regularizer(phase[2].R, target=0.1, weight=1.0)
-    found = torch.autograd.grad(penalty, [model.link.c_attn.weight, model.link.gamma])
-    assert all(gradient.norm() > 0 for gradient in found)
-
-
-@torch.no_grad()
-def test_the_monitor_follows_every_step_of_the_coupling(
-    make_model: Callable, roughen: Callable, text_ids: Callable
-) -> None:
-    model, idx = (
-        roughen(make_model("kope", n_layer=4, layers=(0, 1, 3), gamma=0.3)),
-        text_ids(2, 40),
-    )
-    paths, phase = trajectories(model, idx), model(idx, return_phase=True).phase
-    assert list(paths) == [1, 3]
-    for layer, path in paths.items():
-        assert path.steps == 1 and path.over_prefix
-        torch.testing.assert_close(path.R[..., 1], phase[layer].R, rtol=0, atol=1e-5)
-        assert (path.theta - path.theta0).abs().max() <= math.atan(model.link.gamma.item()) + 1e-5
-    torch.testing.assert_close(paths[3].R[..., 0], phase[1].R, rtol=0, atol=1e-5)
-
-
-# --- beginning with other weights ------------------------------------------------------------
-
-
-def test_it_grows_into_softmax_and_says_that_the_coupling_is_new(
-    make_model: Callable, roughen: Callable, text_ids: Callable
-) -> None:
-    source = roughen(make_model("softmax", positions="rope"))
-    grown = make_model("kope", positions="rope", seed=1, **OFF)
-    taken = growth.taken(grown, source, "x")
-    growth.fill(grown, taken)
-    assert not taken.left_over
-    assert [n for n in taken.new if "link" not in n] == []
-    assert len(taken.new) == 4
-    idx = text_ids(2, 20)
-    torch.testing.assert_close(grown(idx).logits, source(idx).logits, rtol=0, atol=1e-5)
-    back = growth.taken(make_model("softmax", positions="rope"), grown, "x")
-    assert sorted(back.left_over) == sorted(taken.new)
-
-
-def test_one_begins_with_another_and_takes_its_coupling(make_model: Callable) -> None:
-    source, model = make_model("kope", seed=1), make_model("kope", gamma=0.2)
-    taken = growth.taken(model, source, "x")
-    assert taken.new == ["transformer.link.gamma"]  # an option fixes it
-    growth.fill(model, taken)
-    assert torch.equal(model.link.c_attn.weight, source.link.c_attn.weight)
-
-
-# --- sampling --------------------------------------------------------------------------------
-
-
-def test_carried_phases_slip_and_are_back_for_the_next_token(
-    make_model: Callable, roughen: Callable, text_ids: Callable
-) -> None:
-    model = roughen(make_model("kope", n_layer=3, gamma=0.5))
-    slip = PhaseSlip([(0, 0), (1, 1)], target="phases", angle=1.0, anchor=1.0)
-    out = decode(model, text_ids(2, 8), max_new_tokens=6, seeds=[1, 2], intervention=slip)
-    assert torch.equal(out, decode(model, text_ids(2, 8), max_new_tokens=6, seeds=[1, 2]))
-    assert all(float(step.kl.min()) > 0 for step in slip.trace)
-    assert len(slip._parts) == 2
-    for part, _ in slip._parts:
-        cos, sin = part.phases.chunk(2, -1)
-        torch.testing.assert_close(cos.square() + sin.square(), torch.ones_like(cos))
-        assert torch.equal(part.phases[:2], part.phases[2:])
-    last = PhaseSlip([(2, 0)], target="phases", angle=1.0)
-    with pytest.raises(ConfigError, match="layer 2 keeps no phases"):
-        decode(model, text_ids(1, 8), max_new_tokens=2, seeds=[1], intervention=last)
-
-
-@torch.no_grad()
-def test_the_R_of_a_gate_is_that_of_the_handed_phases(
-    make_model: Callable, roughen: Callable, text_ids: Callable
-) -> None:
-    model, idx = roughen(make_model("kope", n_layer=3, gamma=0.5)), text_ids(2, 9)
-    cache = model.new_cache()
-    model(idx, cache=cache)
-    phase = model(idx, return_phase=True).phase
-    for layer in (0, 1):
-        found = cache.layers[layer].child("link").order_parameter()
-        expected = phase[layer].R[:, -1].mean(-1)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    slip = PhaseSlip([(1, 0)], target="phases", angle=2.0, anchor=0.0, gate=RGate(1.0))
-    decode(model, idx, max_new_tokens=3, seeds=[1, 2], intervention=slip)
-    assert all((step.weight == 0).all() for step in slip.trace)
-
-
-def test_a_slip_of_values_turns_those_of_the_layers_alone(
-    make_model: Callable, roughen: Callable, text_ids: Callable
-) -> None:
-    model = roughen(make_model("kope", n_layer=3))
-    slip = PhaseSlip([(0, 0), (2, 1)], angle=0.5)
-    decode(model, text_ids(1, 8), max_new_tokens=3, seeds=[1], intervention=slip)
-    assert [part.phases for part, _ in slip._parts] == [None, None]
-    scores = calibrate_heads(model, text_ids(2, 16)).scores
-    assert scores.shape == (3, 2) and scores.isfinite().all()
-
-
-def test_a_layer_built_alone_begins_with_ropes_angles(make_model: Callable) -> None:
-    config = make_model("kope").config
-    x = torch.randn(2, 5, 16)
-    out = build("kope", config, None, 0)(x, return_phase=True)
-    angles = rotary_angles(0, 5, 4, torch.device("cpu")).float()
-    assert out.phase is not None
-    torch.testing.assert_close(out.phase.theta[1, :, 1].cos(), angles.cos())
+    assert max(apart[1:]) < 1e-12 if coupling == 0 else min(apart[1:]) > 1e-3

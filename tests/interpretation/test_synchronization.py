@@ -28,6 +28,8 @@ MECHANISMS = {
     "hybrid": {"attention": "hybrid"},
     "hybrid_phase_sync": {"attention": "hybrid", "partner": "phase_sync"},
 }
+#: One step of attention, so without options of an integration.
+ONE_STEP = ("torus", "fsn")
 
 
 @pytest.fixture
@@ -35,8 +37,12 @@ def make(make_model: Any, roughen: Any) -> Any:
     """make("kuramoto", coupling=0.0): a model of moved weights with oscillators in layer 1."""
 
     def build(name: str, **options: Any) -> Any:
-        words = {"num_oscillators": 4, "steps": 6, "layers": (1,), "learn_coupling": False}
-        return roughen(make_model(**{**words, **MECHANISMS[name], **options}), 0.3)
+        words = {"layers": (1,), "learn_coupling": False}
+        if name in MECHANISMS:
+            words |= {"num_oscillators": 4, "steps": 6, **MECHANISMS[name]}
+        else:
+            words["attention"] = name
+        return roughen(make_model(**{**words, **options}), 0.3)
 
     return build
 
@@ -130,6 +136,26 @@ def test_dR_is_the_difference_of_two_means_and_0_without_coupling(make: Any, ids
         difference = on["R"]["mean"] - on["R_uncoupled"]
         assert on["dR"]["mean"] == pytest.approx(difference, abs=2e-6)
         assert on["dR"]["low"] > 0
+
+
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_of_attention_is_traced_and_measured(name: str, make: Any, ids: Tensor) -> None:
+    measured = measure(model := make(name), ids)
+    (found,), (layer,) = measured.traces, measured.statistics["layers"]
+    with torch.no_grad():
+        phases = model(ids[:, :-1], return_phase=True).phase[1]
+    torch.testing.assert_close(found.theta_BTHN, phases.theta, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.R_BTHC, phases.R, rtol=0, atol=1e-5)
+    assert torch.equal(found.uncoupled_BTHN, found.theta0_BTHN)
+    assert (layer["mechanism"], layer["steps"], layer["oscillators"]) == (name, 1, 8)
+    assert [head["budget"] for head in layer["heads"]] == [1.0, 1.0]
+    effects = {e["name"]: e["change"]["mean"] for e in measured.statistics["interventions"]}
+    assert effects["K x 1"] == effects["S = 1"] == 0
+    assert effects["K x 0"] == effects["S = 0"] != 0
+    for other in ("K x 2", "S = 2", "scrambled across tokens", "scrambled across oscillators"):
+        assert effects[other] != 0
+    off = measure(make(name, coupling=0.0), ids, effects=False).statistics["layers"][0]
+    assert off["dR"]["mean"] == 0
 
 
 def test_statistics_are_those_of_the_phases(make: Any, ids: Tensor) -> None:

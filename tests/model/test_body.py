@@ -8,6 +8,7 @@ import torch
 from helpers import composed, make_run, need_compiler
 from torch.nn import functional as F
 
+from phasegpt.core.errors import ConfigError
 from phasegpt.model import loading
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
@@ -17,6 +18,7 @@ BODIES = [
     {"norm": "rmsnorm"},
     {"mlp": "swiglu"},
     {"norm": "rmsnorm", "mlp": "swiglu", "bias": False},
+    {"mlp": "none"},
 ]
 every_body = pytest.mark.parametrize("body", BODIES, ids=str)
 IDS = torch.arange(40).view(2, 20)
@@ -104,6 +106,21 @@ def test_a_body_survives_its_checkpoint_and_its_export(
     assert {k: getattr(exported.config, k) for k in body} == body
 
 
+def test_without_mlp_a_block_is_its_attention_alone(make_model: Callable) -> None:
+    model, D = make_model(mlp="none"), 16
+    assert model.num_parameters() == 2 * (4 * D * D + 4 * D + 2 * D) + 2 * D
+    gelu = make_model().state_dict()
+    assert all(torch.equal(x, gelu[name]) for name, x in model.state_dict().items())
+    for name, x in gelu.items():  # an MLP that adds nothing
+        if "mlp.c_proj" in name:
+            x.zero_()
+    beside = make_model()
+    beside.load_state_dict(gelu)
+    assert torch.equal(beside(IDS).logits, model(IDS).logits)
+    with pytest.raises(ConfigError, match=r"model\.mlp_width=8 does nothing while model\.mlp=none"):
+        composed("model.mlp=none", "model.mlp_width=8")
+
+
 @pytest.mark.parametrize("word", ["model.norm=rmsnorm", "model.mlp=swiglu"])
 def test_a_body_has_a_hash_of_its_own_and_the_default_none(word: str) -> None:
     assert composed(word).hash != composed().hash
@@ -111,14 +128,17 @@ def test_a_body_has_a_hash_of_its_own_and_the_default_none(word: str) -> None:
     assert composed(default[word]).hash == composed().hash
 
 
+# Inductor's C++ takes half a minute to compile what aot_eager traces in a second.
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_body_computes_the_same(
-    make_model: Callable, roughen: Callable, backend: str
+    backend: str, make_model: Callable, roughen: Callable
 ) -> None:
     if backend == "inductor":
         need_compiler()
     model = roughen(make_model(**BODIES[-1]))
-    compiled = torch.compile(model, backend=backend)
+    compiled = torch.compile(model, fullgraph=True, backend=backend)
     ids = IDS[:, :8]
     loss = [F.cross_entropy(m(ids).logits.flatten(0, 1), ids.flatten()) for m in (model, compiled)]
     torch.testing.assert_close(loss[1], loss[0])
+    grads = [torch.autograd.grad(x, list(model.parameters())) for x in loss]
+    torch.testing.assert_close(grads[1], grads[0])

@@ -19,6 +19,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.model import loading, matching
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection
 from phasegpt.model.gpt import GPT
+from phasegpt.model.growth import check_shape
 from phasegpt.training.run import fit
 
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
@@ -30,7 +31,6 @@ SIZES: dict[str, Any] = {"n_layer": 3, "n_head": 4, "n_embd": 96, "block_size": 
 BODIES: dict[str, dict[str, Any]] = {
     "gelu": {},
     "swiglu": {"mlp": "swiglu", "tie_embeddings": False, "norm": "rmsnorm", "bias": False},
-    "some layers": {"layers": (0, 2)},
     "shared keys": {"layers": (0, 2), "n_kv_head": 2},
     "rope": {"positions": "rope"},
 }
@@ -46,6 +46,7 @@ def shape(stem: str, *, layers: Any = "all", **sizes: Any) -> GPTConfig:
     return GPTConfig.from_sections(ModelSection(**{**SIZES, **sizes}), attention, 65)
 
 
+@functools.cache
 def parameters(config: GPTConfig) -> int:
     with torch.device("meta"):
         return GPT(config, seed=0).num_parameters(non_embedding=False)
@@ -53,7 +54,9 @@ def parameters(config: GPTConfig) -> int:
 
 def of_softmax(config: GPTConfig) -> int:
     """Parameters of the same model with softmax in all layers, counted in the model itself."""
-    return parameters(replace(config, attention_layers=(), mlp_width=None, match_parameters=None))
+    plain: dict[str, Any] = {"attention": "softmax", "attention_options": {}}
+    plain |= {"attention_layers": (), "mlp_width": None, "match_parameters": None}
+    return parameters(replace(config, **plain))
 
 
 # --- parameters ------------------------------------------------------------------------------
@@ -63,17 +66,17 @@ def of_softmax(config: GPTConfig) -> int:
 @pytest.mark.parametrize("body", BODIES)
 def test_matched_models_have_softmaxs_parameters_within_1_percent(stem: str, body: str) -> None:
     try:
-        parameters(shape(stem, **BODIES[body]))
-    except ConfigError:  # it knows no rope, or no heads of keys
-        assert body in ("rope", "shared keys")
+        config = shape(stem, **BODIES[body], match_parameters="softmax")
+        found, wanted = parameters(config), of_softmax(config)
+    except ConfigError as error:  # it knows no rope, or no heads of keys
+        assert body in ("rope", "shared keys") and "finds no width" not in str(error)
         return
-    config = shape(stem, **BODIES[body], match_parameters="softmax")
-    wanted = of_softmax(config)
-    assert abs(parameters(config) - wanted) <= 0.01 * wanted
-    # No other width that is as far off by a multiple of 8 is closer.
+    assert abs(found - wanted) <= 0.01 * wanted
+    # Of the widths that are a multiple of 8 off the named one none is closer.
     assert (config.inner_width - config.named_width) % 8 == 0
-    nearer = (parameters(replace(config, mlp_width=config.inner_width + d)) for d in (-8, 8))
-    assert all(abs(parameters(config) - wanted) <= abs(other - wanted) for other in nearer)
+    way = 8 if found < wanted else -8
+    other = parameters(replace(config, mlp_width=config.inner_width + way))
+    assert abs(found - wanted) <= abs(other - wanted)
 
 
 def test_softmax_itself_keeps_its_width() -> None:
@@ -115,6 +118,15 @@ def test_counting_draws_no_random_number() -> None:
     before = torch.get_rng_state()
     shape("hybrid", match_parameters="softmax")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_widths_that_are_equal_are_one_shape_however_they_were_given() -> None:
+    config = shape("kuramoto", match_parameters="softmax")
+    given = replace(config, match_parameters=None)
+    check_shape("run", config, given)
+    check_shape("run", shape("softmax"), shape("softmax", mlp_width=4 * SIZES["n_embd"]))
+    with pytest.raises(ConfigError, match=rf"set model.mlp_width={config.mlp_width}"):
+        check_shape("run", config, replace(given, mlp_width=8))
 
 
 @pytest.fixture(scope="module")

@@ -38,10 +38,17 @@ MECHANISMS: list[tuple[str, dict[str, Any]]] = [
     ("hybrid", {}),
     ("hybrid", {"partner": "phase_sync"}),
     ("as_coded", {}),
+    ("kope", {"positions": "rope", "coupling": 0.5}),
+    ("selective_rope", {}),
     ("uniform", {}),
     ("no_mixing", {}),
     ("lohe", {"positions": "rope"}),
     ("lohe", {"group": 2}),
+    ("fixed_query", {"positions": "rope"}),
+    ("ssa", {"positions": "rope"}),
+    ("torus", {"positions": "rope"}),
+    ("fsn", {}),
+    ("token_shift", {"positions": "rope"}),
 ]
 
 

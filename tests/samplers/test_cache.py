@@ -64,7 +64,7 @@ def test_copies_are_edited_alone_and_commit_makes_them_clean_again() -> None:
         assert torch.equal(layer.values[2:], layer.values[:2])
 
 
-@pytest.mark.parametrize("mechanism", ["softmax", "kuramoto", "hybrid"])
+@pytest.mark.parametrize("mechanism", ["softmax", "kuramoto", "hybrid", "torus", "fsn"])
 def test_a_cropped_cache_goes_on_as_if_it_had_not_seen_the_rest(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
@@ -87,7 +87,9 @@ def test_running_sums_are_not_cropped(make_model: Any, text_ids: Any) -> None:
         cache.crop(3)
 
 
-@pytest.mark.parametrize("mechanism", ["softmax", "kuramoto", "phase_sync", "hybrid"])
+@pytest.mark.parametrize(
+    "mechanism", ["softmax", "kuramoto", "phase_sync", "hybrid", "torus", "fsn", "token_shift"]
+)
 def test_split_rows_compute_what_the_rows_do(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:

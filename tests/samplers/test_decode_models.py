@@ -11,7 +11,9 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import OnTokens, PhaseSlip, Prompt, Sampler, Stop, Temperature, decode
 
 KINDS = ["gpt2", "llama"]
-MECHANISMS = ["softmax", "kuramoto", "phase_sync", "hybrid"]
+MECHANISMS = ["softmax", "kuramoto", "phase_sync", "hybrid", "torus", "fsn", "token_shift"]
+#: What these do not keep.
+WITHOUT = {"values": {"phase_sync", "torus", "fsn"}, "phases": {"softmax", "token_shift"}}
 #: No second path; the short cut; two paths at angle 0; and with a candidate head.
 ZERO = {
     "none": lambda: None,
@@ -66,9 +68,8 @@ def test_greedy_is_hugging_faces_greedy(kind: str, hf: Callable, ids: Callable) 
 
 @pytest.mark.parametrize(
     ("mechanism", "target"),
-    [(m, t) for m in MECHANISMS for t in ("values", "phases")
-     if (m, t) not in {("phase_sync", "values"), ("softmax", "phases")}],  # these keep none
-)  # fmt: skip
+    [(m, t) for m in MECHANISMS for t in ("values", "phases") if m not in WITHOUT[t]],
+)
 def test_angle_0_is_plain_decoding_on_every_attention(
     mechanism: str, target: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:

@@ -10,7 +10,7 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.samplers import PhaseSlip, RGate, decode
 
 
-@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "hybrid"])
+@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "hybrid", "torus", "fsn", "ssa"])
 def test_phases_slip_and_are_back_for_the_next_token(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
@@ -22,8 +22,9 @@ def test_phases_slip_and_are_back_for_the_next_token(
     assert all(float(step.kl.min()) > 0 for step in slip.trace)
     for part, _ in slip._parts:
         if part.phases is not None:
-            cos, sin = part.phases.chunk(2, -1)
-            torch.testing.assert_close(cos.square() + sin.square(), torch.ones_like(cos))
+            if not part.angles:
+                cos, sin = part.phases.chunk(2, -1)
+                torch.testing.assert_close(cos.square() + sin.square(), torch.ones_like(cos))
             assert torch.equal(part.phases[:2], part.phases[2:])
         else:
             assert torch.equal(part.state.cos_SBC[:, :2], part.state.cos_SBC[:, 2:])
@@ -50,7 +51,26 @@ def test_a_slip_of_phases_keeps_the_size_of_the_running_sums(
     torch.testing.assert_close(turn, torch.full_like(turn, 0.7), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync"])
+def test_angles_slip_by_the_angle_in_the_window_of_the_copies_alone(
+    make_model: Any, roughen: Any, text_ids: Any
+) -> None:
+    slip = PhaseSlip([(1, 0)], target="phases", angle=0.7, gate=None, window=5)
+    model = roughen(make_model("torus"))
+    decode(model, text_ids(1, 8), max_new_tokens=3, seeds=[1], intervention=slip)
+    ((part, heads),) = slip._parts
+    with torch.inference_mode():
+        before = part.phases.clone()
+        slip._edit(heads, part)
+    moved = part.phases - before
+    assert not moved[:1].any()  # clean
+    assert not moved[:, 1:].any()  # the other head
+    assert not moved[1:, :, :-5].any()
+    turned = moved[1:, :1, -5:]
+    torch.testing.assert_close(turned.abs(), torch.full_like(turned, 0.7), atol=1e-5, rtol=0)
+    assert 0 < (turned > 0).float().mean() < 1
+
+
+@pytest.mark.parametrize("mechanism", ["kuramoto", "phase_sync", "torus", "ssa"])
 def test_the_R_gate_is_open_only_where_a_head_is_over_synchronized(
     mechanism: str, make_model: Any, roughen: Any, text_ids: Any
 ) -> None:
@@ -68,7 +88,11 @@ def test_the_R_gate_is_open_only_where_a_head_is_over_synchronized(
 
 @pytest.mark.parametrize(
     ("attention", "options"),
-    [("kuramoto", {}), ("phase_sync", {}), ("phase_sync", {"forget": 0.8}), ("hybrid", {})],
+    [
+        *(("kuramoto", {}), ("phase_sync", {}), ("phase_sync", {"forget": 0.8}), ("hybrid", {})),
+        ("ssa", {}),
+        *(("torus", {}), ("fsn", {})),
+    ],
 )
 def test_the_R_of_the_gate_is_that_of_the_layer(
     attention: str, options: dict, make_model: Any, roughen: Any
@@ -78,10 +102,10 @@ def test_the_R_of_the_gate_is_that_of_the_layer(
     with torch.no_grad():
         layer(x_BTD, cache=cache)
         path = layer.trajectory(x_BTD, return_path=True)
-        # What pulled the newest token in the last step is what a memory of running sums holds.
-        step = -2 if attention == "phase_sync" else -1
+        # What pulled the newest token in the last step is what a memory of prefixes holds.
+        step = -1 if attention in ("kuramoto", "hybrid", "ssa") else -2
         R = layer.order_parameter(path.path[step])[:, -1]
     found = [part.order_parameter() for part in cache.parts()]
     (gate,) = (R_RH for R_RH in found if R_RH is not None)
-    expected = R.mean(-1) if attention == "phase_sync" else R
+    expected = R.mean(-1) if layer.coupled_axis == "prefix" else R
     torch.testing.assert_close(gate, expected, atol=1e-5, rtol=0)

@@ -250,6 +250,13 @@ def test_what_does_not_exist_is_left_out_and_never_nan(path_of):
     assert logged["phase/band_inside/layer3"] == 0
 
 
+def test_phases_that_no_step_moves_are_kept_with_frequency_0(path_of):
+    for path in (path_of("kuramoto", steps=0), path_of("ssa")):
+        kept = phase_measures.arrays(path, measure(path, BAND))
+        assert (kept["frequency_HN"] == 0).all() and kept["R_HS"].shape[1] == 1
+        assert (kept["dR"] == 0).all() and (kept["budget"] == 0).all()
+
+
 def test_histograms_count_every_phase_in_its_arc():
     theta = torch.tensor([-math.pi, -0.01, 0.01, 7 * math.pi - 0.01]).view(1, 1, 1, 4)
     counts = phase_measures.histogram(torch.cat((theta, theta + 2 * math.pi), dim=2))

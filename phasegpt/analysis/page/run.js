@@ -285,7 +285,10 @@ function drawAttention() {
   const l = layer(), h = state.head;
   document.querySelectorAll(".attention").forEach((card) => { card.hidden = !l.attention; });
   if (!l.attention) {
-    $("attention-note").textContent = "phase_sync has no attention map: every token of the prefix pulls alike (or forgets). Below, how far the phases of two tokens agree.";
+    const mechanism = l.statistics.mechanism;
+    $("attention-note").textContent = (mechanism === "phase_sync"
+      ? "phase_sync has no attention map: every token of the prefix pulls alike (or forgets)."
+      : "The attention of " + mechanism + " is not shown.") + " Below, how far the phases of two tokens agree.";
     return;
   }
   const M = l.attention.shape[1];

@@ -1,0 +1,186 @@
+"""Training on a generated task: what is scored, what is logged, how it resumes and stops."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import composed, crash_at, outcome
+
+import phasegpt
+from phasegpt.core.errors import CheckpointError, ConfigError
+from phasegpt.data.config import TASKS
+from phasegpt.data.windows import IGNORED
+from phasegpt.evaluate import EvaluateConfig, evaluate, generated_table
+from phasegpt.model import loading
+from phasegpt.model.scoring import Tally, nats
+from phasegpt.training.assemble import lightning
+from phasegpt.training.run import fit
+from phasegpt.training.run_folder import read_metrics
+
+TINY = [
+    *("attention.layers=[1]", "attention.num_oscillators=4", "attention.steps=2"),
+    *("model.n_layer=2", "model.n_head=2", "model.n_embd=16", "model.block_size=64"),
+    *("data=mqar_small", "data.batch_size=4", "data.val_examples=10", "data.vocab_size=40"),
+    *("trainer=cpu", "trainer.max_steps=6", "trainer.val_check_interval=3"),
+    *("trainer.log_every_n_steps=1", "optimizer.warmup_steps=1", "compile=false"),
+    *("callbacks.checkpoint.every_n_train_steps=2", "callbacks.progress_bar=false"),
+    *("model.dropout=0.1", "data.length=16"),
+]
+
+
+def config(*words: str) -> Any:
+    return phasegpt.compose([*TINY, *words])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("task")
+    fit(config(), folder)
+    return folder
+
+
+# --- the batch contract ----------------------------------------------------------------------
+
+
+def test_the_loss_is_of_scored_positions_and_equals_the_whole_heads() -> None:
+    lit, data = lightning(config("model.dropout=0"))
+    batch = data._train_batches()[0]
+    step = lit.training_step(batch, 0)
+    total, count = nats(lit.model(batch["idx"]).logits, batch["targets"])
+    assert count == (batch["targets"] != IGNORED).sum() == 4 * 4
+    torch.testing.assert_close(step["nll"], total / count)
+    step["nll"].backward()
+    found = [p.grad.clone() for p in lit.parameters()]
+    lit.zero_grad()
+    (total / count).backward()
+    for a, p in zip(found, lit.parameters(), strict=True):
+        torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-7)
+
+
+def test_logits_where_asked_are_those_of_the_whole(make_model: Any, roughen: Any) -> None:
+    model, idx = roughen(make_model("kuramoto", layers=(1,))), torch.arange(24).view(2, 12)
+    only = torch.rand(2, 12) < 0.4
+    torch.testing.assert_close(model(idx, only_BT=only).logits, model(idx).logits[only])
+
+
+def test_a_tally_adds_up_trained_loads_and_keeps_those_beyond_apart() -> None:
+    tally = Tally()
+    for load, right in ((4, 3), (4, 1), (8, 2)):
+        logits = torch.zeros(5, 3)
+        targets = torch.zeros(5, dtype=torch.int64)
+        logits[:right, 0] = 9.0
+        logits[right:, 1] = 9.0
+        tally.add(logits, targets, load)
+    scores = Tally.scores(tally.sums(), trained=4)
+    assert scores["accuracy"] == scores["accuracy/4"] == 0.4
+    assert scores["accuracy/8"] == scores["accuracy/beyond"] == 0.4
+    wrong, right = 9 + 2e-4, 2e-4
+    assert scores["loss"] == pytest.approx((6 * wrong + 4 * right) / 10, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_every_task_trains_and_is_scored_by_load(name: str, positions: str) -> None:
+    words = [*TINY[:2], f"data={name}_small", "data.batch_size=2", "data.val_examples=2"]
+    words += [
+        "model.n_layer=2",
+        "model.n_embd=16",
+        "model.n_head=2",
+        "model.block_size=300",
+        "trainer=cpu",
+    ]
+    lit, data = lightning(phasegpt.compose([*words, f"model.positions={positions}"]))
+    batch = data._train_batches()[0]
+    step = lit.training_step(batch, 0)
+    step["loss"].backward()
+    assert 0 < step["nll"] < 10
+    loads = [int(b["load"]) for b in data.val_dataloader()]
+    whole = list(lit.run.data.loads)
+    ended = [n for n in whole if n <= lit.run.data.trained]
+    of_length = len(whole) > 1 and name != "periodic"
+    assert loads == (ended if of_length and positions == "learned" else whole)
+
+
+# --- a run -----------------------------------------------------------------------------------
+
+
+def test_a_run_of_a_task_logs_accuracy_and_says_what_compares(run: Path, capsys: Any) -> None:
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["stopped"]) == ("ok", "max_steps")
+    assert record["tokens"] == 6 * 4 * 16
+    final = record["final"]
+    assert 0 <= final["val/accuracy"] <= 1 and "val/bpb" not in final
+    assert record["data"]["corpus"] == "mqar" and record["data"]["chance"] == 1 / 20
+    assert [r["step"] for r in read_metrics(run / "metrics.csv") if "val/accuracy" in r] == [3, 6]
+    assert "phase/val/R_end/layer1" in final
+
+
+def assert_same(a: Path, b: Path) -> None:
+    (step_a, weights_a, _, rows_a), (step_b, weights_b, _, rows_b) = outcome(a), outcome(b)
+    assert step_a == step_b == 6 and rows_a == rows_b
+    assert all(torch.equal(x, weights_b[name]) for name, x in weights_a.items())
+
+
+def test_crash_and_resume_is_bit_identical(run: Path, tmp_path: Path) -> None:
+    with crash_at(5):
+        fit(config(), tmp_path)
+    fit(config(), tmp_path)
+    assert_same(run, tmp_path)
+
+
+def test_data_workers_do_not_change_the_result(run: Path, tmp_path: Path) -> None:
+    fit(config("data.num_workers=2"), tmp_path)
+    assert_same(run, tmp_path)
+
+
+def test_a_solved_task_stops_and_stays_stopped(tmp_path: Path) -> None:
+    words = ("callbacks.early_stopping.accuracy=0.2", "data.vocab_size=4", "data.pairs=1")
+    record = fit(config(*words, "optimizer.lr=1e-2", "data.val_examples=200"), tmp_path)
+    assert (record["step"], record["stopped"]) == (3, "solved")
+
+
+def test_evaluate_gives_the_validations_numbers(run: Path) -> None:
+    record = json.loads((run / "run.json").read_text())
+    result = evaluate(EvaluateConfig(checkpoint=str(run), split="val"))
+    best = record["best"]
+    assert result["accuracy"] == best["val/accuracy"]
+    assert result["loss"] == pytest.approx(best["val/loss"], rel=1e-6)
+    assert result["data_fingerprint"] == record["data"]["fingerprint"]
+    assert "chance" in generated_table(result)
+    assert evaluate(EvaluateConfig(checkpoint=str(run)))["loss"] != result["loss"]
+    with pytest.raises(ConfigError, match="stride=4 does nothing of a generated task"):
+        evaluate(EvaluateConfig(checkpoint=str(run), stride=4))
+
+
+def test_a_model_of_a_task_is_exported_and_keeps_its_numbers(run: Path, tmp_path: Path) -> None:
+    exported = loading.load(loading.export(run, tmp_path / "export"))
+    idx = torch.arange(16)[None]
+    assert torch.equal(exported(idx).logits, loading.load(run)(idx).logits)
+
+
+def test_what_needs_a_text_refuses_a_task_by_name(run: Path) -> None:
+    from phasegpt.cli import training_corpus
+
+    with pytest.raises(ConfigError, match="generated task data=mqar, which is no text"):
+        training_corpus(loading.load_run(run), None, None)
+
+
+def test_examples_must_fit_the_model() -> None:
+    with pytest.raises(ConfigError, match=r"examples of 128 tokens, and model\.block_size=64"):
+        composed(*TINY, "data.length=128")
+
+
+def test_another_generator_is_another_text(run: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from phasegpt.data import recall_tasks
+
+    with crash_at(5):
+        fit(config(), tmp_path)
+    old = recall_tasks.MQAR.draw
+    swapped = lambda self, draws, load=None: old(self, draws, load)._replace(  # noqa: E731
+        idx=old(self, draws, load).idx * 0
+    )
+    monkeypatch.setattr(recall_tasks.MQAR, "draw", swapped)
+    with pytest.raises(CheckpointError, match="the data changed"):
+        fit(config(), tmp_path)
