@@ -45,8 +45,8 @@ interval. Hard sentences are those whose second noun has the other number.
 
 - Ceiling: a reader who knows the number of every noun, and guesses where a noun has one form for
   both, has {ceiling_all:.2f}% of all and {ceiling_hard:.2f}% of hard sentences.
-- Learned: at most {learned:g} point below the ceiling of all. Failed: below {failed:g}% of hard ones,
-  the authors' line.
+- Learned: at most {learned:g} point below the ceiling of all. Failed: below {failed:g}% of hard
+  ones, the authors' line.
 - So this is about whether training gets there. Runs that do and runs that do not are no normal
   sample: an interval that leaves 0 to 100 says so. Read the counts and every seed.
 
@@ -58,8 +58,8 @@ interval. Hard sentences are those whose second noun has the other number.
 
 Pasqualetti and Guo (arXiv 2606.12059) report that attention by fixed-query oscillators on a circle
 learns this task in every run, and softmax does not. The model has one layer, one head and width 32:
-{oscillators:,} parameters with oscillators, {softmax:,} with softmax. It sees all words of a sentence,
-so it is not part of the GPT, which is causal.
+{oscillators:,} parameters with oscillators, {softmax:,} with softmax. It sees all words of a
+sentence, so it is not part of the GPT, which is causal.
 
 ## Keep in mind
 
