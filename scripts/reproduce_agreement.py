@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from phasegpt.analysis.temperature_study import once
-from phasegpt.attention.fixed_query import direction, readout
+from phasegpt.attention.fixed_query import direction, on_sphere, readout
 from phasegpt.cli import guarded
 
 NOUNS, VERBS, PREPOSITIONS = 50, 30, 7
@@ -139,7 +139,7 @@ class FixedQuery(Attend):
 
     def weights(self, q_BYD: Tensor, k_BTD: Tensor, seen_B1T: Tensor) -> Tensor:
         q_B1YD, k_B1TD = q_BYD.unsqueeze(1), k_BTD.unsqueeze(1)
-        anchors_1Td = self.anchors[:, : k_BTD.shape[1]]
+        anchors_1Td = on_sphere(self.anchors[:, : k_BTD.shape[1]])
         star_B1Yd = direction(q_B1YD, k_B1TD, anchors_1Td, seen_B1T.unsqueeze(1))
         p_1 = q_BYD.new_full((1,), SETTINGS["p"])
         return readout(star_B1Yd, anchors_1Td, p_1).squeeze(1)

@@ -50,6 +50,9 @@ class FixedQueryConfig(AttentionConfig):
         4.0, "exponent of the readout; 1: as published, 0: the mean of the prefix", ge=0, le=1000
     )
     learn_p: bool = option(False, "true: every head learns its p, from 0 on")
+    free_anchors: bool = option(
+        False, "true: anchors begin on the sphere and may leave it, as in the authors' code"
+    )
 
 
 class FixedQuery(Softmax):
@@ -57,8 +60,8 @@ class FixedQuery(Softmax):
 
     Source: Pasqualetti and Guo, arXiv 2606.12059. The paper's: all but what follows. Ours: the
     exponent p = 4 and d = 16 as defaults, a learned p, anchors that are put back on the sphere in
-    every forward pass (theirs may leave it), rotary positions on q and k, and GPT-2's biases and
-    initialisation. p = 0 is the mean of the prefix.
+    every forward pass (theirs may leave it: free_anchors), rotary positions on q and k, and GPT-2's
+    biases and initialisation. p = 0 is the mean of the prefix.
 
     The oscillator is a point of a sphere and no phase, so there is none to return.
     Decoding remembers k and v: 2 C numbers a token, 8 C bytes of float32; the H T d numbers of the
@@ -106,6 +109,8 @@ class FixedQuery(Softmax):
         seen_TU = causal(T, U, q.device)
         position_U = torch.arange(U, device=q.device)
         anchors_HUd = self.anchors[:, position_U]  # a view would not do in torch.export
+        if not self.options.free_anchors:
+            anchors_HUd = on_sphere(anchors_HUd)
         star_BHTd = direction(q, k, anchors_HUd, seen_TU)
         A_BHTU = readout(star_BHTd, anchors_HUd, self.p.clamp(min=0), seen_TU)
         y = mixed(A_BHTU, v, self.dropout if self.training else 0.0)
@@ -122,8 +127,8 @@ def direction(
 ) -> Tensor:
     """x*_t, where the oscillator of t comes to rest under the pull of the keys that it sees.
 
-    `seen`: bool, broadcastable to [B,H,T,U]; None: all. Returns unit vectors [B,H,T,d], float32 at
-    least; where the keys pull with less than 1e-12 in all, shorter ones.
+    Anchors are taken as they are. `seen`: bool, broadcastable to [B,H,T,U]; None: all. Returns unit
+    vectors [B,H,T,d], float32 at least; where the keys pull with less than 1e-12 in all, shorter ones.
     """
     score = q_BHTE @ k_BHUE.transpose(-2, -1)
     dtype = torch.promote_types(score.dtype, torch.float32)
@@ -131,7 +136,7 @@ def direction(
         pull = F.softplus(score.to(dtype) * q_BHTE.shape[-1] ** -0.5, threshold=30.0)
         if seen is not None:
             pull = pull.masked_fill(~seen, 0.0)
-        return F.normalize(pull @ _on_sphere(anchors_HUd, dtype), dim=-1)
+        return F.normalize(pull @ anchors_HUd.to(dtype), dim=-1)
 
 
 def readout(
@@ -140,10 +145,13 @@ def readout(
     """A_tu ~ (1 + x*_t . a_u)^p over the keys that t sees, [B,H,T,U]; `seen` as of direction."""
     dtype = star_BHTd.dtype
     with torch.autocast(star_BHTd.device.type, enabled=False):
-        cosine = star_BHTd @ _on_sphere(anchors_HUd, dtype).transpose(-2, -1)
-        log_kernel = (1 + cosine).clamp(min=torch.finfo(dtype).eps).log()
+        along = star_BHTd @ anchors_HUd.to(dtype).transpose(-2, -1)  # their cosine, on the sphere
+        log_kernel = (1 + along).clamp(min=torch.finfo(dtype).eps).log()
         return normalized(p_H.to(dtype).view(-1, 1, 1) * log_kernel, seen)
 
 
-def _on_sphere(anchors_HUd: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.normalize(anchors_HUd.to(dtype), dim=-1)
+def on_sphere(anchors_HUd: Tensor) -> Tensor:
+    """Anchors of length 1, in float32 at least."""
+    return F.normalize(
+        anchors_HUd.to(torch.promote_types(anchors_HUd.dtype, torch.float32)), dim=-1
+    )

@@ -11,7 +11,7 @@ from helpers import ROOT
 from torch import Tensor
 
 from phasegpt.attention._kernels import causal, mixed, normalized
-from phasegpt.attention.fixed_query import direction, readout
+from phasegpt.attention.fixed_query import direction, on_sphere, readout
 from phasegpt.core.errors import ConfigError
 
 F64 = torch.float64
@@ -19,9 +19,9 @@ B, H, T, E, D = 2, 2, 9, 4, 5
 
 
 def problem() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """q, k, v [B,H,T,E] and anchors [H,T,D] that are not on the sphere."""
+    """q, k, v [B,H,T,E] and anchors [H,T,D] on the sphere."""
     q, k, v = torch.randn(3, B, H, T, E, dtype=F64)
-    return q, 2 * k, v, 3 * torch.randn(H, T, D, dtype=F64)
+    return q, 2 * k, v, on_sphere(torch.randn(H, T, D, dtype=F64))
 
 
 def naive(
@@ -117,7 +117,8 @@ def test_at_p_1_attention_is_linear_in_the_resting_point() -> None:
 def test_at_p_1_no_key_gets_more_than_its_bound() -> None:
     """1 + x.a is at most 2, and the mean of a kernel over a long prefix is near 1."""
     q, k = torch.randn(2, 1, 1, 400, E, dtype=F64)
-    anchors, seen = torch.randn(1, 400, 16, dtype=F64), causal(400, 400, torch.device("cpu"))
+    anchors = on_sphere(torch.randn(1, 400, 16, dtype=F64))
+    seen = causal(400, 400, torch.device("cpu"))
     star = direction(q, k, anchors, seen)
     last = readout(star, anchors, torch.ones(1), seen)[0, 0, -1] * 400
     sharp = readout(star, anchors, torch.full((1,), 4.0), seen)[0, 0, -1] * 400
@@ -145,7 +146,20 @@ def test_the_oscillator_flows_to_its_resting_point_by_the_settling_law() -> None
     torch.testing.assert_close(x.norm(dim=-1), torch.ones(B, H, T, dtype=F64), atol=1e-4, rtol=0)
     x = torch.nn.functional.normalize(x, dim=-1)
     torch.testing.assert_close(half_angle(x), start * (-200 * dt * speed).exp(), rtol=1e-2, atol=0)
-    torch.testing.assert_close(direction(q, k, 5 * anchors), star, atol=1e-14, rtol=0)
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_the_length_of_an_anchor_counts_where_it_may_leave_the_sphere(
+    free: bool, make_model: Any, roughen: Any
+) -> None:
+    layer = roughen(make_model("fixed_query", free_anchors=free)).blocks[1].attn.double()
+    x = torch.randn(2, 12, 16, dtype=F64)
+    with torch.no_grad():
+        before = layer(x).y
+        layer.anchors[:, 3] *= 2
+        moved = (layer(x).y - before).abs().amax((0, 2))
+    assert moved[:3].max() == 0  # which do not see it
+    assert (moved[4:] > 1e-6).all() if free else moved.max() < 1e-14
 
 
 @pytest.mark.parametrize(("dim", "expected"), [(2, 1 / 6), (3, 0.5 * (1 - math.cos(math.pi / 6)))])
