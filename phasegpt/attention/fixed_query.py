@@ -128,7 +128,8 @@ def direction(
     """x*_t, where the oscillator of t comes to rest under the pull of the keys that it sees.
 
     Anchors are taken as they are. `seen`: bool, broadcastable to [B,H,T,U]; None: all. Returns unit
-    vectors [B,H,T,d], float32 at least; where the keys pull with less than 1e-12 in all, shorter ones.
+    vectors [B,H,T,d], float32 at least; where the keys pull with less than 1e-12 in all, shorter
+    ones.
     """
     score = q_BHTE @ k_BHUE.transpose(-2, -1)
     dtype = torch.promote_types(score.dtype, torch.float32)
