@@ -113,7 +113,7 @@ def launch(
     if sys.argv[1:] in (["--help"], ["-h"]):
         sys.stdout.write(help_page(config_name) + "\n")
         return
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and not ranks.follows():
         # So that what is half done is cleaned up; a training puts its own in place.
         signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
     sys.argv[1:] = literal(sys.argv[1:], *keys, paths=paths)

@@ -22,7 +22,7 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
         *("pytest", "numpy", "torch", "pytorch_lightning", "hydra._internal.hydra", "hydra.core"),
-        *("phasegpt.training.run", "phasegpt.training.sweeps", "phasegpt.training.multiprocess"),
+        *("phasegpt.training.run", "phasegpt.training.sweeps", "phasegpt.training.worker"),
     ]
 )
 

@@ -227,6 +227,22 @@ def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
     )
 
 
+def check_device(run: RunConfig) -> None:
+    """ConfigError where this machine has not the device of the configuration."""
+    gpus = torch.cuda.device_count()
+    if run.trainer.accelerator != "cpu" and 0 < gpus < run.trainer.devices:
+        raise ConfigError(f"trainer.devices={run.trainer.devices}, but there are {gpus} GPUs here")
+    if run.trainer.accelerator == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "trainer.accelerator=cuda, but torch sees no GPU here; use trainer=cpu or trainer=auto"
+        )
+    on_cpu = run.trainer.accelerator == "cpu" or not torch.cuda.is_available()
+    if run.trainer.precision == "bf16-mixed" and on_cpu:
+        raise ConfigError(
+            "trainer.precision=bf16-mixed is for GPUs; use 32-true, or auto to have it chosen"
+        )
+
+
 def _profiler(run: RunConfig, folder: Path) -> Profiler | None:
     """Lightning's profiler, which writes into the run folder; None: none."""
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}

@@ -2,9 +2,10 @@
 
 `torchrun ... -m phasegpt.train`, `srun python -m phasegpt.train` and trainer.devices=N are one
 thing: with trainer.devices=N alone, `launch` has PyTorch's elastic launcher, which torchrun is too,
-start N processes that call `fit` as torchrun's do. Rank r takes its rows of every batch
-(phasegpt.data.windows.TrainBatches); gradients are averaged. The first process prepares the text,
-decides where the training begins and tells the others (`Peers`), which then `follow`.
+start N processes that call `fit` as torchrun's do (phasegpt.training.worker). Rank r takes its rows
+of every batch (phasegpt.data.windows.TrainBatches); gradients are averaged. The first process
+prepares the text, decides where the training begins and tells the others by `Peers`
+(phasegpt.training.follower).
 """
 
 from __future__ import annotations
@@ -17,9 +18,7 @@ import signal
 import sys
 import tempfile
 import threading
-import time
 import uuid
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,11 +28,10 @@ from typing import Any
 import torch
 
 from phasegpt.core import errors
-from phasegpt.core.console import tell
-from phasegpt.core.errors import Collapsed, Interrupted, ProcessFailed, UserError
-from phasegpt.training.config import RunConfig, run_config
-from phasegpt.training.ranks import Rank, hand_to_launcher, rank
-from phasegpt.training.run_folder import RunFolder, read_record
+from phasegpt.core.errors import Interrupted, ProcessFailed, UserError
+from phasegpt.training.config import RunConfig
+from phasegpt.training.ranks import Rank
+from phasegpt.training.run_folder import read_record
 
 #: How long a process that fails waits to hear that the first one has failed too, and says so.
 _PATIENCE_S = 10.0
@@ -144,62 +142,6 @@ def _lost(error: BaseException) -> bool:
     return any(word in said for word in ("gloo", "nccl", "connection closed", "connection reset"))
 
 
-def follow(run: RunConfig, mine: Rank) -> dict[str, Any]:
-    """Train as a process that is not first: it writes nothing, and what it returns is empty.
-
-    It says what went wrong only where the first process goes on: ProcessFailed then, and whatever
-    is no UserError. Signals end it while it waits, and are the first one's affair while it trains.
-    """
-    from phasegpt.data.corpus import prepare
-    from phasegpt.training.assemble import assemble
-    from phasegpt.training.run import check_device
-
-    _on_signals(signal.SIG_DFL)
-    warnings.simplefilter("ignore")  # the first process warns of the same
-    peers = Peers(mine, run)
-    where = peers.begun()
-    if where is None:
-        return {}
-    training = False
-    try:
-        if where["config_hash"] != run.hash:
-            raise errors.ConfigError("its configuration differs; start all with the same command")
-        check_device(run)
-        corpus = prepare(run.data)
-        if corpus.fingerprint != where["data"]:
-            raise errors.DataError("the text here is not that of the first process; copy it here")
-        parts = assemble(run, _ReadOnly(Path(where["folder"])), corpus, rank=mine)
-        training = True
-        _on_signals(signal.SIG_IGN)
-        parts.fit(None if where["checkpoint"] is None else Path(where["checkpoint"]))
-    except (Collapsed, Interrupted):  # all meet it at the same step
-        pass
-    except Exception as error:
-        _on_signals(signal.SIG_DFL)
-        if not (training and peers.ended()):
-            if isinstance(error, ProcessFailed) or not isinstance(error, UserError):
-                raise
-            raise ProcessFailed(f"rank {mine.number}: {type(error).__name__}: {error}") from error
-    disconnect()
-    return {}
-
-
-def _on_signals(action: Any) -> None:
-    if threading.current_thread() is threading.main_thread():
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(signum, action)
-
-
-class _ReadOnly(RunFolder):
-    """A run's folder for a process that does not write into it and cannot hold its lock."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.record = path, {}
-
-    def update(self, **fields: Any) -> None:
-        """Nothing: the first process does it."""
-
-
 def launch(run: RunConfig, folder: Path) -> dict[str, Any]:
     """Train in trainer.devices processes of this machine; the run.json as a dict.
 
@@ -223,7 +165,7 @@ def launch(run: RunConfig, folder: Path) -> dict[str, Any]:
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(log_dir=scratch),
         )
-        words = ["-m", "phasegpt.training.multiprocess", str(task)]
+        words = ["-m", "phasegpt.training.worker", str(task)]
         try:
             elastic_launch(config, sys.executable)(*words)
         except ChildFailedError as error:
@@ -289,32 +231,3 @@ def _signals_kept() -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             for signum, handler in before.items():
                 signal.signal(signum, signal.SIG_DFL if handler is None else handler)
-
-
-def _main() -> None:
-    """Be one of the processes that `launch` started: fit what the file on the command line says."""
-    from phasegpt.training.run import fit
-
-    task = json.loads(Path(sys.argv[1]).read_text())
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    mine = rank()
-    assert mine is not None
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // mine.per_node))
-    try:
-        fit(run_config(task["config"]), task["folder"])
-    except UserError as error:
-        hand_to_launcher(error)
-        sys.exit(error.exit_code)
-
-
-def _end_with(parent: int) -> None:
-    """Stop, as a signal would, once the process that started this one is gone."""
-    while os.getppid() == parent:
-        time.sleep(1)
-    tell("the process that started the run is gone")
-    os.kill(os.getpid(), signal.SIGTERM)
-
-
-if __name__ == "__main__":
-    _main()

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
@@ -19,16 +18,17 @@ from phasegpt.attention import Flops
 from phasegpt.core import arguments
 from phasegpt.core.composition import to_yaml
 from phasegpt.core.console import show, tell
-from phasegpt.core.errors import CheckpointError, Collapsed, ConfigError, Interrupted, UserError
+from phasegpt.core.errors import CheckpointError, Collapsed, Interrupted, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import pretrained
 from phasegpt.model.gpt import GPT
 from phasegpt.model.loaded import code_changed
 from phasegpt.training import multiprocess
-from phasegpt.training.assemble import Assembled, assemble, data_module
+from phasegpt.training.assemble import Assembled, assemble, check_device, data_module
 from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.extras import class_name, own_extras
+from phasegpt.training.follower import follow
 from phasegpt.training.loggers import check_packages, finish, showing
 from phasegpt.training.optim import check_own
 from phasegpt.training.preregistration import stamp
@@ -73,7 +73,7 @@ def fit(
     arguments.whole("gpu", gpu, 0)
     mine = rank()
     if mine is not None and not mine.first:
-        return multiprocess.follow(run, mine)
+        return follow(run, mine)
     peers = None if mine is None else multiprocess.Peers(mine, run)
     try:
         check_device(run)
@@ -319,22 +319,6 @@ def _start(run: RunConfig, folder: RunFolder, corpus: Corpus) -> pretrained.Star
             f"old ones back, or start anew elsewhere"
         )
     return start
-
-
-def check_device(run: RunConfig) -> None:
-    """ConfigError where this machine has not the device of the configuration."""
-    gpus = torch.cuda.device_count()
-    if run.trainer.accelerator != "cpu" and 0 < gpus < run.trainer.devices:
-        raise ConfigError(f"trainer.devices={run.trainer.devices}, but there are {gpus} GPUs here")
-    if run.trainer.accelerator == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "trainer.accelerator=cuda, but torch sees no GPU here; use trainer=cpu or trainer=auto"
-        )
-    on_cpu = run.trainer.accelerator == "cpu" or not torch.cuda.is_available()
-    if run.trainer.precision == "bf16-mixed" and on_cpu:
-        raise ConfigError(
-            "trainer.precision=bf16-mixed is for GPUs; use 32-true, or auto to have it chosen"
-        )
 
 
 def _final(path: Path) -> dict[str, float]:
