@@ -1,5 +1,6 @@
 """What the tests share: small models, real text as ids, poisoned inputs, the `gpu` marker."""
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,13 @@ from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 
 VOCAB = 65  # Shakespeare's characters; TEXT has fewer
+
+
+def pytest_collection_finish() -> None:
+    # Half a million objects of imported packages are never garbage: no collection looks at them.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -359,7 +359,8 @@ def _module(name: str) -> ModuleType:
     if not modules.dotted(name):
         known = [f"attention={n}" for n in names()]
         remedy = "; a package of its own must be installed, a module is my_package.my_module"
-        raise ConfigError(unknown(f"attention={name}", known) + remedy)
+        said = unknown(f"attention={name}", known).replace(", attention=", ", ")
+        raise ConfigError(said + remedy)
     if name.startswith(f"{__name__}."):
         raise ConfigError(f"attention={name}: write attention={name.rpartition('.')[2]}")
     if name not in sys.modules:

@@ -250,7 +250,16 @@ def test_phases_keep_float32_precision_under_bf16_autocast(stem: str, positions:
     contract_training.precise_phases(subject(stem, positions))
 
 
-@every_case
+# A second is spent on each: rotary positions have all that learned ones have.
+@pytest.mark.parametrize(
+    ("stem", "positions"),
+    [
+        pytest.param(
+            *case, marks=[pytest.mark.slow] * (case[1] == "learned" and case[0] not in LEAKY)
+        )
+        for case in CASES
+    ],
+)
 def test_one_compiled_graph_equals_eager(stem: str, positions: str) -> None:
     contract_training.compiled(subject(stem, positions))
 

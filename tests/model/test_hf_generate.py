@@ -20,7 +20,7 @@ from phasegpt.samplers import PhaseSlip, Prompt, Sampler, TopK, decode
 MECHANISMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
 CAUSAL = [name for name in MECHANISMS if name != "as_coded"]
 #: Those whose memory is running sums.
-SUMS = {"phase_sync", "hybrid_phase_sync", "selective_rope"}
+SUMS = {"phase_sync", "hybrid_phase_sync", "selective_rope", "ssa", "ssa_as_published", "uniform"}
 MODELS: dict[tuple[str, str], PhaseGPTForCausalLM] = {}
 
 

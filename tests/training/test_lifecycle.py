@@ -238,6 +238,8 @@ def test_the_random_state_is_that_of_the_gpu_in_use(monkeypatch):
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda s, device: taken.append((s, device)))
 
     class Trainer:
+        world_size = 1
+
         class strategy:
             root_device = torch.device("cuda", 1)
 

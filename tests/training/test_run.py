@@ -246,7 +246,7 @@ def test_bad_input_is_answered_in_a_few_lines_before_data_is_prepared(tmp_path, 
     done = shell(word, f"data.cache_dir={tmp_path / 'cache'}", cwd=tmp_path)
     assert done.returncode != 0
     assert says in done.stderr, done.stderr
-    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 25
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 40
     assert not (tmp_path / "cache").exists()
     assert not list(tmp_path.rglob("run.json"))
 

@@ -40,6 +40,7 @@ def test_sharded_processes_train_and_save_what_one_does(tmp_path, text, one):
     assert model.lm_head.weight is model.transformer["wte"].weight
 
 
+@pytest.mark.slow
 def test_sharded_accumulation_with_checkpointing_is_that_of_one(tmp_path, text):
     three = ["trainer.accumulate_grad_batches=3", "trainer.max_steps=3"]
     run(tmp_path / "one", text, *three)
@@ -82,6 +83,7 @@ def test_four_processes_train_and_resume_what_one_does(tmp_path, text, begun, st
     same_losses(tmp_path / "one", tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_a_collapse_of_sharded_processes_is_diagnosed(tmp_path, text):
     diverges = ["optimizer.lr=1000", "optimizer.weight_decay=1000", "trainer.precision=32-true"]
     with pytest.raises(Collapsed, match="is not finite, first in"):

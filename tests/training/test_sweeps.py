@@ -93,14 +93,20 @@ def assert_apart(found: list[dict]) -> None:
     assert not [job for job in found if job["error"]]
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+def of_a_kind(sweeps) -> list:
+    """In the short suite one of each kind: a study, a grid, seeds."""
+    soon = ("phase_a", "phase_b", "coupling_grid", "seeds")
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in soon)) for name in sweeps]
+
+
+@pytest.mark.parametrize("sweep", of_a_kind(SWEEPS))
 def test_a_sweep_composes_its_jobs_in_full(planned, sweep):
     found = planned(f"+sweep={sweep}", *(["scale=full"] if sweep in SCALED else []))
     assert len(found) == SWEEPS[sweep]
     assert_apart(found)
 
 
-@pytest.mark.parametrize("sweep", SCALED)
+@pytest.mark.parametrize("sweep", of_a_kind(SCALED))
 def test_a_sweep_composes_each_of_its_arms_small(planned, sweep):
     full = planned(f"+sweep={sweep}", "scale=full")
     arms = dict.fromkeys(job["name"].rpartition("-seed")[0] for job in full)
