@@ -1,5 +1,6 @@
 """W&B offline and TensorBoard hold what metrics.csv holds, and pictures; the W&B dashboard."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import processes
 import pytest
+from google.protobuf.message import DecodeError
 from helpers import ROOT, SIX_STEPS, command, crash_at
 
 import phasegpt
@@ -64,9 +66,10 @@ def whole(folder: Path) -> list[Any]:
     """The records of a finished run: W&B's own process may write the last a moment later."""
     limit = time.monotonic() + 30
     while time.monotonic() < limit:
-        found = list(records(folder))
-        if any(record.WhichOneof("record_type") == "exit" for record in found):
-            return found
+        with contextlib.suppress(DecodeError):  # a record that is half written
+            found = list(records(folder))
+            if any(record.WhichOneof("record_type") == "exit" for record in found):
+                return found
         time.sleep(0.05)
     raise AssertionError(f"{folder} has no end")
 
