@@ -69,7 +69,7 @@ class Arm:
 
     def _model(self, attention: AttentionSection, sizes: Sizes, positions: Any) -> GPT:
         shape = ModelSection(
-            n_layer=2, n_head=sizes.heads, n_embd=sizes.width, block_size=max(sizes.times) + 64,
+            n_layer=2, n_head=sizes.heads, n_embd=sizes.width, block_size=max(sizes.times) + 1024,
             dropout=0.0, positions=positions,
         )  # fmt: skip
         try:
