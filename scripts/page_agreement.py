@@ -44,7 +44,8 @@ interval. Hard sentences are those whose second noun has the other number.
 {table}
 
 - Ceiling: a reader who knows the number of every noun, and guesses where a noun has one form for
-  both, has {ceiling_all:.2f}% of all and {ceiling_hard:.2f}% of hard sentences.
+  both, has {ceiling_all:.2f}% of all and {ceiling_hard:.2f}% of hard sentences on average; a
+  run can be lucky in its guesses.
 - Learned: at most {learned:g} point below the ceiling of all. Failed: below {failed:g}% of hard
   ones, the authors' line.
 - So this is about whether training gets there. Runs that do and runs that do not are no normal

@@ -36,6 +36,7 @@ from phasegpt.attention import (
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._oscillators import OscillatorConfig, Oscillators
 from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import option
 from phasegpt.phase import prefix_order_parameter
 from phasegpt.phase.steering import Perturbation
 
@@ -43,6 +44,13 @@ from phasegpt.phase.steering import Perturbation
 @dataclass(frozen=True, kw_only=True)
 class AsCodedConfig(OscillatorConfig):
     """Options of `as_coded`."""
+
+    coupling: float = option(
+        1.0, "K, repelling, per time; the initial value of every head if learned", ge=-1e6, le=1e6
+    )
+    theta_std: float = option(
+        1.6, "standard deviation of W x, before pi tanh, at any width", gt=0, le=1e6
+    )
 
 
 class AsCoded(Attention):

@@ -74,7 +74,7 @@ class SsaConfig(AttentionConfig):
         1.3133, "alpha, how fast coupling falls with the distance, at the start", gt=0, le=1000
     )
     coupling: float = option(
-        1.3133, "K, the widest distance that locks; the start of every head's", gt=0, le=1e5
+        1.3133, "K: a pair locks up to a distance of K r J; the start of every head's", gt=0, le=1e5
     )
     learn_coupling: bool = option(True, "false: K stays as it is")
     locking: bool = option(
