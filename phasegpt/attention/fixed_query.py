@@ -54,6 +54,10 @@ class FixedQueryConfig(AttentionConfig):
         False, "true: anchors begin on the sphere and may leave it, as in the authors' code"
     )
 
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        self.refuse_idle(self.p != 0 or self.learn_p, "p", "sphere_dim", "free_anchors")
+
 
 class FixedQuery(Softmax):
     """Attention by synchronisation with fixed anchors.

@@ -45,6 +45,12 @@ class FsnConfig(StepConfig):
     harmonics: int = option(2, "M, harmonics of the kernel", ge=1, le=64)
     delay: bool = option(True, "false: without the successor's phases, a strictly causal torus")
 
+    def check_idle(self) -> None:
+        """See Section.check_idle."""
+        super().check_idle()
+        coupled = self.coupling != 0 or self.learn_coupling
+        self.refuse_idle(coupled, "coupling", "harmonics", "delay")
+
 
 class Fsn(Torus):
     """Frustrated synchronization: a step through a kernel over harmonics and successors.

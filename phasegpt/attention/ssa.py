@@ -152,7 +152,7 @@ class Ssa(Attention):
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """W_w ~ N(0, 1/C) and W_th ~ N(0, theta_std^2 / C), or GPT-2's 0.02; alpha and K."""
         o = self.options
-        nn.init.constant_(self.bandwidth, math.log(math.expm1(o.bandwidth)))
+        nn.init.constant_(self.bandwidth, o.bandwidth + math.log(-math.expm1(-o.bandwidth)))
         if o.init == "spread":
             _draw(self.frequency, 1.0, generator("frequency"))
         if not o.locking:

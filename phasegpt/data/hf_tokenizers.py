@@ -32,7 +32,10 @@ def tokenizer_json(tokenizer: Tokenizer) -> str:
         fast.decoder = decoders.Fuse()
         return fast.to_str()
     if tokenizer.name not in ("byte", "gpt2", "bpe"):
-        raise ConfigError(f"the tokenizer {tokenizer.name} has no form in `tokenizers`")
+        raise ConfigError(
+            f"the tokenizer {tokenizer.name} has no form in `tokenizers`; a run of a generated "
+            f"task has no text: export it with format=phasegpt or format=torch"
+        )
     merges = [] if tokenizer.name == "byte" else _merges(tokenizer)
     written = {_written(tokenizer.token_bytes(i)): i for i in range(tokenizer.vocab_size)}
     fast = Fast(models.BPE(written, merges))

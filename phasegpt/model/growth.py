@@ -79,8 +79,8 @@ def taken(model: GPT, source: GPT, path: str) -> Taken:
         if value.shape != ours[name].shape:
             raise ConfigError(
                 f"init_from={path}: {other} has shape {list(value.shape)}, and the model's is "
-                f"{list(ours[name].shape)}; give its attention.num_oscillators, or another "
-                f"attention"
+                f"{list(ours[name].shape)}; give its model.block_size and its options of attention "
+                f"(attention.num_oscillators is one), or another attention"
             )
         weights[name] = value
         used.add(other)

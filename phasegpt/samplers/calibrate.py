@@ -280,7 +280,7 @@ def value_heads(decoding: Decoder, ids_BT: Tensor) -> int:
     heads = [part.values.shape[1] for part in parts if part.values is not None]
     if not heads:
         raise ConfigError(
-            "no layer of this model keeps Values, so there are none to calibrate; slip phases: "
-            'PhaseSlip(target="phases")'
+            "no layer of this model keeps Values, so there are none to calibrate; a model that "
+            'keeps phases can slip those: PhaseSlip(target="phases")'
         )
     return max(heads)

@@ -250,3 +250,10 @@ def test_a_table_too_large_for_a_cpu_is_refused_by_name(make_model: Make) -> Non
     layer = make_model("ssa", n_embd=4, block_size=20_000).blocks[0].attn
     with pytest.raises(ConfigError, match=r"attention=ssa .*3,200,000,000 bytes"):
         layer(torch.zeros(1, 20_000, 4))
+
+
+@pytest.mark.parametrize("bandwidth", [1e-3, 1.3133, 800.0])
+def test_a_bandwidth_begins_as_its_option_says(bandwidth: float, make_model: Any) -> None:
+    layer = make_model("ssa", bandwidth=bandwidth).blocks[1].attn
+    found = torch.nn.functional.softplus(layer.bandwidth)
+    torch.testing.assert_close(found, torch.full_like(found, bandwidth), rtol=1e-4, atol=0)
