@@ -190,5 +190,5 @@ def test_another_body_is_refused_with_the_keys_to_set(
 
 def test_another_number_of_oscillators_is_refused_by_name(make_model: Callable) -> None:
     source = make_model("kuramoto", layers=(1,), num_oscillators=8)
-    with pytest.raises(ConfigError, match=r"omega has shape .* attention\.num_oscillators"):
+    with pytest.raises(ConfigError, match=r"omega has shape .*attention\.num_oscillators"):
         growth.taken(make_model("kuramoto", layers=(1,), num_oscillators=4), source, "x")
