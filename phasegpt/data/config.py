@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def task_class(name: str) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskConfig(DataSection):
+class TaskConfig(DataSection, ABC):
     """What every task has."""
 
     examples: int | None = option(
@@ -69,18 +70,18 @@ class TaskConfig(DataSection):
     )
 
     @property
+    @abstractmethod
     def trained(self) -> int:
         """The largest load that is trained on."""
-        raise NotImplementedError
 
     @property
     def loads(self) -> tuple[int, ...]:
         """Loads that are validated: what an accuracy is reported by, such as a length."""
         return (self.trained,)
 
+    @abstractmethod
     def time(self, load: int) -> int:
         """T, tokens of an example."""
-        raise NotImplementedError
 
     def loads_with(self, positions: str) -> tuple[int, ...]:
         """Those of a model: learned positions have no trained weights beyond the longest."""
