@@ -134,7 +134,7 @@ def test_no_experiment_sets_model_values_in_its_body(path: Path) -> None:
 OF_ONE_MECHANISM = {
     *("baseline", "phase_a/baseline", "phase_b/baseline", "phase_a_controls/rope"),
     *("phase_a_controls/n16_beta4", "phase_a_controls/n64_beta4", "finetune_gpt2"),
-    "reproductions/mqar_softmax",
+    *("reproductions/mqar_softmax", "phase_a_late/softmax", "phase_a_late/learned"),
 }
 
 
