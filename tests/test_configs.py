@@ -84,6 +84,8 @@ def test_every_model_builds_and_has_its_size(option: str) -> None:
     # GPT-2's published sizes; `gpt2` has the seeds' context of 512 instead of 1024.
     sizes = {
         "model=nano": 12 * (12 * 64**2 + 13 * 64) + 2 * 64 + (50257 + 128) * 64,
+        "model=mini": 4 * (12 * 64**2 + 13 * 64) + 2 * 64 + (50257 + 128) * 64,
+        "model=mini_rope": 4 * (12 * 64**2 + 13 * 64) + 2 * 64 + 50257 * 64,
         "model=small": 4 * (12 * 128**2 + 13 * 128) + 2 * 128 + (50257 + 128) * 128,
         "model=zoology": 2 * (4 * 64**2 + 6 * 64) + 2 * 64 + (50257 + 64) * 64,
         "model=gpt2": 124_439_808 - 512 * 768,
