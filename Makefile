@@ -10,6 +10,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 # What training needs, without the tests' and studies' packages; `make test` has it too.
 CAN_TRAIN := $(VENV)/.can_train
+# What the site is built with, beside either.
+CAN_DOCS := $(VENV)/.can_docs
 
 # The sweeps of a study in their order; each scale has records of its own.
 STUDY_phase_a := phase_a phase_a_controls phase_a_phase_sync phase_a_as_coded phase_a_more
@@ -20,7 +22,7 @@ RECORDS = results/$(NAME)$(if $(filter full,$(SCALE)),_full)
 PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[ab]_full/runs))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all mutations fuzz kills endurance lint bench study report clean
+.PHONY: help train test test-all mutations fuzz kills endurance lint bench study report docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -73,6 +75,9 @@ report: $(READY) ## Write every table, figure, page and verdict of results/ anew
 	$(if $(wildcard results/*temperature),$(PY) scripts/study_temperature.py --regenerate $(wildcard results/*temperature))
 	$(if $(findstring phase_b,$(PHASES)),$(PY) scripts/check_preregistration.py $(PHASES) --out results/phase_b/verdicts.md)
 
+docs: $(CAN_DOCS) ## Build the pages as a site, build/site/index.html; a warning is an error
+	$(PY) -m sphinx -q -W --keep-going -c docs . build/site
+
 clean: ## Remove caches and builds; keep the environment, runs and checkpoints
 	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
 	find conf phasegpt scripts tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -87,4 +92,9 @@ $(CAN_TRAIN): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): PyTorch and what training needs, some minutes and gigabytes once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(CAN_DOCS): pyproject.toml constraints.txt
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import importlib.util
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "results").rglob("*.md")),
     *sorted((ROOT / "checkpoints").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
 ]
 KINDS = {"phasegpt": "py cpp h cu js html", "conf": "yaml", "scripts": "py", "examples": "py"}
 SOURCES = [
@@ -43,13 +45,14 @@ _FOLDERS = "phasegpt|conf|scripts|examples|tests|docs|results"
 _PATH = re.compile(rf"(?<![\w./@-])(?:{_FOLDERS})/[\w./*-]*[\w*/]")
 _BARE = re.compile(r"(?<![\w./*@<-])(?!llama\.)[a-z_]\w*\.(?:py|cpp|h|cu|js)\b")
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+_ANCHOR = re.compile(r"\]\(([^)\s#]*)#([^)\s]+)\)")
 _MAKE = re.compile(r"(?:^ *|`)make ([a-z][\w-]*)", re.MULTILINE)
 
 
 @functools.cache
 def bare_names() -> set[str]:
     """The bare names of the repository's source files."""
-    folders = ("phasegpt", "scripts", "tests", "conf")
+    folders = ("phasegpt", "scripts", "tests", "conf", "examples", "docs")
     return {path.name for folder in folders for path in (ROOT / folder).rglob("*.*")}
 
 
@@ -140,10 +143,52 @@ def test_the_readme_has_at_most_900_words() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
 
 
-def test_every_page_of_docs_is_in_the_index() -> None:
-    linked = set(_LINK.findall((ROOT / "docs/README.md").read_text(encoding="utf-8")))
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
-    assert pages - linked == {"README.md"}
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    words = (re.sub(r"[^\w\- ]", "", h.lower()) for h in re.findall(r"^#+ +(.*?) *$", text, re.M))
+    return {name.replace(" ", "-") for name in words}
+
+
+def test_a_link_into_a_page_leads_to_a_heading_of_it(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A `b`: (c)\n```bash\n# no heading\n```\n## D-e 1\n")
+    assert anchors(page) == {"a-b-c", "d-e-1"}
+    wrong = []
+    for path in PAGES:
+        for link, anchor in _ANCHOR.findall(path.read_text(encoding="utf-8")):
+            target = path.parent / link if link else path
+            if "://" not in link and target.suffix == ".md" and anchor not in anchors(target):
+                wrong.append(f"{known(path)}: {link}#{anchor}")
+    assert wrong == []
+
+
+def site() -> Any:
+    """docs/pages.py, what the site is made with; it needs no Sphinx."""
+    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs/pages.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_navigation_of_the_site_reaches_every_page_once() -> None:
+    pages = site()
+    reached = [page for section in pages.navigation().values() for page in section]
+    for page in reached:  # grows as it is read
+        reached += pages.below(page)
+    scripts = [*ROOT.glob("examples/*.py"), *(ROOT / "phasegpt").rglob("__init__.py")]
+    notebooks = ROOT.glob("docs/tutorials/*.ipynb")
+    first = {"README.md", "docs/README.md"}
+    assert set(reached) | first == {known(path) for path in (*PAGES, *scripts, *notebooks)} | {
+        "CHANGELOG.md"
+    }
+    assert len(reached) == len(set(reached))
+
+
+def test_a_page_shows_no_picture_of_another_server() -> None:
+    shown = r"!\[[^\]]*\]\((?:https?:)?//|<(?:img|script|iframe|link)\b"
+    assert [known(path) for path in PAGES if re.search(shown, path.read_text())] == []
 
 
 def test_comments_and_docstrings_name_what_is_there() -> None:

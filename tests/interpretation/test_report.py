@@ -2,28 +2,20 @@
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from browser import browser, faults, needs_browser
 from helpers import TEXT, make_run, run_config, text_data
 
 from phasegpt.analysis.report import flat, pack, sweep_page
 from phasegpt.analysis.study_view import write_study
 from phasegpt.interpret import InterpretConfig, interpret
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-DRIVER = shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)",
-)
+__all__ = ["browser"]
 
 
 @pytest.fixture(scope="module")
@@ -106,30 +98,9 @@ def test_the_page_of_a_sweep_names_the_settings_that_differ(sweep: Path) -> None
     assert flat({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER or ""
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")  # no network
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
 def look(browser: Any, file: Path, width: int) -> None:
     """Open a page at a width; it must be whole, quiet, and no wider than the window."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(file.as_uri())
-    assert [entry["message"] for entry in browser.get_log("browser")] == []
-    wide = browser.execute_script("return document.documentElement.scrollWidth")
-    assert wide <= width, f"{file} is {wide} pixels wide in a window of {width}"
+    assert faults(browser, file, width) == []
 
 
 def text_of(browser: Any, name: str) -> str:
