@@ -11,14 +11,15 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict, read_write
 
 from phasegpt.attention import layer_class, names
 from phasegpt.core import modules
-from phasegpt.core.composition import plain
+from phasegpt.core.composition import CONF_DIR, plain
 from phasegpt.core.console import tell
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import unknown
@@ -90,19 +91,24 @@ class Leaderboard:
                 f"{', '.join(several)}"
             )
         self._config, self._loader = config, loader
-        self._words = [o.input_line for o in rest.values()]
-        self._tables: Any = OmegaConf.to_container(config.leaderboard, resolve=True)
+        self._words = [
+            o.input_line for key, o in rest.items() if not key.startswith("leaderboard.")
+        ]
+        tables: Any = OmegaConf.to_container(config.leaderboard, resolve=True)
         self.scale = str(config.hydra.runtime.choices.scale)
-        self.tasks = _values(own["task"])
+        self.seeds: dict[str, list[int]] = tables["seeds"]
+        self.rates = [float(rate) for rate in tables["rates"][self.scale]]
+        tasks = _values(own["task"])
         self.stages = _values(own["stage"]) if "stage" in own else [str(config.stage)]
         for stage in self.stages:
-            if stage not in self._tables["seeds"]:
-                known = [f"stage={name}" for name in self._tables["seeds"]]
+            if stage not in self.seeds:
+                known = [f"stage={name}" for name in self.seeds]
                 raise ConfigError(unknown(f"stage={stage}", known))
-        self._seeds = [_whole(word) for word in _values(own["seed"])] if "seed" in own else None
-        self.arms = self._chosen_arms(own)
-        self._base = {task: self._composed(task) for task in self.tasks}
-        self._settings = {(t, a): self._fitting(t, a) for t in self.tasks for a in self.arms}
+        self._given = [_whole(word) for word in _values(own["seed"])] if "seed" in own else None
+        self.arms = _chosen_arms(all_arms(tables["arms"]), own)
+        self._base = {task: self._composed(task) for task in tasks}
+        #: Settings by task and arm, in the order of jobs.
+        self.pairs = {(t, a): self._fitting(t, a) for t in tasks for a in self.arms}
         with read_write(config), open_dict(config):
             # Jobs are composed without +sweep, so that each of them is a run of its own too.
             config.hydra.overrides.hydra += [
@@ -110,18 +116,21 @@ class Leaderboard:
                 "hydra.sweep.subdir='${name}-seed${seed}'",
             ]
 
-    def _chosen_arms(self, own: Mapping[str, Any]) -> dict[str, Settings]:
-        every = all_arms(self._tables["arms"])
-        given = _values(own["attention"]) if "attention" in own else []
-        asked = _values(own["arm"]) if "arm" in own else []
-        added = {arm: x for name in given for arm, x in mechanism_arms(name).items()}
-        every |= added
-        if wrong := [arm for arm in asked if arm not in every and arm != "all"]:
-            raise ConfigError(unknown(f"arm={wrong[0]}", [f"arm={arm}" for arm in every]))
-        if "all" in asked or not (given or asked):
-            return every
-        compared = ("softmax", "softmax_learned") if given else ()
-        return {arm: x for arm, x in every.items() if arm in {*asked, *added, *compared}}
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Self:
+        """That of the words of a command line, without a multirun. ConfigError."""
+        from hydra import initialize_config_dir
+        from hydra.core.global_hydra import GlobalHydra
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+        from hydra.types import RunMode
+
+        words = ["+sweep=leaderboard", *words]
+        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+            loader = GlobalHydra.instance().config_loader()
+            config = loader.load_configuration("config", words, RunMode.MULTIRUN)
+            words = [f"{k}={v}" for k, v in config.hydra.sweeper.params.items()] + words
+            parser = OverridesParser.create(config_loader=loader)
+            return cls(config, parser.parse_overrides(words), loader)
 
     def jobs(self, stage: str) -> list[Planned]:
         """The jobs of a stage, in passes: after each, every task has every arm with one seed more.
@@ -129,19 +138,19 @@ class Leaderboard:
         Arms without a rate are said, and are jobs with an error; those all of whose rates collapsed
         are left out. ConfigError where no arm has a rate.
         """
-        seeds = self._seeds or self._tables["seeds"][stage]
+        seeds = self._given or self.seeds[stage]
         if stage == RATES:
             return [
                 self._job(task, arm, seed, rate, f"-lr{rate:g}")
                 for seed in seeds
-                for rate in self._rates
-                for task, arm in self._settings
+                for rate in self.rates
+                for task, arm in self.pairs
             ]
         frozen = self._frozen()
-        missing = [key for key in self._settings if key not in frozen]
+        missing = [key for key in self.pairs if key not in frozen]
         if missing:
             said = self._no_rate(missing)
-            if len(missing) == len(self._settings):
+            if len(missing) == len(self.pairs):
                 raise ConfigError(said)
             tell(f"these are left out: {said}")
         found = []
@@ -156,10 +165,6 @@ class Leaderboard:
             found.append(Planned([], entry))
         return found
 
-    @property
-    def _rates(self) -> list[float]:
-        return [float(rate) for rate in self._tables["rates"][self.scale]]
-
     def _frozen(self) -> dict[tuple[str, str], float | None]:
         """The best rate of each task and arm, of those that are on record for every rate.
 
@@ -170,9 +175,9 @@ class Leaderboard:
         for folder in (self._config.hydra.sweep.dir, self._config.get("records")):
             there |= {} if folder is None else finished(Path(folder))
         found: dict[tuple[str, str], float | None] = {}
-        (seed,) = self._tables["seeds"][RATES]
-        for key in self._settings:
-            hashes = {rate: self._run(*key, seed, rate).hash for rate in self._rates}
+        (seed,) = self.seeds[RATES]
+        for key in self.pairs:
+            hashes = {rate: self.run(*key, seed, rate).hash for rate in self.rates}
             if not there.keys() >= set(hashes.values()):
                 continue
             best = {rate: there[digest][1].get("best") for rate, digest in hashes.items()}
@@ -200,7 +205,7 @@ class Leaderboard:
 
     def _job(self, task: str, arm: str, seed: int, rate: float, said: str) -> Planned:
         settings = {
-            **self._settings[task, arm],
+            **self.pairs[task, arm],
             **{"optimizer.lr": rate, "seed": seed, "name": f"leaderboard-{task}-{arm}{said}"},
         }
         words = [self._task_word(task), *self._words]
@@ -208,20 +213,25 @@ class Leaderboard:
             text = str(value).lower() if isinstance(value, bool) else value
             # Options of a module without a YAML of its own are new keys to Hydra.
             words.append(f"{'++' if key.startswith('attention.') else ''}{key}={text}")
-        run = self._run(task, arm, seed, rate)
+        run = self.run(task, arm, seed, rate)
         name = f"leaderboard-{task}-{arm}{said}-seed{seed}"
         entry = {"name": name, "overrides": words, "config_hash": run.hash, "error": None}
         return Planned(words, entry)
 
-    def _run(self, task: str, arm: str, seed: int, rate: float) -> RunConfig:
+    def run(self, task: str, arm: str, seed: int, rate: float) -> RunConfig:
+        """The configuration of a run, but for its name."""
         keys = {"optimizer.lr": rate, "seed": seed}
-        return configured(self._base[task], {**self._settings[task, arm], **keys})
+        return configured(self._base[task], {**self.pairs[task, arm], **keys})
 
     def _task_word(self, task: str) -> str:
         return f"+task={'' if self.scale == 'full' else f'{self.scale}/'}{task}"
 
     def _composed(self, task: str) -> dict[str, Any]:
-        job = self._loader.load_sweep_config(self._config, [self._task_word(task), *self._words])
+        words = [self._task_word(task), *self._words]
+        try:
+            job = self._loader.load_sweep_config(self._config, words)
+        except HydraException as error:
+            raise ConfigError(f"{' '.join(words)}: {error}") from error
         with read_write(job), open_dict(job):
             del job["hydra"]
         return plain(job)
@@ -237,6 +247,20 @@ class Leaderboard:
             except ConfigError as error:
                 why = error
         raise ConfigError(f"arm {arm} of the leaderboard in {task}: {why}")
+
+
+def _chosen_arms(every: dict[str, Settings], own: Mapping[str, Any]) -> dict[str, Settings]:
+    """Those that arm= names, and those of attention= with what they are compared with."""
+    given = _values(own["attention"]) if "attention" in own else []
+    asked = _values(own["arm"]) if "arm" in own else []
+    added = {arm: x for name in given for arm, x in mechanism_arms(name).items()}
+    every = every | added
+    if wrong := [arm for arm in asked if arm not in every and arm != "all"]:
+        raise ConfigError(unknown(f"arm={wrong[0]}", [f"arm={arm}" for arm in every]))
+    if "all" in asked or not (given or asked):
+        return every
+    compared = ("softmax", "softmax_learned") if given else ()
+    return {arm: x for arm, x in every.items() if arm in {*asked, *added, *compared}}
 
 
 def _values(override: Any) -> list[str]:
