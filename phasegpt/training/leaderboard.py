@@ -195,10 +195,12 @@ class Leaderboard:
         tasks = dict.fromkeys(task for task, _ in missing)
         arms = dict.fromkeys(arm for _, arm in missing)
         words = [f"scale={self.scale}", f"task={','.join(tasks)}"]
-        if len(arms) < len(self.arms):
+        some = len(arms) < len(self.arms)
+        if some:
             words.append(f"arm={','.join(arms)}")
         return (
-            f"there is no learning rate on record for {', '.join(arms)} in {', '.join(tasks)}; "
+            f"no learning rate is on record for {', '.join(arms) if some else 'any arm'} in "
+            f"{', '.join(tasks)}; "
             f"find them first: python -m phasegpt.train -m +sweep=leaderboard stage={RATES} "
             f"{' '.join([*words, *self._words])}"
         )
