@@ -136,11 +136,14 @@ class Off(NamedTuple):
     "softmax": softmax attention with the same projections. "alone": no token sees another.
     "uniform": the mean of the same values over the prefix. "own": another layer, which tests of
     the mechanism's own compare. `positions`: the model.positions with which it is so, if one alone.
+    `decisive`: the options of the control that credits the coupling, where it is another: one that
+    leaves all but the pull as it is, or whose switch is not learned away in training.
     """
 
     options: Mapping[str, Any]
     equals: Literal["softmax", "alone", "uniform", "own"]
     positions: str | None = None
+    decisive: Mapping[str, Any] | None = None
 
 
 class Flops(NamedTuple):

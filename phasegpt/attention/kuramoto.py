@@ -71,7 +71,7 @@ class Kuramoto(Softmax):
     Config = KuramotoConfig
     options: KuramotoConfig
     has_phases = True
-    off = Off({"readout": "bias", "beta": 0.0}, "softmax")
+    off = Off({"readout": "bias", "beta": 0.0}, "softmax", decisive={"coupling": 0.0})
     lr_factors: ClassVar[Mapping[str, float]] = {
         **Oscillators.lr_factors,
         "beta": 10.0,

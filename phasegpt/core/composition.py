@@ -119,7 +119,8 @@ def expanded(overrides: Sequence[str]) -> list[str]:
 
     logger=[csv,tensorboard] is several at once, where Hydra would merge their files and keep the
     last name. optimizer._target_=my.module.MyOpt begins from the group optimizer=own, unless
-    another is chosen: the keys of the default one are not its keys.
+    another is chosen: the keys of the default one are not its keys. share= and records= are of a
+    multirun and in no configuration.
     """
     chosen = any(word.startswith("optimizer=") for word in overrides)
     words = []
@@ -127,6 +128,9 @@ def expanded(overrides: Sequence[str]) -> list[str]:
         if not chosen and re.match(r"\+{0,2}optimizer\._target_=", word):
             words.append("optimizer=own")
             chosen = True
+        if word.startswith(("share=", "records=")):
+            words.append(f"++{word}")
+            continue
         read = _parsed(word) if word.startswith("logger=") else None
         names = None if read is None or read.is_sweep_override() else read.value()
         if isinstance(names, list) and names:

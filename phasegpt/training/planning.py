@@ -1,0 +1,177 @@
+"""What the jobs of a multirun are: the words of each, and which of them are trained here.
+
+Two words are for the whole multirun alone: `records=FOLDER`, a study whose committed records stand
+for their runs, and `share=K/N`, the K-th of N parts of the jobs, for several machines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.secrets import masked
+from phasegpt.core.sections import shown
+from phasegpt.training.jobs import finished
+
+if TYPE_CHECKING:
+    from phasegpt.training.config import RunConfig
+
+
+class Planned(NamedTuple):
+    """A job: the words that compose it, and what sweep.json says of it.
+
+    `entry` has its name, which is its folder's, overrides, config_hash and error, and where a
+    record stands for it, that file as `record`.
+    """
+
+    words: Sequence[str]
+    entry: dict[str, Any]
+    mine: bool = True  # whether it is in this share
+
+    @property
+    def here(self) -> bool:
+        """Whether it is to be started."""
+        return self.mine and bool(self.words) and "record" not in self.entry
+
+
+#: The jobs of a stage, which may depend on what came out of the stages before it.
+Stage = Callable[[], list[Planned]]
+
+
+def stages(config: Any) -> list[Stage]:
+    """The stages of a multirun; none of a search, whose jobs nobody knows. Raises ConfigError."""
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    sweeper = config.hydra.sweeper
+    share, records = _share(config.get("share")), config.get("records")
+    if not sweeper._target_.endswith(".BasicSweeper"):
+        if share != (1, 1) or records:
+            raise ConfigError("share and records are for sweeps of known jobs; leave them out here")
+        return []
+    loader = GlobalHydra.instance().config_loader()
+    words = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    words += config.hydra.overrides.task
+    overrides = [
+        override
+        for override in OverridesParser.create(config_loader=loader).parse_overrides(words)
+        if override.key_or_group not in ("share", "records")
+    ]
+    folder = None if records is None else Path(records)
+    if config.hydra.runtime.choices.get("sweep") == "leaderboard":
+        from phasegpt.training.leaderboard import Leaderboard
+
+        board = Leaderboard(config, overrides, loader)
+        found = [partial(board.jobs, name) for name in board.stages]
+    else:
+        (batch,) = BasicSweeper.split_arguments(overrides, None)
+        if not batch:
+            raise ConfigError(_why_empty(overrides))
+        _name_by_what_varies(config, batch)
+        found = [lambda: [Planned(job, _entry(loader, config, job)) for job in batch]]
+    return [partial(_chosen, stage, share, folder) for stage in found]
+
+
+def _chosen(stage: Stage, share: tuple[int, int], records: Path | None) -> list[Planned]:
+    """The jobs of a stage, with their records and shares, numbered as they will be started."""
+    there = {} if records is None else finished(records)
+    part, parts = share
+    found: list[Planned] = []
+    number = 0
+    for index, (words, entry, _) in enumerate(stage()):
+        if entry["config_hash"] in there:
+            entry["record"] = str(there[entry["config_hash"]][0])
+        entry["name"] = re.sub(rf"^{_NUMBER}-", f"{number}-", entry["name"])
+        found.append(Planned(words, entry, index % parts == part - 1))
+        number += found[-1].here
+    return found
+
+
+def _share(value: Any) -> tuple[int, int]:
+    """K and N of share=K/N; ConfigError."""
+    if value is None:
+        return 1, 1
+    given = re.fullmatch(r"(\d{1,6})/(\d{1,6})", str(value))
+    part, parts = map(int, given.groups()) if given else (0, 0)
+    if not 1 <= part <= parts:
+        raise ConfigError(f"share={shown(value)} must be K/N with 1 <= K <= N, such as share=1/3")
+    return part, parts
+
+
+def _why_empty(overrides: Sequence[Any]) -> str:
+    empty = [
+        override.input_line
+        for override in overrides
+        if override.is_sweep_override() and not list(override.sweep_string_iterator())
+    ]
+    return (
+        f"this sweep composes no job: nothing matches {', '.join(map(str, empty))}. A glob "
+        f"sees only the direct children of its group, as in '+experiment/phase_a=glob(*)'"
+    )
+
+
+_SUBDIR = "${hydra.job.num}-${name}"  # conf/config.yaml's; sweeps with names of their own keep them
+_NUMBER = 987654321  # of a job while it is not known which of them are started
+
+
+def _name_by_what_varies(config: Any, batch: Sequence[Sequence[str]]) -> None:
+    """Have the jobs' folders say in what they differ: 3-quickstart-attention.coupling-2-seed-1."""
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    sweep: Any = OmegaConf.to_container(config.hydra.sweep, resolve=False)
+    if sweep["subdir"] != _SUBDIR:
+        return
+    values: dict[str, set[str]] = {}
+    for word in (word for words in batch for word in words):
+        key, _, value = word.partition("=")
+        values.setdefault(key.lstrip("+"), set()).add(value)
+    # A name is one folder, and no folder has a name of 300 letters.
+    shown = {
+        key
+        for key, given in values.items()
+        if len(given) > 1 and not any("/" in text or len(text) > 40 for text in (key, *given))
+    }
+    if not shown or len(shown) > 4:
+        return
+    quoted = ",".join(f"'{key}'" for key in values if key not in shown)
+    naming = "hydra.job.config.override_dirname"
+    with read_write(config), open_dict(config):
+        config.hydra.overrides.hydra += [
+            f"{naming}.exclude_keys=[{quoted}]",
+            f"{naming}.kv_sep='-'",
+            f"{naming}.item_sep='-'",
+            f"hydra.sweep.subdir='{_SUBDIR}-${{hydra.job.override_dirname}}'",
+        ]
+
+
+def _entry(loader: Any, config: Any, words: Sequence[str]) -> dict[str, Any]:
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    from phasegpt.training.config import run_config
+
+    job = loader.load_sweep_config(config, list(words))
+    with read_write(job), open_dict(job):
+        job.hydra.job.num = _NUMBER
+        found = {"name": str(job.hydra.sweep.subdir), "overrides": masked(words), "error": None}
+        OmegaConf.resolve(job.hydra.sweep)
+        del job["hydra"]
+    try:
+        return {**found, "config_hash": one_process(run_config(job)).hash}
+    except ConfigError as error:
+        return {**found, "config_hash": None, "error": f"ConfigError: {error}"}
+
+
+def one_process(run: RunConfig) -> RunConfig:
+    """`run`; ConfigError where it is one of several processes, as no job of a multirun can be."""
+    if run.trainer.processes > 1:
+        raise ConfigError(
+            f"trainer.devices={run.trainer.devices} in a multirun: every further process would run "
+            f"the whole sweep again. One job is one process here: use trainer.devices=1 and run "
+            f"several jobs at once (+launcher=joblib), or start the run without -m"
+        )
+    return run
