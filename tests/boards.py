@@ -23,7 +23,7 @@ TASKS = {  # chance and ceiling
 def _base(task: str) -> str:
     data = task if task == "shakespeare" else f"{task}_small"
     words = ["model=nano", "model.n_layer=2", "model.n_embd=64", "model.positions=rope"]
-    words += ["model.block_size=128", "attention=softmax", f"trainer.max_steps={STEPS}"]
+    words += ["model.block_size=512", "attention=softmax", f"trainer.max_steps={STEPS}"]
     return json.dumps(composed(f"data={data}", *words).to_dict())
 
 

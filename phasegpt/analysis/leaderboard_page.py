@@ -183,9 +183,9 @@ def _claims(found: Board) -> list[str]:
         rows.append(
             [
                 _task_link(column),
-                ", ".join(coupling) or _none(there),
-                ", ".join(human(a) for a, c in there if c.word == ARCHITECTURE) or _none(there),
-                ", ".join(human(a) for a, c in there if c.word == OWN_PART) or _none(there),
+                ", ".join(coupling) or _none(there, "softmax", "off"),
+                _with(there, ARCHITECTURE) or _none(there, "softmax"),
+                _with(there, OWN_PART) or _none(there, "off"),
                 " to ".join(dict.fromkeys(map(str, (seeds[0], seeds[-1])))) if seeds else "0",
                 number(plain.median(missed)) if missed else "no t-test" if column.groups else "",
             ]
@@ -193,9 +193,17 @@ def _claims(found: Board) -> list[str]:
     return markdown(header, rows)
 
 
-def _none(cells: Sequence[tuple[str, Cell]]) -> str:
+def _with(cells: Sequence[tuple[str, Cell]], word: str) -> str:
+    return ", ".join(human(arm) for arm, cell in cells if cell.word == word)
+
+
+def _none(cells: Sequence[tuple[str, Cell]], *against: str) -> str:
     """Of mechanisms that were tested none; without a test nothing can be said."""
-    return "none" if any(cell.word for _, cell in cells) else "no verdict"
+    tested = any(
+        all(key in cell.against and cell.against[key].n >= MINIMUM for key in against)
+        for _, cell in cells
+    )
+    return "none" if tested else "no verdict"
 
 
 def _task_link(column: Column) -> str:
