@@ -5,11 +5,13 @@ python scripts/analyze_results.py runs/first_light                      status o
 python scripts/analyze_results.py runs/first_light --into results/first_light    copy records
 python scripts/analyze_results.py runs/phase_b-small --into results/phase_b --test
 python scripts/analyze_results.py results          tables, figures and pages from the records
+python scripts/analyze_results.py results/leaderboard                  the same of one study
 """
 
 import argparse
 from pathlib import Path
 
+from phasegpt.analysis.leaderboard_view import is_leaderboard, write_leaderboard
 from phasegpt.analysis.study import TEST_FILE, best_test_score, collect
 from phasegpt.analysis.study_view import write_study
 from phasegpt.analysis.tables import cells, summary
@@ -96,6 +98,9 @@ def main() -> None:
         else:
             show_runs(folder)
     for study in sorted(studies):
+        if is_leaderboard(study):
+            print("\n".join(map(str, write_leaderboard(study))))
+            continue
         write_study(study)
         show_study(study, args.against)
 

@@ -76,6 +76,11 @@ def study_page(view: Mapping[str, Any]) -> str:
     return _page("study", view["name"], {"version": phasegpt.__version__, **view})
 
 
+def leaderboard_page(view: Mapping[str, Any]) -> str:
+    """The page of a leaderboard: phasegpt.analysis.leaderboard_view."""
+    return _page("leaderboard", view["name"], {"version": phasegpt.__version__, **view})
+
+
 def sweep_row(
     name: str, statistics: Mapping[str, Any], folder: Path, *, link: str | None
 ) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from phasegpt.analysis.study import (
     phase_value,
     runs,
 )
+from phasegpt.analysis.text_table import number as _number
+from phasegpt.analysis.text_table import span as _range
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import csv_text, write_atomic
 from phasegpt.training.preregistration import config_fields
@@ -264,14 +266,6 @@ def _latex(baseline: str | None, causal: Sequence[Row], leaky: Sequence[Row]) ->
 def _escaped(cell: str) -> str:
     """LaTeX text, with minus signs that are longer than hyphens."""
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", re.sub(r"([%&#_])", r"\\\1", cell))
-
-
-def _number(value: float | None, form: str = "{:.3f}") -> str:
-    return "" if value is None else re.sub(r"^-(0\.?0*)$", r"\1", form.format(value))
-
-
-def _range(low: float | None, high: float | None, form: str) -> str:
-    return "" if low is None else f"{_number(low, form)} to {_number(high, form)}"
 
 
 def _estimate(row: Row, name: str, form: str = "{:+.3f}") -> str:

@@ -8,10 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from boards import BASE, records, shifted, write
 from browser import browser, faults, needs_browser
 from helpers import TEXT, make_run, run_config, text_data
 
-from phasegpt.analysis.report import flat, pack, sweep_page
+from phasegpt.analysis.leaderboard import board
+from phasegpt.analysis.leaderboard_view import view
+from phasegpt.analysis.report import flat, leaderboard_page, pack, sweep_page
+from phasegpt.analysis.study import read_records
 from phasegpt.analysis.study_view import write_study
 from phasegpt.interpret import InterpretConfig, interpret
 
@@ -256,4 +260,51 @@ def test_a_sweep_leads_to_its_runs(sweep: Path, browser: Any, width: int) -> Non
     assert browser.current_url == page(sweep / "1").as_uri()
     assert "phase_sync in layer 1" in text_of(browser, "subtitle")
     assert "phase_sync has no attention map" in text_of(browser, "attention-note")
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+
+
+@pytest.fixture(scope="module")
+def leaderboard(tmp_path_factory: Any) -> Path:
+    """The page of two tasks, one with lengths; torus is best, its off control worst."""
+    scores = {"softmax": BASE, "torus": shifted(0.1), "torus_off": shifted(-0.2), "fsn": BASE}
+    task = records("cycle_navigation", scores, first=11)
+    for content in task.values():
+        content["final"] |= {"val/accuracy/40": 0.9, "val/accuracy/80": 0.4}
+    folder = write(tmp_path_factory.mktemp("board"), task, records("shakespeare", scores))
+    page = folder / "report.html"
+    page.write_text(leaderboard_page(view(board(read_records(folder)), "tiny")), encoding="utf-8")
+    return page
+
+
+def test_the_page_of_a_leaderboard_names_no_other_file(leaderboard: Path) -> None:
+    found = Reader(leaderboard.read_text(encoding="utf-8"))
+    assert found.addresses == ["data:,"] and len(set(found.ids)) == len(found.ids)
+    assert [c["key"] for c in json.loads(found.data)["columns"]] == [
+        "cycle_navigation",
+        "shakespeare",
+    ]
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_leaderboard_is_sorted_by_a_click(leaderboard: Path, browser: Any, width: int) -> None:
+    from selenium.webdriver.common.by import By
+
+    look(browser, leaderboard, width)
+
+    def arms() -> list[str]:
+        cells = browser.find_elements(By.CSS_SELECTOR, "#table tbody td:first-child")
+        return [cell.text for cell in cells]
+
+    assert arms() == ["softmax + RoPE", "torus", "fsn"]
+    for click, first in ((1, "torus"), (1, "softmax + RoPE"), (0, "fsn")):
+        browser.find_elements(By.CSS_SELECTOR, "#table .sort")[click].click()
+        assert arms()[0] == first
+    browser.find_element(By.ID, "offs").click()
+    assert "torus without coupling" in arms()
+    assert "softmax + RoPE" in text_of(browser, "cells")
+    loads = browser.find_element(By.ID, "loads-card")
+    assert loads.is_displayed()
+    put(browser, "task", "shakespeare")
+    assert not loads.is_displayed() and "bits per byte" in text_of(browser, "points")
     assert [entry["message"] for entry in browser.get_log("browser")] == []
