@@ -110,6 +110,11 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     loaded = load_run(target, settings.which)
     model = loaded.model
     if settings.tasks is not None:
+        if loaded.tokenizer.name == "symbols":
+            raise ConfigError(
+                f"tasks={','.join(settings.tasks):.200} are of texts, and {loaded.path} is a model "
+                f"of a generated task, which has none; leave tasks out: its own task is scored"
+            )
         return _on_tasks(settings, settings.tasks, loaded, chosen.type)
     if loaded.tokenizer.name == "symbols":
         return _on_generated(settings, loaded, chosen)

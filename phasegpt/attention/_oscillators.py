@@ -138,6 +138,13 @@ class Oscillators(CoupledPhases):
     lr_factors: ClassVar[Mapping[str, float]] = {
         f"oscillators.{name}": 1.0 for name in ("phase.weight", "phase.bias", "omega", "coupling")
     }
+    #: Attention.starts of such a layer.
+    starts: ClassVar[Mapping[str, str]] = {
+        "coupling": "oscillators.coupling",
+        "theta_init": "oscillators.phase.weight",
+        "theta_std": "oscillators.phase.weight",
+        "omega_std": "oscillators.omega",
+    }
     disorder: Tensor | None
 
     def __init__(self, config: LayerShape, options: OscillatorConfig) -> None:

@@ -63,6 +63,7 @@ class AsCoded(Attention):
     leaky = True
     coupled_axis = "prefix"  # what is reported of it, as of phase_sync; it couples all tokens
     lr_factors: ClassVar[Mapping[str, float]] = Oscillators.lr_factors
+    starts: ClassVar[Mapping[str, str]] = Oscillators.starts
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Oscillators and the readout c_proj. ConfigError for rotary positions; warns."""

@@ -122,6 +122,12 @@ class Ssa(Attention):
         "oscillators.phase.weight": 1.0,
         "oscillators.coupling": 1.0,
     }
+    starts: ClassVar[Mapping[str, str]] = {
+        "init": "frequency.weight",
+        "theta_std": "oscillators.phase.weight",
+        "bandwidth": "bandwidth",
+        "coupling": "oscillators.coupling",
+    }
 
     def __init__(self, config: LayerShape, options: SsaConfig, layer: int) -> None:
         """Values `c_v`, projection `c_proj`, `frequency`, `bandwidth` [H] and the phases."""

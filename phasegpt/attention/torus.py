@@ -103,6 +103,10 @@ class Torus(Attention):
         "tau": 1.0,
         "oscillators.coupling": 1.0,
     }
+    starts: ClassVar[Mapping[str, str]] = {
+        "coupling": "oscillators.coupling",
+        "theta_std": "phase.weight",
+    }
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """The maps to phases and gates, tau and eta of every head, and the readout c_proj."""

@@ -98,7 +98,7 @@ def score_task(
 
     Raises ConfigError for another split and for examples that do not fit the model.
     """
-    loads = task.config.loads_with(model.config.positions)
+    loads = task.config.loads_with(model.config.extrapolates)
     longest = max(map(task.config.time, loads))
     if longest > model.config.block_size:
         raise ConfigError(

@@ -16,6 +16,7 @@ from phasegpt.evaluate import EvaluateConfig, evaluate, generated_table
 from phasegpt.model import loading
 from phasegpt.model.scoring import Tally, nats
 from phasegpt.training.assemble import lightning
+from phasegpt.training.config import run_config
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics
 
@@ -103,6 +104,18 @@ def test_every_task_trains_and_is_scored_by_load(name: str, positions: str) -> N
     assert loads == (ended if of_length and positions == "learned" else whole)
 
 
+def test_anchors_of_positions_that_were_never_trained_are_not_scored() -> None:
+    words = ["data=parity_small", "model=mini_rope", "model.block_size=512", "trainer=cpu"]
+    anchors = [*words, "attention=fixed_query"]
+    whole = [10, 20, 40, 60, 80, 100]
+    for attention, loads in (
+        ([*words, "attention=softmax"], whole),
+        (anchors, [n for n in whole if n <= 40]),
+        ([*anchors, "attention.layers=[]", "attention.p=4"], whole),
+    ):
+        assert [*run_config(phasegpt.compose(attention)).loads] == loads
+
+
 # --- a run -----------------------------------------------------------------------------------
 
 
@@ -165,6 +178,31 @@ def test_what_needs_a_text_refuses_a_task_by_name(run: Path) -> None:
 
     with pytest.raises(ConfigError, match="generated task data=mqar, which is no text"):
         training_corpus(loading.load_run(run), None, None)
+
+
+def test_lm_eval_refuses_a_model_of_a_task_in_one_line(run: Path, monkeypatch: Any) -> None:
+    from phasegpt.model import harness
+
+    monkeypatch.setattr(harness, "check_tasks", lambda tasks: None)
+    with pytest.raises(ConfigError, match=r"tasks=a,b are of texts.*leave tasks out"):
+        evaluate(EvaluateConfig(checkpoint=str(run), tasks=("a", "b")))
+
+
+def test_weights_of_a_text_and_of_a_task_are_told_apart(
+    run: Path, text: list[str], tmp_path: Path
+) -> None:
+    small = [w for w in TINY if not w.startswith("data")]
+    of_text = [*small, "callbacks.sample_text.max_new_tokens=0", "data=text"]
+    says = "is a model of a generated task, and this run is of a text: .* take a model of a text"
+    with pytest.raises(ConfigError, match=says):
+        fit(phasegpt.compose([*of_text, *text, f"init_from={run}"]), tmp_path / "a")
+    record = fit(phasegpt.compose([*of_text, *text]), tmp_path / "text")
+    assert record["status"] == "ok"
+    with pytest.raises(ConfigError, match="is a model of a text, and this run is of a generated"):
+        fit(config(f"init_from={tmp_path / 'text'}"), tmp_path / "b")
+    with pytest.raises(ConfigError, match="of 40 symbols, and this one has 50: .* give it the sizes"):
+        fit(config(f"init_from={run}", "data.vocab_size=50"), tmp_path / "c")
+    assert fit(config(f"init_from={run}"), tmp_path / "d")["init_from"]["new"] == []
 
 
 def test_examples_must_fit_the_model() -> None:
