@@ -46,7 +46,7 @@ class AsCodedConfig(OscillatorConfig):
     """Options of `as_coded`."""
 
     coupling: float = option(
-        1.0, "K, repelling, per time; the initial value of every head if learned", ge=-1e6, le=1e6
+        1.0, "K, repelling, per time; the initial value of every head if learned", ge=-1e3, le=1e3
     )
     theta_std: float = option(
         1.6, "standard deviation of W x, before pi tanh, at any width", gt=0, le=1e6

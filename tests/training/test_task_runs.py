@@ -200,7 +200,9 @@ def test_weights_of_a_text_and_of_a_task_are_told_apart(
     assert record["status"] == "ok"
     with pytest.raises(ConfigError, match="is a model of a text, and this run is of a generated"):
         fit(config(f"init_from={tmp_path / 'text'}"), tmp_path / "b")
-    with pytest.raises(ConfigError, match="of 40 symbols, and this one has 50: .* give it the sizes"):
+    with pytest.raises(
+        ConfigError, match=r"of 40 symbols, and this one has 50: .* give it the sizes"
+    ):
         fit(config(f"init_from={run}", "data.vocab_size=50"), tmp_path / "c")
     assert fit(config(f"init_from={run}"), tmp_path / "d")["init_from"]["new"] == []
 
