@@ -60,6 +60,13 @@ def test_the_loss_is_of_scored_positions_and_equals_the_whole_heads() -> None:
         torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-7)
 
 
+def test_flops_count_the_head_where_something_is_scored(run: Path) -> None:
+    record, model = json.loads((run / "run.json").read_text()), loading.load(run)
+    head = 3 * 2 * model.lm_head.weight.numel()
+    whole = model.flops(16, backward=True).products
+    assert record["flops_per_token"]["full"] == round(whole - head * (1 - 4 / 16))
+
+
 def test_logits_where_asked_are_those_of_the_whole(make_model: Any, roughen: Any) -> None:
     model, idx = roughen(make_model("kuramoto", layers=(1,))), torch.arange(24).view(2, 12)
     only = torch.rand(2, 12) < 0.4
@@ -68,15 +75,17 @@ def test_logits_where_asked_are_those_of_the_whole(make_model: Any, roughen: Any
 
 def test_a_tally_adds_up_trained_loads_and_keeps_those_beyond_apart() -> None:
     tally = Tally()
-    for load, right in ((4, 3), (4, 1), (8, 2)):
+    targets = torch.tensor([[IGNORED, 0, 0, IGNORED], [0, 0, IGNORED, 0], [IGNORED] * 4])
+    for load, right in ((4, 3), (4, 1), (8, 2)):  # of 2 scored positions, then 3, then none
         logits = torch.zeros(5, 3)
-        targets = torch.zeros(5, dtype=torch.int64)
         logits[:right, 0] = 9.0
         logits[right:, 1] = 9.0
         tally.add(logits, targets, load)
     scores = Tally.scores(tally.sums(), trained=4)
     assert scores["accuracy"] == scores["accuracy/4"] == 0.4
     assert scores["accuracy/8"] == scores["accuracy/beyond"] == 0.4
+    assert scores["exact"] == scores["exact/4"] == 1 / 4
+    assert scores["exact/8"] == scores["exact/beyond"] == 1 / 2
     wrong, right = 9 + 2e-4, 2e-4
     assert scores["loss"] == pytest.approx((6 * wrong + 4 * right) / 10, rel=1e-3)
 
@@ -159,6 +168,7 @@ def test_evaluate_gives_the_validations_numbers(run: Path) -> None:
     result = evaluate(EvaluateConfig(checkpoint=str(run), split="val"))
     best = record["best"]
     assert result["accuracy"] == best["val/accuracy"]
+    assert result["exact"] == best["val/exact"] <= best["val/accuracy"]
     assert result["loss"] == pytest.approx(best["val/loss"], rel=1e-6)
     assert result["data_fingerprint"] == record["data"]["fingerprint"]
     assert "chance" in generated_table(result)
