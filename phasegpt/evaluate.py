@@ -110,6 +110,11 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     loaded = load_run(target, settings.which)
     model = loaded.model
     if settings.tasks is not None:
+        if loaded.tokenizer.name == "symbols":
+            raise ConfigError(
+                f"tasks={','.join(settings.tasks):.200} are of texts, and {loaded.path} is a model "
+                f"of a generated task, which has none; leave tasks out: its own task is scored"
+            )
         return _on_tasks(settings, settings.tasks, loaded, chosen.type)
     if loaded.tokenizer.name == "symbols":
         return _on_generated(settings, loaded, chosen)
@@ -175,7 +180,7 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
         loaded.model, task, settings.split, batch_size=settings.batch_size, device=device
     )
     loads = task.config.loads
-    by_load = {n: found.get(f"accuracy/{n}") for n in loads} if len(loads) > 1 else {}
+    several = loads if len(loads) > 1 else ()
     return {
         "checkpoint": os.path.relpath(loaded.path),
         "sha256": loaded.sha256,
@@ -189,7 +194,9 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
         "finite": math.isfinite(found["loss"]),
         "loss": _finite(found["loss"]),
         "accuracy": found["accuracy"],
-        "accuracy_by_load": by_load,
+        "accuracy_by_load": {n: found.get(f"accuracy/{n}") for n in several},
+        "exact": found["exact"],
+        "exact_by_load": {n: found.get(f"exact/{n}") for n in several},
         "chance": task.chance,
         "ceiling": task.ceiling,
     }
@@ -200,9 +207,10 @@ def generated_table(result: dict[str, Any]) -> str:
     task, loads = result["task"], result["accuracy_by_load"]
     rows = {"loss": result["loss"], "accuracy": result["accuracy"]}
     rows |= {f"  at {n}": value for n, value in loads.items()}
-    rows |= {"chance": result["chance"], "ceiling": result["ceiling"]}
+    rows |= {"exact": result["exact"], "chance": result["chance"], "ceiling": result["ceiling"]}
     said = {f"  at {n}": "beyond the training" for n in loads if n > result["trained"]}
     said |= {"loss": "nats per scored token", "ceiling": "of the best predictor there is"}
+    said |= {"exact": "share of rows that are right in all", "chance": "of the accuracy"}
     lines = [
         f"{result['checkpoint']}  (sha256 {result['sha256'][:16]}, {result['device']})",
         f"{task['corpus']}, split {result['split']}: {task['val_examples']:,} examples"

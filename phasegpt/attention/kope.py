@@ -136,6 +136,7 @@ class Kope(Softmax):
     coupled_axis = "prefix"
     link = Pull
     lr_factors: ClassVar[Mapping[str, float]] = {"mixing": 1.0, "oscillators.coupling": 1.0}
+    starts: ClassVar[Mapping[str, str]] = {"coupling": "oscillators.coupling"}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Softmax's projections, M, and K, which is 0 in the first layer: nothing pulls there.

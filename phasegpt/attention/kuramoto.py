@@ -77,6 +77,7 @@ class Kuramoto(Softmax):
         "beta": 10.0,
         "gate": 1.0,
     }
+    starts: ClassVar[Mapping[str, str]] = {**Oscillators.starts, "beta": "beta"}
 
     def __init__(self, config: LayerShape, options: KuramotoConfig, layer: int) -> None:
         """Softmax's projections, the oscillators, and one readout strength per head."""

@@ -96,6 +96,7 @@ class Lohe(Attention):
     off = Off({"steps": 0}, "alone")
     coupled_axis = "prefix"
     lr_factors: ClassVar[Mapping[str, float]] = {"omega": 1.0}
+    starts: ClassVar[Mapping[str, str]] = {"omega": "omega"}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """c_start W_0 [D,D], c_couple q, k, v of x [3D,D], c_join W_j, c_read U [2D,D], c_proj."""

@@ -83,10 +83,10 @@ class TaskConfig(DataSection, ABC):
     def time(self, load: int) -> int:
         """T, tokens of an example."""
 
-    def loads_with(self, positions: str) -> tuple[int, ...]:
-        """Those of a model: learned positions have no trained weights beyond the longest."""
+    def loads_with(self, extrapolates: bool) -> tuple[int, ...]:
+        """Those of a model: without, nothing was trained for positions beyond the longest."""
         longest = self.time(self.trained)
-        return tuple(n for n in self.loads if positions != "learned" or self.time(n) <= longest)
+        return tuple(n for n in self.loads if extrapolates or self.time(n) <= longest)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -182,8 +182,10 @@ class GPT(nn.Module):
             total -= sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
         return total
 
-    def flops(self, time: int, *, backward: bool = False) -> Flops:
+    def flops(self, time: int, *, backward: bool = False, scored: float = 1.0) -> Flops:
         """FLOPs of one token among `time`: attention, links, MLPs and head, see attention.Flops.
+
+        `scored`: the share of tokens that the head runs for, see `only_BT` of forward.
 
         `backward`: of forward and backward together, three times as many, since a matrix product
         has two gradients of its size; activations that are computed again are not counted. The
@@ -192,8 +194,9 @@ class GPT(nn.Module):
         layers = [block.attn.flops(time) for block in self.blocks]
         if self.link is not None:
             layers += [self.link.flops(time)] * len(self._linked)
-        body = [m for m in (*(b.mlp for b in self.blocks), self.lm_head) if m is not None]
-        layers += [Flops(linear_flops(module), 0.0, 0.0) for module in body]
+        body = [block.mlp for block in self.blocks if block.mlp is not None]
+        weights = sum(map(linear_flops, body)) + scored * linear_flops(self.lm_head)
+        layers.append(Flops(weights, 0.0, 0.0))
         return Flops.sum(layers * (3 if backward else 1))
 
     @property

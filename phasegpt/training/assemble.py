@@ -135,7 +135,8 @@ def assemble(
     time = model.config.block_size
     if isinstance(run.data, TaskConfig):
         time = run.data.time(run.data.trained)
-    flops = model.flops(time, backward=True)
+    scored = 1.0 if corpus.task is None else corpus.task.scored_share
+    flops = model.flops(time, backward=True, scored=scored)
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
         folder,

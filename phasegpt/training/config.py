@@ -215,7 +215,8 @@ class RunConfig(Section):
     def loads(self) -> tuple[int, ...]:
         """Loads of a task that this model is validated at; none of a text."""
         if isinstance(self.data, TaskConfig):
-            return self.data.loads_with(self.model.positions)
+            shape = GPTConfig.from_sections(self.model, self.attention, vocab_size=2)
+            return self.data.loads_with(shape.extrapolates)
         return ()
 
     def check_idle(self) -> None:

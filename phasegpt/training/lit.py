@@ -159,7 +159,7 @@ class LitGPT(pl.LightningModule):
         """Add the batch's summed nats, scored tokens or those of a task; return phases."""
         out = self._predict(batch, return_phase=True)
         if self._task is not None:
-            self._tally.add(out.logits, self._targets(batch), int(batch["load"]))
+            self._tally.add(out.logits, batch["targets"], int(batch["load"]))
             return {"phase": out.phase}
         total, count = nats(out.logits, batch["targets"])
         self._val_nats += total.double()
@@ -184,7 +184,7 @@ class LitGPT(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """`val/loss` (nats per token), `val/ppl` and `val/bpb` of what was scored.
 
-        Of a task `val/accuracy` in place of the last, and `val/accuracy/LOAD` of several.
+        Of a task `val/accuracy` and `val/exact` in place of the last, and /LOAD of several.
         """
         self.validation = self._scores("val")
 

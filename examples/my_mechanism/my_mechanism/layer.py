@@ -45,6 +45,7 @@ class MyMechanism(Attention):
     Config = MyConfig
     off = Off({"coupling": 0.0}, "alone")
     lr_factors = {"phase.weight": 1.0, "phase.bias": 1.0, "coupling": 1.0}
+    starts = {"coupling": "coupling"}  # options that say where a parameter begins, and nothing else
 
     def __init__(self, config, options, layer):
         super().__init__(config, options, layer)
