@@ -207,8 +207,8 @@ def training_corpus(
     For what reads a split as one text, a model of single documents is a ConfigError; callers that
     heed `Corpus.documents`, or no order at all, say `as_documents`.
 
-    `data_path` is another place of the text (data=text), or another text on purpose (see
-    is_training_text); without it a text that changed since the training is a DataError.
+    `data_path` is another place of the text, or another text on purpose (see is_training_text),
+    read as data=text reads it; without it a text that changed since the training is a DataError.
     `cache_dir` is another token cache. Raises CheckpointError where the checkpoint does not know
     its text, ConfigError, DataError.
     """
@@ -236,27 +236,18 @@ def training_corpus(
             f"trained without data.documents"
         )
     if data_path is not None:
-        if data.corpus != "text":
-            raise ConfigError(
-                f"data_path={data_path} is for models trained with data=text; this one "
-                f"was trained with data={data.corpus}"
-            )
-        data = replace(data, path=data_path)
+        elsewhere = {"variant": None, "name": None, "subset": None}
+        data = replace(data, corpus="text", path=data_path, **elsewhere)
     # What a checkpoint names is read, if it is there, and never written to.
     stored = data.cache_dir if cache_dir is None else None
     data = replace(data, cache_dir=cache_dir)
     corpus = prepare(data, other_cache=stored, tokenizer=loaded.tokenizer)
-    if corpus.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
-        raise ConfigError(
-            "the text does not have the tokens that the model was trained with (its characters "
-            "are others); evaluate on the text of the training"
-        )
     if data_path is None and is_training_text(loaded, corpus) is False:
         place = f"data.path={data.path}" if data.path else data.name or data.corpus
         raise DataError(
             f"the text of {place} is not the one that the model was trained with (fingerprint "
             f"{corpus.fingerprint}, then {loaded.data_fingerprint}); put the old text back, or "
-            f"give data_path=FILE to use another text on purpose (data=text)"
+            f"give data_path=FILE to use another text on purpose"
         )
     return corpus
 

@@ -40,7 +40,7 @@ class EvaluateConfig(Section):
     batch_size: int = option(16, "windows at a time", ge=1, le=1_000_000)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
     data_path: str | None = option(
-        None, "another place of the text, or another text (trained with data=text)"
+        None, "another text, or another place of that of data=text; val is its last part"
     )
     cache_dir: str | None = option(
         None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"
