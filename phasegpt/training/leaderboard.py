@@ -26,7 +26,7 @@ from phasegpt.core.sections import unknown
 from phasegpt.model.gpt import GPT
 from phasegpt.training.config import RunConfig, checked
 from phasegpt.training.jobs import finished
-from phasegpt.training.planning import Planned, one_process
+from phasegpt.training.planning import Planned, of_run, one_process, refused
 
 RATES = "rates"  # the stage that finds them
 _OWN = ("sweep", "scale", "stage", "task", "arm", "attention", "seed")
@@ -159,10 +159,8 @@ class Leaderboard:
                 if rate is not None:
                     found.append(self._job(task, arm, seed, rate, ""))
         for task, arm in missing:
-            name = f"leaderboard-{task}-{arm}"
-            error = f"ConfigError: {self._no_rate([(task, arm)])}"
-            entry = {"name": name, "overrides": [], "config_hash": None, "error": error}
-            found.append(Planned([], entry))
+            why = ConfigError(self._no_rate([(task, arm)]))
+            found.append(refused(f"leaderboard-{task}-{arm}", [], why))
         return found
 
     def _frozen(self) -> dict[tuple[str, str], float | None]:
@@ -215,10 +213,8 @@ class Leaderboard:
             text = str(value).lower() if isinstance(value, bool) else value
             # Options of a module without a YAML of its own are new keys to Hydra.
             words.append(f"{'++' if key.startswith('attention.') else ''}{key}={text}")
-        run = self.run(task, arm, seed, rate)
         name = f"leaderboard-{task}-{arm}{said}-seed{seed}"
-        entry = {"name": name, "overrides": words, "config_hash": run.hash, "error": None}
-        return Planned(words, entry)
+        return of_run(name, words, self.run(task, arm, seed, rate))
 
     def run(self, task: str, arm: str, seed: int, rate: float) -> RunConfig:
         """The configuration of a run, but for its name."""
