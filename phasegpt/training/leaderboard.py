@@ -23,6 +23,7 @@ from phasegpt.core.composition import CONF_DIR, plain
 from phasegpt.core.console import tell
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import unknown
+from phasegpt.model.contract import Subject, switches
 from phasegpt.model.gpt import GPT
 from phasegpt.training.config import RunConfig, checked
 from phasegpt.training.jobs import finished
@@ -48,9 +49,23 @@ def mechanism_arms(name: str) -> dict[str, Settings]:
             field.name for field in fields(layer.Config)
         }
         options |= dict.fromkeys(sorted(learned), False)
+        _check_off(name, options)
         keys = {f"attention.{key}": value for key, value in options.items()}
         arms[f"{name}_off"] = {"attention": name, **keys}
     return arms
+
+
+def _check_off(name: str, options: Settings) -> None:
+    """ConfigError where a mechanism would learn what its off control switches off."""
+    off = layer_class(name).off
+    subject = Subject(name, positions=(off and off.positions) or "learned")
+    learned = switches(subject.layer(), subject.layer(**options))
+    if learned:
+        raise ConfigError(
+            f"attention={name} with {', '.join(f'{k}={v}' for k, v in options.items())} learns "
+            f"{', '.join(sorted(learned))}, which switches it on again; give its Config an option "
+            f"learn_KEY that holds it, or its Off the `decisive` options of a control that stays"
+        )
 
 
 def all_arms(more: Mapping[str, Settings]) -> dict[str, Settings]:
