@@ -18,6 +18,11 @@ STUDY_phase_a := phase_a phase_a_controls phase_a_phase_sync phase_a_as_coded ph
 STUDY_phase_a_long := phase_a_long
 STUDY_phase_a_late := phase_a_late phase_a_late_k2 phase_a_late_phase_sync phase_a_late_as_coded phase_a_late_learned
 STUDY_phase_b := phase_b phase_b_controls phase_b_secondary
+STUDY_leaderboard := leaderboard
+# Jobs with a committed record are done, on a fresh clone too.
+WORDS = records=$(RECORDS) $(if $(filter phase_a_late,$(NAME)),,scale=$(SCALE)) \
+	$(if $(filter leaderboard,$(NAME)),stage=rates$(,)screen)
+, := ,
 RECORDS = results/$(NAME)$(if $(filter full,$(SCALE)),_full)
 PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[ab]_full/runs))
 
@@ -60,13 +65,13 @@ lint: $(READY) ## Check style, formatting and types
 bench: $(READY) ## Measure training speed (more options: ARGS="...")
 	$(PY) scripts/bench_train.py $(ARGS)
 
-study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_a_late|phase_a_long|phase_b SCALE=small|full ARGS="...")
-	@test -n "$(STUDY_$(NAME))" || { echo "NAME=$(NAME); choose from: phase_a, phase_a_late, phase_a_long, phase_b"; exit 2; }
+study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_a_late|phase_a_long|phase_b|leaderboard SCALE=small|full ARGS="...")
+	@test -n "$(STUDY_$(NAME))" || { echo "NAME=$(NAME); choose from: phase_a, phase_a_late, phase_a_long, phase_b, leaderboard"; exit 2; }
 	@case "$(SCALE)" in small|full) ;; *) echo "SCALE=$(SCALE); choose from: small, full"; exit 2;; esac
 	@test "$(NAME)-$(SCALE)" != phase_a_late-full || { echo "phase_a_late has SCALE=small only; its full size is NAME=phase_a_long"; exit 2; }
 	@failed=0; for sweep in $(STUDY_$(NAME)); do \
-		$(PY) -m phasegpt.train -m +sweep=$$sweep $(if $(filter phase_a_late,$(NAME)),,scale=$(SCALE)) $(ARGS) || failed=1; \
-		$(PY) scripts/analyze_results.py runs/$$sweep-$(SCALE) --into $(RECORDS) --test || failed=1; \
+		$(PY) -m phasegpt.train -m +sweep=$$sweep $(WORDS) $(ARGS) || failed=1; \
+		$(PY) scripts/analyze_results.py runs/$$sweep-$(SCALE) --into $(RECORDS) $(if $(filter leaderboard,$(NAME)),,--test) || failed=1; \
 	done; exit $$failed
 
 report: $(READY) ## Write every table, figure, page and verdict of results/ anew from the records

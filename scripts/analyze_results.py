@@ -88,7 +88,7 @@ def main() -> None:
     studies = set() if args.into is None else {args.into}
     for folder in args.folders:
         if args.into is not None:
-            if not any(folder.glob("*/run.json")):
+            if not any(folder.glob("*/run.json")) and not (folder / "sweep.json").is_file():
                 raise ConfigError(f"{folder} holds no runs; give a folder of run folders")
             if args.test:
                 evaluate_tests(folder)

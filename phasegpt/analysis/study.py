@@ -47,8 +47,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
 
     A record is run.json with the curves of perplexity, loss and R per layer from metrics.csv, the
     histograms of R from the folder phase, and under best the perplexity of `best_test_score`.
-    Raises ConfigError where the study has runs of another size, as scales are not mixed, or a
-    record of the same name with another configuration; then nothing is written.
+    Raises ConfigError where the study has runs of another size on the same data, as scales are not
+    mixed, or a record of the same name with another configuration; then nothing is written.
     """
     # The finished runs; one size and one configuration by name, with what the study has already.
     records = {path.parent: read_record(path.parent) for path in sorted(runs.glob("*/run.json"))}
@@ -57,12 +57,16 @@ def collect(runs: Path, study: Path) -> list[Path]:
         tell(f"left out, as smoke runs: {', '.join(smoke)}")
         records = {path: r for path, r in records.items() if not r.get("smoke")}
     there = read_records(study)
-    sizes = {_size(r) for r in (*records.values(), *there.values())}
-    if len(sizes) > 1:
-        raise ConfigError(
-            f"{runs} and {study} hold runs of different sizes {sorted(sizes)}; give each scale a "
-            f"study of its own, such as results/phase_a and results/phase_a_full"
-        )
+    sizes: dict[Any, set[tuple[Any, ...]]] = defaultdict(set)
+    for record in (*records.values(), *there.values()):
+        sizes[record.get("config", {}).get("data", {}).get("corpus")].add(_size(record))
+    for corpus, found in sizes.items():
+        if len(found) > 1:
+            raise ConfigError(
+                f"{runs} and {study} hold runs of different sizes {sorted(found)} on {corpus}; "
+                f"give each scale a study of its own, such as results/phase_a and "
+                f"results/phase_a_full"
+            )
     for folder, record in records.items():
         old, new = there.get(folder.name, record).get("config_hash"), record.get("config_hash")
         if old != new:

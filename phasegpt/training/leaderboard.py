@@ -23,10 +23,11 @@ from phasegpt.core.composition import CONF_DIR, plain
 from phasegpt.core.console import tell
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import unknown
+from phasegpt.model.contract import Subject, switches
 from phasegpt.model.gpt import GPT
 from phasegpt.training.config import RunConfig, checked
 from phasegpt.training.jobs import finished
-from phasegpt.training.planning import Planned, one_process
+from phasegpt.training.planning import Planned, of_run, one_process, refused
 
 RATES = "rates"  # the stage that finds them
 _OWN = ("sweep", "scale", "stage", "task", "arm", "attention", "seed")
@@ -48,9 +49,23 @@ def mechanism_arms(name: str) -> dict[str, Settings]:
             field.name for field in fields(layer.Config)
         }
         options |= dict.fromkeys(sorted(learned), False)
+        _check_off(name, options)
         keys = {f"attention.{key}": value for key, value in options.items()}
         arms[f"{name}_off"] = {"attention": name, **keys}
     return arms
+
+
+def _check_off(name: str, options: Settings) -> None:
+    """ConfigError where a mechanism would learn what its off control switches off."""
+    off = layer_class(name).off
+    subject = Subject(name, positions=(off and off.positions) or "learned")
+    learned = switches(subject.layer(), subject.layer(**options))
+    if learned:
+        raise ConfigError(
+            f"attention={name} with {', '.join(f'{k}={v}' for k, v in options.items())} learns "
+            f"{', '.join(sorted(learned))}, which switches it on again; give its Config an option "
+            f"learn_KEY that holds it, or its Off the `decisive` options of a control that stays"
+        )
 
 
 def all_arms(more: Mapping[str, Settings]) -> dict[str, Settings]:
@@ -159,10 +174,8 @@ class Leaderboard:
                 if rate is not None:
                     found.append(self._job(task, arm, seed, rate, ""))
         for task, arm in missing:
-            name = f"leaderboard-{task}-{arm}"
-            error = f"ConfigError: {self._no_rate([(task, arm)])}"
-            entry = {"name": name, "overrides": [], "config_hash": None, "error": error}
-            found.append(Planned([], entry))
+            why = ConfigError(self._no_rate([(task, arm)]))
+            found.append(refused(f"leaderboard-{task}-{arm}", [], why))
         return found
 
     def _frozen(self) -> dict[tuple[str, str], float | None]:
@@ -215,10 +228,8 @@ class Leaderboard:
             text = str(value).lower() if isinstance(value, bool) else value
             # Options of a module without a YAML of its own are new keys to Hydra.
             words.append(f"{'++' if key.startswith('attention.') else ''}{key}={text}")
-        run = self.run(task, arm, seed, rate)
         name = f"leaderboard-{task}-{arm}{said}-seed{seed}"
-        entry = {"name": name, "overrides": words, "config_hash": run.hash, "error": None}
-        return Planned(words, entry)
+        return of_run(name, words, self.run(task, arm, seed, rate))
 
     def run(self, task: str, arm: str, seed: int, rate: float) -> RunConfig:
         """The configuration of a run, but for its name."""

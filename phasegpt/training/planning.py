@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -30,6 +31,7 @@ class Planned(NamedTuple):
 
     words: Sequence[str]
     entry: dict[str, Any]
+    same: tuple[str, ...]  # hashes of configurations that give the same numbers here
     mine: bool = True  # whether it is in this share
 
     @property
@@ -73,7 +75,7 @@ def stages(config: Any) -> list[Stage]:
         if not batch:
             raise ConfigError(_why_empty(overrides))
         _name_by_what_varies(config, batch)
-        found = [lambda: [Planned(job, _entry(loader, config, job)) for job in batch]]
+        found = [lambda: [_planned(loader, config, job) for job in batch]]
     return [partial(_chosen, stage, share, folder) for stage in found]
 
 
@@ -83,11 +85,11 @@ def _chosen(stage: Stage, share: tuple[int, int], records: Path | None) -> list[
     part, parts = share
     found: list[Planned] = []
     number = 0
-    for index, (words, entry, _) in enumerate(stage()):
-        if entry["config_hash"] in there:
-            entry["record"] = str(there[entry["config_hash"]][0])
-        entry["name"] = re.sub(rf"^{_NUMBER}-", f"{number}-", entry["name"])
-        found.append(Planned(words, entry, index % parts == part - 1))
+    for index, job in enumerate(stage()):
+        if recorded := next((there[digest] for digest in job.same if digest in there), None):
+            job.entry["record"] = str(recorded[0])
+        job.entry["name"] = re.sub(rf"^{_NUMBER}-", f"{number}-", job.entry["name"])
+        found.append(job._replace(mine=index % parts == part - 1))
         number += found[-1].here
     return found
 
@@ -149,7 +151,7 @@ def _name_by_what_varies(config: Any, batch: Sequence[Sequence[str]]) -> None:
         ]
 
 
-def _entry(loader: Any, config: Any, words: Sequence[str]) -> dict[str, Any]:
+def _planned(loader: Any, config: Any, words: Sequence[str]) -> Planned:
     from omegaconf import OmegaConf, open_dict, read_write
 
     from phasegpt.training.config import run_config
@@ -157,13 +159,40 @@ def _entry(loader: Any, config: Any, words: Sequence[str]) -> dict[str, Any]:
     job = loader.load_sweep_config(config, list(words))
     with read_write(job), open_dict(job):
         job.hydra.job.num = _NUMBER
-        found = {"name": str(job.hydra.sweep.subdir), "overrides": masked(words), "error": None}
+        name = str(job.hydra.sweep.subdir)
         OmegaConf.resolve(job.hydra.sweep)
         del job["hydra"]
     try:
-        return {**found, "config_hash": one_process(run_config(job)).hash}
+        return of_run(name, words, one_process(run_config(job)))
     except ConfigError as error:
-        return {**found, "config_hash": None, "error": f"ConfigError: {error}"}
+        return refused(name, words, error)
+
+
+def of_run(name: str, words: Sequence[str], run: RunConfig) -> Planned:
+    """The job that trains `run` in the folder `name`."""
+    entry = {"name": name, "overrides": masked(words), "error": None, "config_hash": run.hash}
+    return Planned(words, entry, (run.hash, *_same_here(run)))
+
+
+def refused(name: str, words: Sequence[str], error: ConfigError) -> Planned:
+    """The job that cannot be."""
+    said = f"ConfigError: {error}"
+    entry = {"name": name, "overrides": masked(words), "error": said, "config_hash": None}
+    return Planned(words, entry, ())
+
+
+def _same_here(run: RunConfig) -> list[str]:
+    """Hashes of `run` by other names of its device: without a GPU auto is the CPU in 32-true."""
+    import torch
+
+    t = run.trainer
+    if t.accelerator == "cuda" or t.precision not in ("auto", "32-true"):
+        return []
+    if t.accelerator == "auto" and torch.cuda.is_available():
+        return []
+    names = [(device, form) for device in ("auto", "cpu") for form in ("auto", "32-true")]
+    others = [replace(t, accelerator=device, precision=form) for device, form in names]
+    return [replace(run, trainer=other).hash for other in others if other != t]
 
 
 def one_process(run: RunConfig) -> RunConfig:
