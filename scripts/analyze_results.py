@@ -5,7 +5,7 @@ python scripts/analyze_results.py runs/first_light                      status o
 python scripts/analyze_results.py runs/first_light --into results/first_light    copy records
 python scripts/analyze_results.py runs/phase_b-small --into results/phase_b --test
 python scripts/analyze_results.py results          tables, figures and pages from the records
-python scripts/analyze_results.py results/leaderboard                  the same of one study
+python scripts/analyze_results.py results/phase_b  the same of one study; also of a leaderboard
 """
 
 import argparse

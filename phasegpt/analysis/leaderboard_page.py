@@ -87,7 +87,7 @@ tables can be sorted, from `runs/*.json` alone.
 
 
 def first_page(found: Board) -> str:
-    """results/leaderboard/README.md."""
+    """README.md of a leaderboard."""
     scored = any(column.stages for column in found.columns)
     return FIRST.format(
         claim=claim(found, found.columns),
