@@ -5,15 +5,15 @@ python scripts/analyze_results.py runs/first_light                      status o
 python scripts/analyze_results.py runs/first_light --into results/first_light    copy records
 python scripts/analyze_results.py runs/phase_b-small --into results/phase_b --test
 python scripts/analyze_results.py results          tables, figures and pages from the records
-python scripts/analyze_results.py results/leaderboard                  the same of one study
+python scripts/analyze_results.py results/phase_b  the same of one study; also of a leaderboard
 """
 
 import argparse
 from pathlib import Path
 
-from phasegpt.analysis.leaderboard_view import is_leaderboard, write_leaderboard
+from phasegpt.analysis.leaderboard_view import is_leaderboard
+from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import TEST_FILE, best_test_score, collect
-from phasegpt.analysis.study_view import write_study
 from phasegpt.analysis.tables import cells, summary
 from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError, UserError
@@ -98,11 +98,11 @@ def main() -> None:
         else:
             show_runs(folder)
     for study in sorted(studies):
+        written = write(study)
         if is_leaderboard(study):
-            print("\n".join(map(str, write_leaderboard(study))))
-            continue
-        write_study(study)
-        show_study(study, args.against)
+            print("\n".join(map(str, written)))
+        else:
+            show_study(study, args.against)
 
 
 if __name__ == "__main__":

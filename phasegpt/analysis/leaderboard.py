@@ -4,7 +4,7 @@ An arm is a mechanism, NAME_off without what makes it one, or a control; the sta
 from its seed. Differences are paired by seed within a stage, and a cell's p is the larger of two:
 to softmax + RoPE and to the mechanism's own off control.
 
-    found = board(read_records(Path("results/leaderboard")))
+    found = board(read_records(study))
     found.columns[0].standing("torus")
 
 Sources: Holm (1979), over the mechanisms of a column; a win is an intersection-union test, Berger,
@@ -284,7 +284,9 @@ def _cell(column: Column, arm: str, arms: Mapping[str, Mapping[int, float]]) -> 
         scores=own,
         mean=float(mean or 0.0),
         median=float(np.median(list(own.values()))),
-        **{} if column.groups else {"sd": sd, "low": low, "high": high},
+        sd=None if column.groups else sd,
+        low=None if column.groups else low,
+        high=None if column.groups else high,
         solved=sum(solved(v, column.ceiling) for v in own.values()) if column.higher else None,
         against=against,
         missed=max(spreads, default=None),

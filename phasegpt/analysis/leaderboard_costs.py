@@ -108,18 +108,17 @@ def equal_flops(found: Board, column: Column) -> tuple[float | None, dict[str, C
         scores = {seed: score for seed, (_, score) in by_seed.items()}
         mean, _, low, high = statistics.interval(list(scores.values()))
         step = max(step for step, _ in by_seed.values())
-        cut = Cut(
+        shared = [seed for seed in scores if seed in base and arm != BASELINE]
+        pair = [scores[s] for s in shared], [base[s][1] for s in shared]
+        cuts[arm] = Cut(
             scores=scores,
             step=step,
             share=step / next(iter(runs[arm].values())).record["config"]["trainer"]["max_steps"],
             mean=float(mean or 0.0),
-            **{} if column.groups else {"low": low, "high": high},
+            low=None if column.groups else low,
+            high=None if column.groups else high,
+            difference=statistics.differ(*pair) if shared and not column.groups else None,
         )
-        shared = [seed for seed in scores if seed in base and arm != BASELINE]
-        if shared and not column.groups:
-            pair = [scores[s] for s in shared], [base[s][1] for s in shared]
-            cut = Cut(**{**vars(cut), "difference": statistics.differ(*pair)})
-        cuts[arm] = cut
     return budget, cuts
 
 

@@ -87,7 +87,7 @@ tables can be sorted, from `runs/*.json` alone.
 
 
 def first_page(found: Board) -> str:
-    """results/leaderboard/README.md."""
+    """README.md of a leaderboard."""
     scored = any(column.stages for column in found.columns)
     return FIRST.format(
         claim=claim(found, found.columns),
@@ -153,7 +153,8 @@ def _beside_rival(column: Column, arm: str) -> str:
 
 def _evidence(found: Board) -> str:
     arms = len({run.arm for run in found.runs})
-    text = f"{len(found.runs)} runs count, of {arms} arms on {len(found.tasks)} tasks."
+    tasks = f"{len(found.tasks)} task{'s' * (len(found.tasks) > 1)}"
+    text = f"{len(found.runs)} runs count, of {arms} arms on {tasks}."
     sizes = sorted({size(run) for run in found.runs if run.stage != "rates"})
     return text + (f" Sizes: {'; '.join(sizes)}." if sizes else "")
 

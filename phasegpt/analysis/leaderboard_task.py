@@ -36,7 +36,7 @@ TASK = """\
 
 
 def task_page(found: Board, task: str) -> str:
-    """results/leaderboard/TASK.md."""
+    """TASK.md of a leaderboard."""
     columns = [column for column in found.columns if column.task == task]
     stages = [line for column in columns for line in _stages(found, column)]
     return TASK.format(

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from phasegpt.analysis import leaderboard_figures
 from phasegpt.analysis.leaderboard import Board, Cell, Column, board, is_mechanism
 from phasegpt.analysis.leaderboard_costs import relative_costs
-from phasegpt.analysis.leaderboard_figures import load_curves
 from phasegpt.analysis.leaderboard_page import claim, first_page, gaps
-from phasegpt.analysis.leaderboard_runs import human, human_task, mechanism
+from phasegpt.analysis.leaderboard_runs import human, human_task
 from phasegpt.analysis.leaderboard_task import task_page
 from phasegpt.analysis.report import leaderboard_page
 from phasegpt.analysis.study import read_records
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.figures import colour
 from phasegpt.core.files import write_atomic
 
 
@@ -36,26 +36,26 @@ def write_leaderboard(study: Path) -> list[Path]:
         raise ConfigError(f"{study / 'runs'} holds no run that counts ({why}); put some there")
     texts = {"README.md": first_page(found)}
     texts |= {f"{task}.md": task_page(found, task) for task in found.tasks}
-    texts["report.html"] = leaderboard_page(view(found, study.resolve().name))
+    pictures = leaderboard_figures.draw(found, study)
+    texts["report.html"] = leaderboard_page(view(found, study.resolve().name, pictures))
     for name, text in texts.items():
         write_atomic(study / name, text.encode())
-    return [*(study / name for name in texts), *leaderboard_figures.draw(found, study)]
+    return [*(study / name for name in texts), *pictures]
 
 
-def view(found: Board, name: str) -> dict[str, Any]:
+def view(found: Board, name: str, pictures: Sequence[Path] = ()) -> dict[str, Any]:
     """What the page that can be sorted shows, as JSON.
 
-    `columns` has for every arm its numbers, scores by seed and comparisons, and of a task with
-    several loads the curve of each arm.
+    `columns` has for every arm its numbers, scores by seed and comparisons.
     """
     return {
         "name": name,
+        "pictures": {path.stem: _embedded(path) for path in pictures if path.is_file()},
         "claim": [line.removeprefix("- ") for line in claim(found, found.columns).split("\n")
                   if line],
         "gaps": list(gaps(found)),
         "arms": [
-            {"arm": arm, "name": human(arm), "colour": colour(mechanism(arm)),
-             "mechanism": is_mechanism(arm), "off": arm.endswith("_off"),
+            {"arm": arm, "name": human(arm), "off": arm.endswith("_off"),
              "costs": relative_costs(found, arm)}
             for arm in found.arms
         ],
@@ -63,12 +63,14 @@ def view(found: Board, name: str) -> dict[str, Any]:
             {"key": column.key, "name": human_task(column.key), "higher": column.higher,
              "chance": column.chance, "ceiling": column.ceiling, "groups": column.groups,
              "cells": {arm: _cell(column, arm, cell) for arm in found.arms
-                       if (cell := column.cell(arm))},
-             "loads": {arm: list(curve.items()) for arm, curve in load_curves(found, column).items()
-                       if column.key == column.task}}
+                       if (cell := column.cell(arm))}}
             for column in found.columns
         ],
     }  # fmt: skip
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def _cell(column: Column, arm: str, cell: Cell) -> dict[str, Any]:

@@ -35,7 +35,7 @@ LAST_PART = 0.75
 #: Where `python -m phasegpt.evaluate split=test` leaves its result in a run folder.
 TEST_FILE = "evaluation-test.json"
 
-_CURVES = r"val/ppl|val/accuracy(/\w+)?|train/loss|phase/R/layer\d+|phase/val/R_end/layer\d+"
+_CURVES = r"val/ppl|val/accuracy(/\w+)?|train/loss|phase/R/layer\d+|phase/val/(R_end|dR)/layer\d+"
 _POINTS = 300  # of a curve of training
 _BINS = 50  # of a histogram of R over [0, 1]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from phasegpt.analysis.leaderboard_view import is_leaderboard, write_leaderboard
+from phasegpt.analysis.leaderboard_view import is_leaderboard
+from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import load_records
-from phasegpt.analysis.study_view import write_study
 from phasegpt.analysis.tables import baseline_of
 from phasegpt.core.composition import CONF_DIR, compose
 from phasegpt.training.config import run_config
@@ -46,8 +46,8 @@ def test_committed_files_follow_from_the_committed_records(study, tmp_path):
     for name in ("runs", "attention.json"):
         if (study / name).exists():
             (tmp_path / name).symlink_to(study / name)
-    first = {path.name: path.read_bytes() for path in write_study(tmp_path)}
-    assert first == {path.name: path.read_bytes() for path in write_study(tmp_path)}
+    first = {path.name: path.read_bytes() for path in write(tmp_path)}
+    assert first == {path.name: path.read_bytes() for path in write(tmp_path)}
     committed = {p.name for p in study.iterdir() if p.suffix in (".csv", ".md", ".tex", ".png")}
     strange = {"README.md", "details.md", "verdicts.md"}
     assert committed - strange == {name for name in first if name != "report.html"}
@@ -59,7 +59,7 @@ def test_committed_files_follow_from_the_committed_records(study, tmp_path):
 @pytest.mark.parametrize("study", BOARDS, ids=lambda p: p.name)
 def test_the_pages_of_a_committed_leaderboard_follow_from_its_records(study, tmp_path):
     (tmp_path / "runs").symlink_to(study / "runs")
-    written = {path.name: path.read_bytes() for path in write_leaderboard(tmp_path)}
+    written = {path.name: path.read_bytes() for path in write(tmp_path)}
     committed = {p.name for p in study.iterdir() if p.suffix in (".md", ".png")}
     assert committed == {name for name in written if name != "report.html"}
     for name in (name for name in written if name.endswith(".md")):

@@ -48,43 +48,18 @@ function drawScores() {
   sortedTable("table", head, body);
 }
 
-function drawPoints(column) {
-  const arms = DATA.arms.filter((a) => column.cells[a.arm]);
-  const traces = arms.map((a) => ({
-    type: "scatter", mode: "markers", showlegend: false,
-    x: column.cells[a.arm].scores.map((s) => s[1]), y: column.cells[a.arm].scores.map(() => a.name),
-    text: column.cells[a.arm].scores.map((s) => "seed " + s[0]),
-    marker: { color: a.off ? "#ffffff" : a.colour, size: 8, line: { color: a.colour, width: 1.5 } },
-    hovertemplate: "%{x:.4f}, %{text}<extra>" + a.name + "</extra>",
-  }));
-  const level = (x) => ({ type: "line", yref: "paper", y0: 0, y1: 1, x0: x, x1: x, line: { color: "#5b6577", width: 1, dash: "dot" } });
-  const shapes = [column.chance, column.ceiling].filter((x) => x !== null).map(level);
-  $("points").style.height = 90 + 20 * arms.length + "px";
-  plot("points", traces, {
-    shapes, xaxis: { title: { text: column.higher ? "accuracy" : "bits per byte" } },
-    yaxis: { ticks: "", autorange: "reversed", tickfont: { size: 10 } },
-  });
-}
-
-/* One mechanism beside its off control and softmax. */
-function drawLoads(column) {
-  $("loads-card").style.display = Object.keys(column.loads).length ? "" : "none";
-  const chosen = $("mechanism").value;
-  const arms = DATA.arms.filter((a) => ["softmax", chosen, chosen + "_off"].includes(a.arm) && column.loads[a.arm]);
-  if (!arms.length) return;
-  plot("loads", arms.map((a) => {
-    const points = column.loads[a.arm];
-    return line(points.map((p) => p[0]), points.map((p) => p[1]), a.name, a.colour, {
-      dash: a.off ? "dash" : "solid", hovertemplate: "%{x}: %{y:.3f}<extra>" + a.name + "</extra>",
-    });
-  }), {
-    xaxis: { title: { text: "length or load" } }, yaxis: { title: { text: "accuracy" }, rangemode: "tozero" },
-    showlegend: true,
-  });
+/* Pictures that were drawn beside the page, those of them that there are. */
+function drawPictures(id, named) {
+  $(id).replaceChildren();
+  for (const [name, title] of named.filter(([name]) => DATA.pictures[name])) {
+    const card = element("div", null, { class: "card scroll picture" });
+    card.append(element("img", null, { src: DATA.pictures[name], alt: title }));
+    $(id).append(element("h3", title), card);
+  }
 }
 
 function drawCells(column) {
-  const head = ["arm", "stage", "n", "mean", "sd", "median", "minus softmax + RoPE", "minus its off control", "p", "after Holm", "holds"];
+  const head = ["arm", "stage", "n", "mean", "sd", "median", "every seed", "minus softmax + RoPE", "minus its off control", "p", "after Holm", "holds"];
   const value = (x, digits = 3) => (x === null || x === undefined ? ["", null] : [fixed(x, digits), x]);
   const body = DATA.arms.filter((a) => column.cells[a.arm]).map((a) => {
     const c = column.cells[a.arm];
@@ -92,7 +67,7 @@ function drawCells(column) {
     return [
       name(a.arm), [c.stage, c.stage], [String(c.n), c.n],
       column.groups ? [c.solved + " of " + c.n + " solved", c.solved / c.n] : value(c.mean),
-      value(c.sd), value(c.median), difference(c.softmax), difference(c.off), value(c.p), value(c.holm), [word, word],
+      value(c.sd), value(c.median), [c.scores.map((s) => fixed(s[1])).join(" "), null], difference(c.softmax), difference(c.off), value(c.p), value(c.holm), [word, word],
     ];
   });
   sortedTable("cells", head, body);
@@ -103,9 +78,9 @@ function drawTask() {
   $("how").textContent = column.groups
     ? "Runs solve this or do not: " + column.groups + ". Runs are counted; there is no t-test."
     : "Differences are paired by seed, with 95% t intervals; p is the larger of the two.";
-  drawPoints(column);
-  drawLoads(column);
   drawCells(column);
+  const task = column.key.split("/")[0];
+  drawPictures("pictures", [[task + "_loads", "Accuracy by length or load"], [task + "_rates", "Score by learning rate"]]);
 }
 
 function drawGaps() {
@@ -124,8 +99,8 @@ DATA.claim.slice(1).forEach((text) => $("claims").append(element("li", text)));
 $("footer").textContent = "PhaseGPT " + DATA.version + ", " + DATA.name;
 DATA.columns.forEach((c) => $("task").append(element("option", c.name, { value: c.key })));
 $("offs").onchange = drawScores;
-DATA.arms.filter((a) => a.mechanism).forEach((a) => $("mechanism").append(element("option", a.name, { value: a.arm })));
-$("task").onchange = $("mechanism").onchange = drawTask;
+$("task").onchange = drawTask;
+drawPictures("scores", [["scores", "Every seed"]]);
 drawScores();
 drawTask();
 drawGaps();
