@@ -212,7 +212,7 @@ def training_corpus(
     `cache_dir` is another token cache. Raises CheckpointError where the checkpoint does not know
     its text, ConfigError, DataError.
     """
-    from phasegpt.data.config import DataConfig, DataSection
+    from phasegpt.data.config import WITH_PATH, DataConfig, DataSection
     from phasegpt.data.corpus import prepare
 
     if loaded.config is None:
@@ -236,10 +236,10 @@ def training_corpus(
             f"trained without data.documents"
         )
     if data_path is not None:
-        if data.corpus != "text":
+        if data.corpus not in WITH_PATH:
             raise ConfigError(
-                f"data_path={data_path} is for models trained with data=text; this one "
-                f"was trained with data={data.corpus}"
+                f"data_path={data_path} is for models trained with data=text (or "
+                f"{', '.join(WITH_PATH[1:])}); this one was trained with data={data.corpus}"
             )
         data = replace(data, path=data_path)
     # What a checkpoint names is read, if it is there, and never written to.
