@@ -30,12 +30,12 @@ def jobs(sweep: Path) -> list[Job]:
     A run with a damaged run.json has failed; it is known by its name alone. Raises CheckpointError
     where sweep.json is damaged.
     """
-    planned = _planned(sweep / "sweep.json")
+    listed = planned(sweep / "sweep.json")
     folders = sorted(path.parent for path in sweep.glob("*/run.json"))
     records = {folder: _record(folder) for folder in folders}
     known = {record.get("config_hash", folder.name): folder for folder, record in records.items()}
     found = []
-    for name, config_hash, error in planned:
+    for name, config_hash, error in listed:
         folder = known.get(config_hash) or known.get(name)
         if error:
             found.append(Job(name, "failed", 0, None, error))
@@ -54,16 +54,19 @@ def counted(found: Sequence[Job]) -> str:
     return f"{len(found)} jobs: " + ", ".join(f"{states[s]} {s}" for s in order if states[s])
 
 
-def _planned(file: Path) -> list[tuple[str, str | None, str | None]]:
-    """Name, config hash and error of every job in sweep.json; none where there is no such file."""
+def planned(file: Path) -> list[tuple[str, str | None, str | None]]:
+    """Name, config hash and error of every job in sweep.json; none of a search, or without it.
+
+    Raises CheckpointError where it is damaged.
+    """
     if not file.is_file():
         return []
     try:
         listed = read_json(file, "jobs")["jobs"]
-        planned = [(job["name"], job["config_hash"], job["error"]) for job in listed]
-        if not all(isinstance(x, str | None) for job in planned for x in job):
+        found = [(job["name"], job["config_hash"], job["error"]) for job in listed]
+        if not all(isinstance(x, str | None) for job in found for x in job):
             raise TypeError("name, config_hash and error of a job must be text, or null")
-        return planned
+        return found
     except (DataError, TypeError, KeyError) as error:
         raise CheckpointError(
             f"unreadable {file}: {type(error).__name__}: {error}. Start the sweep again, which "
