@@ -212,7 +212,7 @@ def training_corpus(
     `cache_dir` is another token cache. Raises CheckpointError where the checkpoint does not know
     its text, ConfigError, DataError.
     """
-    from phasegpt.data.config import DataConfig, DataSection
+    from phasegpt.data.config import WITH_PATH, DataConfig, DataSection
     from phasegpt.data.corpus import prepare
 
     if loaded.config is None:
@@ -236,8 +236,9 @@ def training_corpus(
             f"trained without data.documents"
         )
     if data_path is not None:
+        corpus_there = data.corpus if data.corpus in WITH_PATH else "text"
         elsewhere = {"variant": None, "name": None, "subset": None}
-        data = replace(data, corpus="text", path=data_path, **elsewhere)
+        data = replace(data, corpus=corpus_there, path=data_path, **elsewhere)
     # What a checkpoint names is read, if it is there, and never written to.
     stored = data.cache_dir if cache_dir is None else None
     data = replace(data, cache_dir=cache_dir)

@@ -156,6 +156,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "loss": _finite(score.loss),
         "perplexity": _finite(score.ppl),
         "bits_per_byte": _finite(score.bits_per_byte),
+        "bits_per_byte_from_64": _finite(score.late_bits_per_byte),
         "word_perplexity": _finite(score.word_ppl),
         "floor": None if score.floor_nats is None else floor,
     }
@@ -294,6 +295,8 @@ def table(result: dict[str, Any]) -> str:
         row("perplexity", result["perplexity"], f"exp(loss), per {unit}"),
         row("bits per byte", result["bits_per_byte"], f"{result['bytes_scored']:,} UTF-8 bytes"),
     ]
+    if (late := result["bits_per_byte_from_64"]) is not None:
+        lines.append(row("  from place 64", late, "of tokens with more than 64 others before them"))
     none = "of one text alone" if apart else "no words"
     words = f"exp(nats / {result['words']:,} words)" if result["words"] else none
     lines.append(row("word perplexity", result["word_perplexity"], words))

@@ -46,9 +46,11 @@ def train_from_hydra(cfg: Any) -> float | None:
         if settings.mode == RunMode.MULTIRUN:
             from phasegpt.training.sweeps import train_job
 
-            record = train_job(run, run_dir, Path(settings.sweep.dir), settings.job.num)
-        elif sweep := settings.runtime.choices.get("sweep"):
-            raise ConfigError(f"+sweep={sweep} lists the jobs of a multirun; add -m to start them")
+            own = settings.launcher._target_.endswith(".SlurmLauncher")
+            sweep, number = Path(settings.sweep.dir), settings.job.num
+            record = train_job(run, run_dir, sweep, number, sees_all=not own)
+        elif chosen := settings.runtime.choices.get("sweep"):
+            raise ConfigError(f"+sweep={chosen} lists the jobs of a multirun; add -m to start them")
         elif ranks.follows():  # the first process says where
             record = fit(run, run_dir)
         else:

@@ -31,7 +31,7 @@ def test_the_groups_are_the_promised_ones() -> None:
     promised = {"attention", "callbacks", "data", "logger", "model", "optimizer", "regularizer"}
     assert promised | {"trainer"} <= set(GROUPS)
     known = {option.split("=")[1] for option in OPTIONS if option.startswith("data=")}
-    texts = {"shakespeare", "wikitext2", "text", "hub", "synthetic"}
+    texts = {"shakespeare", "wikitext2", "text", "hub", "synthetic", "enwik8", "tinystories"}
     assert known == texts | {f"{task}{size}" for task in TASKS for size in ("", "_small")}
     sizes = {option.split("=")[1] for option in OPTIONS if option.startswith("model=")}
     assert sizes >= {"nano", "small", "gpt2", "gpt2_medium", "gpt2_large"}

@@ -25,6 +25,9 @@ from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
 from phasegpt.model import documents
 from phasegpt.model.gpt import GPT
 
+#: A token with more others before it in its window is also scored apart.
+LATE = 64
+
 #: What one token is, by the tokenizer's name.
 UNITS = {
     **{"char": "character", "byte": "byte"},
@@ -148,6 +151,8 @@ class Score:
     context: int
     stride: int
     floor_nats: float | None = None
+    late_nats: float = 0.0  # of tokens with more than LATE others before them in their window
+    late_bytes: int = 0
 
     @property
     def loss(self) -> float:
@@ -163,6 +168,11 @@ class Score:
     def bits_per_byte(self) -> float:
         """nats / (ln 2 bytes): compares across tokenizers."""
         return self.nats / math.log(2) / self.bytes
+
+    @property
+    def late_bits_per_byte(self) -> float | None:
+        """The same of tokens with more than LATE others before them; None where there are none."""
+        return self.late_nats / math.log(2) / self.late_bytes if self.late_bytes else None
 
     @property
     def word_ppl(self) -> float | None:
@@ -208,9 +218,15 @@ def score(
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     scored = torch.zeros((), dtype=torch.int64, device=device)
+    late_nats, late_bytes = torch.zeros_like(total), torch.zeros_like(scored)
+    bytes_V = bytes_by_token(corpus.tokenizer).to(device)
     for logits_BTV, targets_BT in _predictions(model, windows, batch_size, progress):
-        batch_nats, batch_tokens = nats(logits_BTV, targets_BT)
-        total, scored = total + batch_nats, scored + batch_tokens
+        nats_BT, scored_BT = token_nats(logits_BTV, targets_BT).double(), targets_BT != IGNORED
+        total, scored = total + nats_BT.sum(), scored + scored_BT.sum()
+        if begins is None:  # a window holds one text, so that a place in it is a context
+            bytes_BT = bytes_V[targets_BT * scored_BT] * scored_BT
+            late_nats = late_nats + nats_BT[:, LATE:].sum()
+            late_bytes = late_bytes + bytes_BT[:, LATE:].sum()
     meta = corpus.meta["splits"][split]
     scored_T = np.delete(tokens_T, 0 if begins is None else begins)
     return Score(
@@ -221,6 +237,8 @@ def score(
         context=context,
         stride=stride,
         floor_nats=meta["floor_nats"],
+        late_nats=late_nats.item(),
+        late_bytes=int(late_bytes),
     )
 
 

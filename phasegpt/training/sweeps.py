@@ -17,12 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 
 from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import write_atomic
-from phasegpt.training import planning, ranks
+from phasegpt.training import planning, ranks, sweep_resources
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -56,14 +58,16 @@ class Plan(Callback):
         def begin() -> None:
             ranks.refuse_multirun()
             Plan.stages, Plan.planned = planning.stages(config), []
+            sweep_resources.open_study(config)
             Plan._next_stage(folder)
 
         Plan._or_exit(begin)
         Plan.folder, Plan.ended = folder, threading.Event()
-        _reserve_gpus(config)
+        sweep_resources.reserve_gpus(config)
         if Plan.planned:
+            Plugins.instance().register(PlannedSweeper)
             with read_write(config), open_dict(config):
-                config.hydra.sweeper._target_ = "hydra_plugins.phasegpt.PlannedSweeper"
+                config.hydra.sweeper._target_ = f"{__name__}.{PlannedSweeper.__name__}"
         if not config.hydra.launcher._target_.endswith(".BasicLauncher"):
             # The jobs' own lines go elsewhere; no more than a look into their folders is needed.
             told = threading.Thread(target=_watch, args=(folder, Plan.ended), daemon=True)
@@ -113,6 +117,21 @@ class Plan(Callback):
         return begun
 
 
+class PlannedSweeper(BasicSweeper):
+    """Starts the jobs that Plan has planned, stage by stage.
+
+    What fails is in its run.json and in the report: nothing is raised for it here.
+    """
+
+    def sweep(self, arguments: list[str]) -> None:
+        """See BasicSweeper; the plan has composed every job."""
+        assert self.launcher is not None
+        number = 0
+        for words in Plan.batches(self.max_batch_size):
+            self.launcher.launch(words, initial_job_idx=number)
+            number += len(words)
+
+
 _LOOK_EVERY_S = 5.0
 
 
@@ -128,38 +147,22 @@ def _watch(sweep: Path, ended: threading.Event) -> None:
                 tell(f"{time.strftime('%H:%M:%S')}  {now}")
 
 
-def _reserve_gpus(config: Any) -> None:
-    """Have launchers that hide every GPU that was not asked for give the jobs what they train on.
-
-    What the user set stays. A job on this machine sees all of its GPUs and takes number n modulo
-    their number.
-    """
-    from omegaconf import open_dict, read_write
-
-    launcher, target = config.hydra.launcher, config.hydra.launcher._target_
-    local = target.endswith("submitit_launcher.LocalLauncher")
-    slurm = target.endswith("submitit_launcher.SlurmLauncher")
-    if config.trainer.accelerator == "cpu" or not (local or slurm):
-        return
-    import torch
-
-    here = torch.cuda.device_count()
-    with read_write(config), open_dict(config):
-        if local and launcher.gpus_per_node is None:
-            launcher.gpus_per_node = here
-        if slurm and launcher.gpus_per_node is None:  # there may be none where it is submitted
-            launcher.gpus_per_node = config.trainer.devices
-
-
-def train_job(run: RunConfig, folder: Path, sweep: Path, number: int) -> dict[str, Any]:
+def train_job(
+    run: RunConfig, folder: Path, sweep: Path, number: int, *, sees_all: bool = True
+) -> dict[str, Any]:
     """Train one job of the multirun in `sweep`, or go on with the run that has its configuration.
+
+    `sees_all`: the jobs see every GPU of their machine, so each takes one for itself; under Slurm
+    a job is given its own.
 
     `folder` is the job's own, where no run has begun; if a run of another configuration has, as in
     a sweep that was widened, the job gets a folder named after its hash too. Whatever goes wrong
     stands in run.json.
     """
+    import torch
+
     from phasegpt.training.run import fit
-    from phasegpt.training.run_folder import RunFolder, provenance, read_record
+    from phasegpt.training.run_folder import FINISHED, RunFolder, provenance, read_record
 
     run = planning.one_process(run)
     if "wandb" in run.logger.besides and run.logger.group is None:
@@ -172,10 +175,13 @@ def train_job(run: RunConfig, folder: Path, sweep: Path, number: int) -> dict[st
     numbered = folder.name.startswith(f"{number}-")  # where a name says less than a configuration
     if numbered and earlier and earlier.get("config_hash") != run.hash:
         folder = folder.with_name(f"{folder.name}-{run.hash[:6]}")
-    if read_record(folder):
+    if earlier := read_record(folder):
         run = replace(run, resume=True)
+    trains = run.trainer.accelerator != "cpu" and earlier.get("status") not in FINISHED
+    count = torch.cuda.device_count() if sees_all and trains else 0
     try:
-        return fit(run, folder, gpu=number)
+        with sweep_resources.one_gpu(sweep, number, count) as gpu:
+            return fit(run, folder, gpu=gpu)
     except Exception as error:
         if not read_record(folder):  # it failed before it began: the data, as a rule
             record = RunFolder(folder)
@@ -198,9 +204,10 @@ def report(sweep: Path, plan: Sequence[Mapping[str, Any]] | None = None) -> int:
     """Say how a multirun ended and name every job that is not done.
 
     Of the jobs of `plan` alone, where it is given. Returns 0 if every job is finished, and a
-    collapse is a result too; else 1.
+    collapse is a result too; else 1. Of a search, which other processes may go on with, jobs that
+    are running count as theirs.
     """
-    from phasegpt.training.jobs import counted, jobs
+    from phasegpt.training.jobs import counted, jobs, planned
     from phasegpt.training.run_folder import FINISHED
 
     try:
@@ -214,4 +221,5 @@ def report(sweep: Path, plan: Sequence[Mapping[str, Any]] | None = None) -> int:
     if again := sum(job.again for job in found):
         lines.append(f"the same command again runs {again} of these")
     sys.stderr.write("\n".join(lines) + "\n")
-    return 1 if any(job.status not in FINISHED for job in found) else 0
+    done = FINISHED if planned(sweep / "sweep.json") else (*FINISHED, "running")
+    return 1 if any(job.status not in done for job in found) else 0
