@@ -123,7 +123,8 @@ def read(app: Any, docname: str, content: list[str]) -> None:
     elif found := dict.fromkeys(below(page), ""):
         content[0] += toctree(found)
     if path in studies():
-        content[0] += '\n<p><a href="report.html">The tables and figures, interactive</a></p>\n'
+        to = '<p><a href="report.html">Tables and figures of all runs, interactive</a></p>'
+        content[0] = content[0].replace("\n## ", f"\n{to}\n\n## ", 1)
 
 
 def folder_link(here: Path, title: str, to: str) -> str:
