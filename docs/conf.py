@@ -26,13 +26,16 @@ html_show_sourcelink = False
 nb_execution_mode = "off"  # the outputs are committed
 nb_ipywidgets_js: dict[str, Any] = {}  # from other servers otherwise
 myst_heading_anchors = 4
+autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
+autodoc_use_type_comments = False
 maximum_signature_line_length = 80
-toc_object_entries_show_parents = "hide"
+toc_object_entries = False  # they would be copied into every page
 
 
 def setup(app: Any) -> None:
     """Let pages.py add to what is read and to what is built."""
     app.connect("source-read", pages.read)
     app.connect("autodoc-process-docstring", pages.docstring)
+    app.connect("autodoc-skip-member", pages.skip)
     app.connect("build-finished", pages.finish)

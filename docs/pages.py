@@ -50,6 +50,13 @@ def below(page: str) -> Iterator[str]:
                 yield found
 
 
+def studies() -> list[Path]:
+    """The pages of studies whose runs are committed."""
+    return [
+        page for page in ROOT.glob("results/*/README.md") if any(page.parent.glob("runs/*.json"))
+    ]
+
+
 def toctree(pages: dict[str, str], caption: str = "") -> str:
     """One section of the navigation, by path and title, as Sphinx takes it."""
     names = {"/" + page.rsplit(".", 1)[0]: title for page, title in pages.items()}
@@ -94,6 +101,11 @@ def docstring(app: Any, what: str, name: str, thing: Any, options: Any, lines: l
     lines[:] = [*"\n\n".join(shown).split("\n"), ""]
 
 
+def skip(app: Any, what: str, name: str, thing: Any, skipped: bool, options: Any) -> bool | None:
+    """Leave out what Python itself says of the fields of a NamedTuple."""
+    return True if str(thing.__doc__).startswith("Alias for field number") else None
+
+
 def read(app: Any, docname: str, content: list[str]) -> None:
     """What a page gets when it is read: its navigation; a title, where it has none."""
     path = Path(app.env.doc2path(docname)).resolve()
@@ -110,8 +122,9 @@ def read(app: Any, docname: str, content: list[str]) -> None:
         content[0] += "".join(toctree(pages, name) for name, pages in navigation().items())
     elif found := dict.fromkeys(below(page), ""):
         content[0] += toctree(found)
-    if path.name == "README.md" and (path.parent / "runs").is_dir():
-        content[0] += '\n<p><a href="report.html">The tables and figures, interactive</a></p>\n'
+    if path in studies():
+        to = '<p><a href="report.html">Tables and figures of all runs, interactive</a></p>'
+        content[0] = content[0].replace("\n## ", f"\n{to}\n\n## ", 1)
 
 
 def folder_link(here: Path, title: str, to: str) -> str:
@@ -127,7 +140,7 @@ def finish(app: Any, exception: Exception | None) -> None:
     """The interactive page of every study, and an index that leads to the first page."""
     from phasegpt.analysis.study_view import write_study
 
-    for study in (path.parent for path in ROOT.glob("results/*/runs") if not exception):
+    for study in (page.parent for page in studies() if not exception):
         with tempfile.TemporaryDirectory() as temporary:
             copy = Path(shutil.copytree(study, Path(temporary) / study.name))
             write_study(copy)

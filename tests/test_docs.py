@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
+from PIL import Image
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "REPRODUCIBILITY.md")),
@@ -163,17 +164,17 @@ def test_a_link_into_a_page_leads_to_a_heading_of_it(tmp_path: Path) -> None:
     assert wrong == []
 
 
-def site() -> Any:
-    """docs/pages.py, what the site is made with; it needs no Sphinx."""
-    spec = importlib.util.spec_from_file_location("pages", ROOT / "docs/pages.py")
+def module(path: str) -> Any:
+    """A module that is in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
 
 
 def test_the_navigation_of_the_site_reaches_every_page_once() -> None:
-    pages = site()
+    pages = module("docs/pages.py")  # which needs no Sphinx
     reached = [page for section in pages.navigation().values() for page in section]
     for page in reached:  # grows as it is read
         reached += pages.below(page)
@@ -184,6 +185,16 @@ def test_the_navigation_of_the_site_reaches_every_page_once() -> None:
         "CHANGELOG.md"
     }
     assert len(reached) == len(set(reached))
+
+
+def test_the_picture_of_the_house_is_of_todays_imports() -> None:
+    drawn = module("scripts/picture_house.py")
+    graph = drawn.imports(ROOT / "phasegpt")
+    floors = drawn.floors(graph)
+    assert floors["core"] < floors["phase"] < floors["attention"] < floors["commands"]
+    assert drawn.direct({"a": {"b", "c"}, "b": {"c"}, "c": set()})["a"] == {"b"}
+    with Image.open(ROOT / "docs/house.png") as picture:
+        assert picture.info["Description"] == drawn.shown(drawn.direct(graph))
 
 
 def test_a_page_shows_no_picture_of_another_server() -> None:
