@@ -236,8 +236,7 @@ def training_corpus(
             f"trained without data.documents"
         )
     if data_path is not None:
-        elsewhere = {"variant": None, "name": None, "subset": None}
-        data = replace(data, corpus="text", path=data_path, **elsewhere)
+        data = replace(data, corpus="text", path=data_path, variant=None, name=None, subset=None)
     # What a checkpoint names is read, if it is there, and never written to.
     stored = data.cache_dir if cache_dir is None else None
     data = replace(data, cache_dir=cache_dir)
