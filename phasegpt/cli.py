@@ -236,9 +236,8 @@ def training_corpus(
             f"trained without data.documents"
         )
     if data_path is not None:
-        corpus_there = data.corpus if data.corpus in WITH_PATH else "text"
-        elsewhere = {"variant": None, "name": None, "subset": None}
-        data = replace(data, corpus=corpus_there, path=data_path, **elsewhere)
+        kind = data.corpus if data.corpus in WITH_PATH else "text"
+        data = replace(data, corpus=kind, path=data_path, variant=None, name=None, subset=None)
     # What a checkpoint names is read, if it is there, and never written to.
     stored = data.cache_dir if cache_dir is None else None
     data = replace(data, cache_dir=cache_dir)

@@ -154,9 +154,16 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     given = shlex.quote(f"checkpoint={folder.path}")
     if modules.dotted(run.attention.name):
         given += f" imports={run.attention.name}"
-    names = _NEXT if corpus.task is None else _NEXT[:1]
-    lines += ["next:", *(f"  python -m phasegpt.{name} {given}" for name in names)]
+    lines += ["next:", *(f"  python -m phasegpt.{words}" for words in _next(given, corpus))]
     return "\n".join(lines)
+
+
+def _next(given: str, corpus: Corpus) -> list[str]:
+    """The commands that take the run, each with what it needs for this corpus."""
+    if corpus.task is not None:
+        return [f"evaluate {given}"]
+    split = "" if "test" in corpus.splits else " split=val"  # evaluate's default is test
+    return [f"evaluate {given}{split}", f"generate {given}", f"interpret {given}"]
 
 
 def _of_text(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str]:
@@ -208,7 +215,6 @@ def _has_trigram(run: RunConfig, corpus: Corpus) -> bool:
 
 #: What is said of a run that only tries whether it works.
 _SMOKE = "SMOKE RUN: not trained and validated in full; its numbers compare with no other run's"
-_NEXT = ("evaluate", "generate", "interpret")
 
 
 def _null(run: RunConfig) -> str:

@@ -36,6 +36,7 @@ def test_a_run_says_what_it_will_do_what_it_does_and_what_comes_next(tmp_path, t
     assert re.search(r"dR -?[\d.e-]+ \(standard error", out)
     for command in ("evaluate", "generate", "interpret"):
         assert f"python -m phasegpt.{command} checkpoint={tmp_path}" in out
+    assert f"evaluate checkpoint={tmp_path} split=val\n" in out  # its text has no test split
 
 
 def test_a_long_silence_is_broken_by_a_line(monkeypatch, capsys):
