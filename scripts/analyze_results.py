@@ -62,10 +62,10 @@ def evaluate_tests(folder: Path) -> None:
 
 
 def show_study(study: Path, against: str | None) -> None:
-    _, baseline, rows = summary(study, against)
+    found = summary(study, against)
     for leaky in (False, True):
-        if kept := [row for row in rows if row["leaky"] is leaky]:
-            table = cells(kept, baseline)
+        if kept := [row for row in found.rows if row["leaky"] is leaky]:
+            table = cells(kept, found.against)
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             print(f"{study.name}{': LEAKY arms, apart' * leaky}")
             for row in table:

@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from phasegpt.core import figures
+
 _TOUCH = 1.0  # pixels that two boxes may share: letters do not fill theirs
 
 
@@ -46,17 +48,24 @@ def faults(figure: Figure) -> list[str]:
 
 @contextmanager
 def measured() -> Iterator[dict[str, list[str]]]:
-    """The faults of every figure that is saved within, by the file's name."""
-    from phasegpt.core import figures
-
+    """The faults of every figure that is made within, by the file's name; no file is written."""
     found: dict[str, list[str]] = {}
-    save = figures.save
+    made: list[Figure] = []
 
-    def watched(figure: Figure, *paths: Any) -> Any:
-        with figures.house():
-            found[paths[0].name] = faults(figure)
-        return save(figure, *paths)
+    def new(*args: Any, **kwargs: Any) -> Figure:
+        made.append(make(*args, **kwargs))
+        return made[-1]
 
+    def save(figure: Figure, *paths: Any) -> Any:
+        made.remove(figure)
+        found[paths[0].name] = faults(figure)
+        return list(paths)
+
+    make = figures.new
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "save", watched)
+        patch.setattr(figures, "new", new)
+        patch.setattr(figures, "save", save)
+        patch.setattr(figures, "content", lambda *_: b"")
         yield found
+        with figures.house():
+            found.update({f"figure {i}": faults(figure) for i, figure in enumerate(made)})

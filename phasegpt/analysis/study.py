@@ -130,12 +130,9 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     files = sorted((folder / "phase").glob("step-*.npz"))
     if not files:
         return {}
-    from phasegpt.attention import coupled_axis  # they load torch, which a study does not need
-    from phasegpt.phase import first_prefix
+    from phasegpt.phase import first_prefix  # loads torch, which a study does not need
 
-    code = record.get("attention_code") or {}  # of another package, which need not be here
-    axis = code.get("coupled_axis") or coupled_axis(record["config"]["attention"])
-    over_prefix = axis == "prefix"
+    over_prefix = coupled_over(record) == "prefix"
     found = {}
     with np.load(files[-1]) as arrays:
         for name in sorted(name for name in arrays.files if name.endswith("/R_HT")):
@@ -144,6 +141,14 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
             layer = name.removesuffix("/R_HT")
             found[layer] = np.histogram(counted, _BINS, (0.0, 1.0))[0].tolist()
     return found
+
+
+def coupled_over(record: dict[str, Any]) -> str:
+    """What the phases of a run are coupled over: phasegpt.attention.coupled_axis."""
+    from phasegpt.attention import coupled_axis  # loads torch, which a study does not need
+
+    code = record.get("attention_code") or {}  # of another package, which need not be here
+    return code.get("coupled_axis") or coupled_axis(record["config"]["attention"])
 
 
 def read_records(study: Path) -> dict[str, dict[str, Any]]:

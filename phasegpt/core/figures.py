@@ -14,11 +14,14 @@ legend. The same numbers give the same bytes.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from phasegpt.core.files import write_atomic
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +44,7 @@ FAMILIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "selective_rope": ("#5a2144", ("selective_rope",)),
 }
 #: Colours of what is no mechanism, in this order.
-PLAIN = tuple(FAMILIES[name][0] for name in ("kuramoto", "phase_sync", "torus", "lohe", "ssa"))
+PLAIN = tuple(shade for name, (shade, _) in FAMILIES.items() if name != "control")
 OTHER = "#000000"  # a mechanism of another package
 INK, SOFT, FAINT, BAND = "#1d2433", "#5b6577", "#d5d9e0", "#e3efe7"
 MAP, DIFFERENCE = "Blues", "RdBu"  # colour maps of shares, and of what is above and below 0
@@ -53,7 +56,7 @@ _RC: dict[str, Any] = {
     **{"xtick.color": SOFT, "ytick.color": SOFT, "axes.spines.top": False},
     **{"axes.spines.right": False, "axes.xmargin": 0.02, "axes.titlepad": 7},
     **{"lines.linewidth": 1.5, "lines.markersize": 4},
-    **{"svg.hashsalt": "phasegpt", "figure.dpi": 144, "savefig.dpi": 144},
+    **{"svg.hashsalt": "phasegpt", "figure.dpi": 128, "savefig.dpi": 128},
 }
 
 
@@ -119,11 +122,19 @@ def new(height: float, width: float = WIDTH) -> Figure:
 
 def save(figure: Figure, *paths: Path) -> list[Path]:
     """Write a figure as PNG or SVG, by the paths' suffixes; the paths."""
-    dates = {".png": {"Software": None}, ".svg": {"Date": None, "Creator": None}}
-    with house():
-        for path in paths:
-            figure.savefig(path, metadata=dates[path.suffix])
+    for path in paths:
+        write_atomic(path, content(figure, path.suffix[1:]))
     return list(paths)
+
+
+def content(figure: Figure, kind: str) -> bytes:
+    """A figure as a file of the kind png or svg."""
+    dates = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+    buffer = io.BytesIO()
+    with house():
+        figure.savefig(buffer, format=kind, metadata=dates[kind])
+    figure.set_layout_engine("none")  # a second file needs no second layout
+    return buffer.getvalue()
 
 
 def level(axes: Axes, value: float | None, name: str, style: str = ":") -> None:
@@ -152,6 +163,7 @@ def label_ends(*axes: Axes) -> None:
     root = axes[0].get_figure(root=True)
     assert root is not None
     root.draw_without_rendering()
+    root.set_layout_engine("none")  # it stays as it is now
     for one, notes in named:
         _spread(one, notes)
 

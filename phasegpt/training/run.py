@@ -35,13 +35,14 @@ from phasegpt.training.optim import check_own
 from phasegpt.training.preregistration import stamp
 from phasegpt.training.ranks import placed, rank
 from phasegpt.training.resume import difference, resume_point
+from phasegpt.training.run_figure import draw_curves
 from phasegpt.training.run_folder import (
     RunFolder,
     provenance,
     read_metrics,
 )
 from phasegpt.training.signals import StopSignals
-from phasegpt.training.summary import closing, draw_curves, header, prompt_ids, sample
+from phasegpt.training.summary import closing, header, prompt_ids, sample
 
 
 def fit(

@@ -18,6 +18,7 @@ from phasegpt.analysis.leaderboard_view import view
 from phasegpt.analysis.report import flat, leaderboard_page, pack, sweep_page
 from phasegpt.analysis.study import read_records
 from phasegpt.analysis.study_view import write_study
+from phasegpt.core import figures
 from phasegpt.interpret import InterpretConfig, interpret
 
 __all__ = ["browser"]
@@ -81,6 +82,7 @@ def test_a_page_names_no_other_file_and_has_fixed_ids(sweep: Path) -> None:
         assert not [name for name in found.ids if re.search(r"[0-9a-f]{8}", name)]
         assert json.loads(found.data)["version"]
         assert "plotly.js v" in text
+        assert figures.colour("kuramoto") in text  # of the house style
 
 
 def test_what_a_text_says_cannot_end_the_data(sweep: Path, tmp_path: Path) -> None:
@@ -175,6 +177,9 @@ def test_a_run_can_be_clicked_through(sweep: Path, browser: Any, width: int) -> 
     assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
+PICTURES = ("forest", "curves", "phases", "histograms", "spread", "attention", "leaky")
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: Any) -> Path:
     """A study with everything on its page: two seeds, phases, a leaky arm, an attention record."""
@@ -214,8 +219,7 @@ def study(tmp_path_factory: Any) -> Path:
     }
     (folder / "attention.json").write_text(json.dumps(comparison))
     written = {path.name for path in write_study(folder)}
-    pictures = ("curves", "histograms", "spread", "forest", "phases", "leaky", "attention")
-    assert {f"{name}.png" for name in pictures} <= written
+    assert {f"{name}.png" for name in PICTURES} <= written
     return folder
 
 
@@ -223,8 +227,11 @@ def test_the_page_of_a_study_names_no_other_file_and_has_fixed_ids(study: Path) 
     found = Reader((study / "report.html").read_text(encoding="utf-8"))
     assert found.addresses == ["data:,"] and len(set(found.ids)) == len(found.ids)
     data = json.loads(found.data)
-    assert [arm["arm"] for arm in data["arms"]] == ["softmax", "k0", "k1", "leak"]
-    assert [len(table) for table in data["tables"]] == [4, 2]  # with their headers
+    causal, leaky = data["tables"]
+    assert [row[0] for row in causal] == ["arm", "softmax", "kuramoto, K 0", "kuramoto, K 1"]
+    assert [row[0] for row in leaky] == ["arm", "as_coded"]
+    assert set(data["figures"]) == set(PICTURES)
+    assert all(text.startswith("data:image/svg+xml;base64,") for text in data["figures"].values())
     assert set(data["sources"]) == {"table.csv", "table.md", "table.tex"}
     for name, text in data["sources"].items():
         assert text == (study / name).read_text()
@@ -242,12 +249,38 @@ def test_a_study_shows_its_tables_figures_and_attention(
     assert [x.text for x in shown.find_elements(By.TAG_NAME, "summary")] == [
         *("table.csv", "table.md", "table.tex")
     ]
-    plots = browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot")
-    drawn = {plot.get_attribute("id") for plot in plots if plot.is_displayed()}
-    boxes = {"difference", "off", "ppl-curve", "R-curve", "spread", "noise", "histogram", "scatter"}
-    boxes |= {"entropy", "distance", "map-baseline-0", "map-phase-0"}
-    assert drawn == boxes | {"leaky-curve", "leaky-difference"}
+    pictures = browser.find_elements(By.CSS_SELECTOR, "section .figure img")
+    assert len(pictures) == len(PICTURES)
+    assert all(int(picture.get_attribute("naturalWidth")) > 300 for picture in pictures)
     assert "leak" not in text_of(browser, "table") and "leak" in text_of(browser, "leaky-table")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_table_scrolls_in_its_own_box_and_sorts(study: Path, browser: Any, width: int) -> None:
+    look(browser, study / "report.html", width)
+    for name in ("table", "leaky-table"):
+        box = f"document.getElementById('{name}').parentElement"
+        assert browser.execute_script(f"return getComputedStyle({box}).overflowX") == "auto"
+        assert browser.execute_script(f"return {box}.getBoundingClientRect().right") <= width
+
+    def column(place: int) -> list[str]:
+        rows = browser.execute_script(
+            "return [...document.querySelectorAll('#table tbody tr')].map(r => "
+            f"r.children[{place}].textContent)"
+        )
+        return rows
+
+    heads = browser.execute_script(
+        "return [...document.querySelectorAll('#table th')].map(h => h.textContent)"
+    )
+    budget = heads.index("K S dt")
+    assert column(budget) == ["", "0", "1"]
+    for expected in (["0", "1", ""], ["1", "0", ""]):  # what is empty stays last
+        browser.execute_script(f"document.querySelectorAll('#table th button')[{budget}].click()")
+        assert column(budget) == expected
+    browser.execute_script("document.querySelector('#table th button').click()")
+    assert column(0) == ["kuramoto, K 0", "kuramoto, K 1", "softmax"]
 
 
 @needs_browser
