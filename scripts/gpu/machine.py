@@ -48,7 +48,7 @@ def machine(run: Run) -> dict[str, Any]:
     if (why := cuda.unavailable()) is not None:
         found["failures"].append(f"the CUDA kernels cannot run: {why}")
     else:
-        found["kernels"] = cuda.describe()
+        found["kernels"] = cuda.describe().partition(";")[0]  # without the cache's place
     return found
 
 
