@@ -64,7 +64,7 @@ def checks() -> list[Any]:
         Check("mechanisms", mechanisms.table, 120, "Is every layer right, causal, and how fast?"),
         Check("decoding", decoding.decoding, 90, "How fast is decoding?"),
         *whole,
-        Check("kernels, compiled", kernels.kernels_compiled, 150, "And beside torch.compile?"),
+        Check("torch.compile", kernels.against_compile, 150, "And beside torch.compile?"),
     ]
 
 

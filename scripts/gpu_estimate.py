@@ -115,9 +115,9 @@ def counted(run: RunConfig) -> Counted:
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
     launches = 0.0
-    for name, number in count.launches.items():
-        times = 3 if name.startswith(ATTENTION) and "backward" in name else 1  # flash has three
-        launches += number / 64 if name.startswith(GROUPED) else times * number
+    for name, times in count.launches.items():
+        each = 3.0 if name.startswith(ATTENTION) and "backward" in name else 1.0  # flash has three
+        launches += times * (1 / 64 if name.startswith(GROUPED) else each)
     left_out = (*PRODUCTS, *ATTENTION)
     moved = sum(size for name, size in count.bytes.items() if not name.startswith(left_out))
     flops = model.flops(run.model.block_size)

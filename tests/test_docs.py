@@ -39,6 +39,7 @@ PLACEHOLDERS = {
     "results/samplers/gpt2",
     "results/phase_a_full",
     "results/phase_b_full",
+    "results/gpu",
 }
 
 _DOTTED = re.compile(r"(?<![\w./@-])phasegpt(?:\.[A-Za-z_]\w*)+")

@@ -100,7 +100,7 @@ def _generate(run: Run, model: Any) -> Callable[[int], object]:
 
 
 def _tokens(run: Run) -> int:
-    return run.size(128, 4)
+    return run.size(64, 4)
 
 
 def _wait(run: Run) -> None:

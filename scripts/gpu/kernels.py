@@ -21,7 +21,7 @@ def kernels(run: Run) -> dict[str, Any]:
     for row in table:
         if row["backend"] == "cuda":  # without the host, which short kernels wait for
             row["device_ms"] = _device_ms(row, run)
-            row["of_limit"] *= row["ms"] / row["device_ms"]
+            row["of_limit"] *= row["ms"] / (row["device_ms"] or row["ms"])
     limits = {"copy_bytes_per_s": bandwidth, "sincos_per_s": rate}
     return {
         **limits,
@@ -31,7 +31,7 @@ def kernels(run: Run) -> dict[str, Any]:
     }
 
 
-def kernels_compiled(run: Run) -> dict[str, Any]:
+def against_compile(run: Run) -> dict[str, Any]:
     """The times beside torch.compile, whose start-up takes most of the time; a dry run: eager."""
     table = _table(run, _clock(run), (math.inf, math.inf), compiled=not run.dry)
     return {"shape": _shape(run), "table": [{**row, "of_limit": None} for row in table]}
@@ -54,7 +54,7 @@ def _table(
     return bench_ops.compare(clock, _shape(run), run.size(10, 2), compiled, limits)
 
 
-def _device_ms(row: dict[str, Any], run: Run) -> float:
+def _device_ms(row: dict[str, Any], run: Run) -> float | None:
     """Milliseconds of the device for one call of a row of bench_ops.compare."""
     inputs = bench_ops.problem(row["op"], run.device, *_shape(run))
     call = bench_ops.function(row["op"], row["backend"], run.size(10, 2), row["R"])

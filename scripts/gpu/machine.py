@@ -48,7 +48,7 @@ def machine(run: Run) -> dict[str, Any]:
     if (why := cuda.unavailable()) is not None:
         found["failures"].append(f"the CUDA kernels cannot run: {why}")
     else:
-        found["kernels"] = cuda.describe()
+        found["kernels"] = cuda.describe().partition(";")[0]  # without the cache's place
     return found
 
 
@@ -64,7 +64,7 @@ def tests(run: Run) -> dict[str, Any]:
     inside = {p for p in places if not any(q != p and Path(p).is_relative_to(q) for q in places)}
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        words = ["-m", "gpu and not slow", "-q", "-p", "no:cacheprovider", "--durations=10"]
+        words = ["-m", "gpu and not slow", "-v", "-p", "no:cacheprovider", "--durations=10"]
         words += [f"--junitxml={report}", f"--rootdir={ROOT}", "-c", str(ROOT / "pyproject.toml")]
         if run.dry:
             words.append("--collect-only")
@@ -99,19 +99,21 @@ def sanitizer(run: Run) -> dict[str, Any]:
         return {"without_sanitizer": results, "why": why}
     if shutil.which(_sanitizer()) is None:
         return {"failures": ["compute-sanitizer is neither on PATH nor in /usr/local/cuda/bin"]}
+    command = [_sanitizer(), "--error-exitcode", "9", "--tool"]
+    more: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     # PyTorch's pool of memory would hide what is out of bounds.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
+    more["env"] = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
+    started = {  # beside each other: most of their time is Python's start
+        tool: subprocess.Popen([*command, tool, sys.executable, str(program)], **more)
+        for tool in SANITIZERS
+    }
     found: dict[str, Any] = {"failures": []}
-    for tool in SANITIZERS:
-        command = [_sanitizer(), "--tool", tool, "--error-exitcode", "9", sys.executable]
-        done = subprocess.run(
-            [*command, str(program)], env=environment, capture_output=True, text=True
-        )
-        lines = [line for line in done.stdout.splitlines() if line.startswith("=========")]
-        found[tool] = {"status": done.returncode, "said": lines[-6:]}
-        if done.returncode:
-            errors = done.stderr.splitlines()[-3:]
-            found["failures"].append(f"{tool}: status {done.returncode}: {[*lines[:6], *errors]}")
+    for tool, process in started.items():
+        lines = process.communicate()[0].splitlines()
+        found[tool] = {"status": process.returncode, "said": lines[-3:]}
+        if process.returncode:
+            said = " / ".join(lines[:8])
+            found["failures"].append(f"{tool}: status {process.returncode}: {said}")
     return found
 
 

@@ -175,7 +175,7 @@ SECTIONS: dict[str, Callable[[Found], list[str]]] = {
     "environment": _environment,
     "tests": _tests,
     "kernels": _kernels,
-    "kernels, compiled": _kernels,
+    "torch.compile": _kernels,
     "dispatch": _dispatch,
     "steps": _steps,
     "mechanisms": _mechanisms,

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from gpu import Check, Run
+from gpu import ROOT, Check, Run
 
 TAIL = 4000  # characters of what a check printed that are kept when it goes wrong
 
@@ -49,6 +49,7 @@ def measured(check: Check, run: Run, limit: float) -> dict[str, Any]:
         said = log.read_text(encoding="utf-8", errors="replace")[-TAIL:] if log.is_file() else ""
         why = f"it ended with status {process.exitcode}"
         why = f"it took longer than {limit:.0f} s and was ended" if late else why
+        said = _anywhere(said)
         return record | {"status": "timeout" if late else "error", "why": why, "log": said}
 
 
@@ -60,7 +61,7 @@ def _child(check: Check, run: Run, place: Path) -> None:
         os.dup2(log.fileno(), stream)
     sys.stdout = sys.stderr = log
     try:
-        found = json.dumps(_finite(check.function(run)), allow_nan=False)
+        found = _anywhere(json.dumps(_finite(check.function(run)), allow_nan=False))
     except BaseException:
         traceback.print_exc()
         os._exit(1)  # threads of Lightning and of torch may never end
@@ -77,6 +78,11 @@ def _end(process: Any) -> None:
     if process.is_alive():  # it had no session yet
         process.kill()
     process.join()
+
+
+def _anywhere(text: str) -> str:
+    """The text with paths as seen from the checkout: where that lies concerns no reader."""
+    return text.replace(f"{ROOT}/", "")
 
 
 def _finite(value: Any) -> Any:
