@@ -62,6 +62,7 @@ class Metrics(Callback):
     def _log(
         self, trainer: pl.Trainer, pl_module: Any, accumulation: int, penalty_weight: float
     ) -> None:
+        pl_module.settle()  # what follows waits for the device anyway
         reduce = trainer.strategy.reduce
         mean = {k: reduce(v / accumulation, reduce_op="mean") for k, v in self._sums.items()}
         metrics = {
@@ -69,6 +70,8 @@ class Metrics(Callback):
             "train/grad_norm": pl_module.grad_norm.item(),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
+        if pl_module.skipped is not None:
+            metrics["train/skipped_steps"] = pl_module.skipped
         if "penalty" in mean:
             metrics["reg/coherence"] = mean.pop("penalty").item()
             metrics["reg/lambda"] = penalty_weight
