@@ -18,11 +18,9 @@ from tqdm import tqdm
 from phasegpt.core.console import tell
 from phasegpt.training.callback_config import EarlyStoppingConfig
 from phasegpt.training.checkpointing import step_done
+from phasegpt.training.gpus import peak_flops
 
 _SILENCE_S = 30.0  # a longer one without a line looks like a run that hangs
-
-# Dense bf16 tensor-core peak, FLOP/s, by a part of the device's name.
-_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 class Metrics(Callback):
@@ -93,10 +91,9 @@ class Metrics(Callback):
     def _speed(self, tokens_per_s: float, device: torch.device, devices: int) -> dict[str, float]:
         speed = {"perf/tokens_per_s": tokens_per_s}
         if device.type == "cuda":
-            name = torch.cuda.get_device_name(device)
-            for part, peak in _PEAK_FLOPS.items():
-                if part in name:
-                    speed["perf/mfu"] = tokens_per_s * self.flops_per_token / (peak * devices)
+            peak = peak_flops(torch.cuda.get_device_name(device))
+            if peak is not None:
+                speed["perf/mfu"] = tokens_per_s * self.flops_per_token / (peak * devices)
         return speed
 
     def restart_clock(self) -> None:

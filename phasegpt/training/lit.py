@@ -17,6 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from phasegpt.attention import Phase
 from phasegpt.core import arguments, targets
@@ -161,7 +162,7 @@ class LitGPT(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Add the batch's summed nats, scored tokens or those of a task; return phases."""
-        out = self._predict(batch, return_phase=True)
+        out = self._of_all_rows(batch)
         if self._task is not None:
             self._tally.add(out.logits, self._targets(batch), int(batch["load"]))
             return {"phase": out.phase}
@@ -172,6 +173,20 @@ class LitGPT(pl.LightningModule):
         scored = batch["targets"] != IGNORED
         self._val_bytes += (self._bytes_V[batch["targets"] * scored] * scored).sum()
         return {"phase": out.phase}
+
+    def _of_all_rows(self, batch: dict[str, Tensor]) -> GPTOutput | documents.Packed:
+        """The model on a batch with its phases; compiled always on as many rows.
+
+        The last batch of a split would cost a graph of its own.
+        """
+        rows, full = len(batch["idx"]), self.run.data.batch_size
+        plain = "begins" not in batch and self._task is None
+        if not plain or rows >= full or self.model._compiled_call_impl is None:
+            return self._predict(batch, return_phase=True)
+        idx_BT = F.pad(batch["idx"], (0, 0, 0, full - rows))
+        out = self.model(idx_BT, return_phase=True)
+        phase = {layer: Phase(*(x[:rows] for x in found)) for layer, found in out.phase.items()}
+        return GPTOutput(out.logits[:rows], phase)
 
     def on_validation_epoch_start(self) -> None:
         """Start the sums of a validation, of weights that a finite gradient has made."""
