@@ -54,6 +54,7 @@ CAME_LATER: dict[str, Any] = {
     "model.mlp_width": None,
     "model.match_parameters": None,
     "model.tie_embeddings": True,
+    "trainer.skip_nonfinite": 0,
     "trainer.devices": 1,
     "trainer.num_nodes": 1,
     "trainer.fast_dev_run": 0,
@@ -233,6 +234,11 @@ class RunConfig(Section):
         callbacks.phase_monitor.refuse_idle(phases, why, "band")
         if self.trainer.strategy == "fsdp":
             self._check_fsdp()
+        plain = self.optimizer.name != "schedule_free"
+        self.trainer.refuse_idle(
+            plain, "with optimizer=schedule_free, whose weights are ahead of themselves in a step",
+            "skip_nonfinite",
+        )  # fmt: skip
         of_R = ("R_low", "R_high", "patience", "coupling_factor")
         callbacks.collapse_guard.refuse_idle(phases, why, *of_R)
         task = isinstance(self.data, TaskConfig)

@@ -57,6 +57,8 @@ LOGGED = {
     "train/loss": "cross-entropy of the training batch alone, nats per token",
     "train/grad_norm": "global norm of the gradient before clipping",
     "train/lr": "learning rate of the step",
+    "train/skipped_steps": "steps left out so far because their gradient was not finite (with "
+    "trainer.skip_nonfinite alone)",
     "val/loss": "cross-entropy of the validation split, nats per token",
     "val/ppl": "its exponential, perplexity per token",
     "val/bpb": "the same in bits per byte of text (of a generated task there is none)",

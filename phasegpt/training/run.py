@@ -242,6 +242,8 @@ def _train(
     if parts.guard is not None:
         folder.update(guard=parts.guard.events)
         stopped = "collapse_guard" if parts.guard.stopped else stopped
+    if parts.lit.skipped is not None:
+        folder.update(skipped_steps=parts.lit.skipped)
     folder.update(
         status="ok",
         finished=_now(),

@@ -27,6 +27,7 @@ from phasegpt.phase import null_order_parameter
 from phasegpt.samplers import Temperature, Vocabulary, decode
 from phasegpt.training.callbacks import duration
 from phasegpt.training.config import RunConfig
+from phasegpt.training.optim import SKIP_ON_DEVICE
 from phasegpt.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -88,13 +89,22 @@ def _device(run: RunConfig, parts: Assembled) -> str:
     processes = run.trainer.processes
     devices = "" if processes == 1 else f"{processes} x "
     if parts.cuda:
-        return f"{devices}{torch.cuda.get_device_name(parts.trainer.strategy.root_device)}"
+        name = torch.cuda.get_device_name(parts.trainer.strategy.root_device)
+        return f"{devices}{name}{_waits(run)}"
     threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "not set")
     text = f"{devices}CPU, {threads} thread{'s' * (threads > 1)} (OMP_WAIT_POLICY {policy})"
     if run.trainer.accelerator == "auto":
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
         text += ", since no GPU is visible" + (": CUDA_VISIBLE_DEVICES is empty" if hidden else "")
     return text
+
+
+def _waits(run: RunConfig) -> str:
+    """Of an optimizer of ours that cannot skip a step by itself, what that costs on a GPU."""
+    name = run.optimizer.name
+    if name in (*SKIP_ON_DEVICE, "own"):
+        return ""
+    return f"; every step waits for it, since optimizer={name} must be told of a bad gradient"
 
 
 def _kernels(parts: Assembled) -> str:

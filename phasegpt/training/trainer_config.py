@@ -19,6 +19,10 @@ class TrainerConfig(Section):
     gradient_clip_val: float | None = option(
         1.0, "norm to which gradients are clipped; null: not at all", gt=0
     )
+    skip_nonfinite: int = option(
+        0, "steps in a row that are left out where a gradient is not finite; one more: collapsed",
+        ge=0, le=10**6,
+    )  # fmt: skip
     val_check_interval: int = option(
         REQUIRED, "optimizer steps between validations; the last step is always validated", ge=1
     )
