@@ -49,12 +49,12 @@ def jobs(sweep: Path, plan: Sequence[Mapping[str, Any]] | None = None) -> list[J
     A run with a damaged run.json has failed; it is known by its name alone. Raises CheckpointError
     where sweep.json is damaged.
     """
-    planned = _checked(plan) if plan is not None else _planned(sweep / "sweep.json")
+    listed = _checked(plan) if plan is not None else planned(sweep / "sweep.json")
     folders = sorted(path.parent for path in sweep.glob("*/run.json"))
     records = {folder: _record(folder) for folder in folders}
     known = {record.get("config_hash", folder.name): folder for folder, record in records.items()}
     found = []
-    for name, config_hash, error, file in planned:
+    for name, config_hash, error, file in listed:
         folder = known.get(config_hash) or known.get(name)
         if error:
             found.append(Job(name, "failed", 0, None, error))
@@ -76,8 +76,11 @@ def counted(found: Sequence[Job]) -> str:
     return f"{len(found)} jobs: " + ", ".join(f"{states[s]} {s}" for s in order if states[s])
 
 
-def _planned(file: Path) -> list[Any]:
-    """The entries of sweep.json, see _checked; none where there is no such file."""
+def planned(file: Path) -> list[Any]:
+    """Name, config hash, error and record of every job in sweep.json; none of a search, or without.
+
+    Raises CheckpointError where it is damaged.
+    """
     if not file.is_file():
         return []
     try:
@@ -90,11 +93,10 @@ def _planned(file: Path) -> list[Any]:
 
 
 def _checked(entries: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """Name, config hash, error and record of every job."""
-    listed = [(j["name"], j["config_hash"], j["error"], j.get("record")) for j in entries]
-    if not all(isinstance(x, str | None) for job in listed for x in job):
+    found = [(j["name"], j["config_hash"], j["error"], j.get("record")) for j in entries]
+    if not all(isinstance(x, str | None) for job in found for x in job):
         raise TypeError("name, config_hash, error and record of a job must be text, or null")
-    return listed
+    return found
 
 
 def _record(folder: Path) -> dict[str, Any]:
