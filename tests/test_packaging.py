@@ -11,6 +11,7 @@ import pytest
 from helpers import ROOT
 
 SHIPPED = {".py", ".typed", ".cu", ".cpp", ".h", ".html", ".css", ".js"}
+TOPS = ("phasegpt", "hydra_plugins")  # its top folders
 BUILD = [sys.executable, "-m", "build", "--no-isolation"]
 
 
@@ -38,7 +39,7 @@ def build_wheel(out: Path, *, from_sdist: bool) -> Path:
 
 def shipped() -> dict[str, bytes]:
     """Every file that an installed PhaseGPT needs, by its name in the wheel."""
-    code = [p for p in (ROOT / "phasegpt").rglob("*") if p.suffix in SHIPPED]
+    code = [p for top in TOPS for p in (ROOT / top).rglob("*") if p.suffix in SHIPPED]
     conf = (ROOT / "conf").rglob("*.yaml")
     files = {p.relative_to(ROOT).as_posix(): p for p in code}
     files |= {"phasegpt/PREREGISTRATION.md": ROOT / "PREREGISTRATION.md"}
@@ -71,13 +72,13 @@ def test_the_wheel_holds_all_code_kernels_and_configuration(wheel: Path) -> None
     expected = shipped()
     assert {name: built.get(name) for name in expected} == expected
     tops = {name.split("/")[0] for name in built}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"phasegpt"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(TOPS)
 
 
 def test_an_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     again = content(build_wheel(tmp_path, from_sdist=True))
-    assert {k: v for k, v in again.items() if k.startswith("phasegpt/")} == {
-        k: v for k, v in content(wheel).items() if k.startswith("phasegpt/")
+    assert {k: v for k, v in again.items() if k.startswith(TOPS)} == {
+        k: v for k, v in content(wheel).items() if k.startswith(TOPS)
     }
 
 

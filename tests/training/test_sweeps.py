@@ -150,10 +150,13 @@ def test_a_scale_before_the_experiment_that_would_undo_it_is_refused(word):
         compose(["+scale=small", "seed=2", word])
 
 
-def test_a_sweep_without_m_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("sweep", ["phase_a", "leaderboard"])
+def test_a_sweep_without_m_is_refused_before_anything_is_trained(
+    tmp_path, monkeypatch, capfd, sweep
+):
     monkeypatch.chdir(tmp_path)
-    assert launched(monkeypatch, "+sweep=phase_a", "scale=small", "trainer=cpu") == 2
-    assert "+sweep=phase_a lists the jobs of a multirun; add -m" in capfd.readouterr().err
+    assert launched(monkeypatch, f"+sweep={sweep}", "scale=small", "trainer=cpu") == 2
+    assert f"+sweep={sweep} lists the jobs of a multirun; add -m" in capfd.readouterr().err
     assert not list(tmp_path.rglob("*.json"))
 
 
