@@ -16,7 +16,7 @@ from phasegpt.training.config import RunConfig, build, run_config
 
 # Those that set one section each; the others set values of the whole configuration, and `sampler`
 # is of another command (tests/samplers/test_commands.py).
-_GLOBAL = {"experiment", "sweep", "scale", "launcher", "sampler"}
+_GLOBAL = {"experiment", "sweep", "scale", "launcher", "sampler", "task"}
 GROUPS = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir() and p.name not in _GLOBAL)
 OPTIONS = [
     f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))

@@ -77,7 +77,10 @@ def counted(found: Sequence[Job]) -> str:
 
 
 def planned(file: Path) -> list[Any]:
-    """The entries of sweep.json, see _checked; none where there is no such file."""
+    """Name, config hash, error and record of every job in sweep.json; none of a search, or without.
+
+    Raises CheckpointError where it is damaged.
+    """
     if not file.is_file():
         return []
     try:
@@ -90,11 +93,10 @@ def planned(file: Path) -> list[Any]:
 
 
 def _checked(entries: Iterable[Mapping[str, Any]]) -> list[Any]:
-    """Name, config hash, error and record of every job."""
-    listed = [(j["name"], j["config_hash"], j["error"], j.get("record")) for j in entries]
-    if not all(isinstance(x, str | None) for job in listed for x in job):
+    found = [(j["name"], j["config_hash"], j["error"], j.get("record")) for j in entries]
+    if not all(isinstance(x, str | None) for job in found for x in job):
         raise TypeError("name, config_hash, error and record of a job must be text, or null")
-    return listed
+    return found
 
 
 def _record(folder: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf, open_dict, read_write
 
 from phasegpt.attention import layer_class, names
 from phasegpt.core import modules
-from phasegpt.core.composition import CONF_DIR, plain
+from phasegpt.core.composition import CONF_DIR, offer_mechanisms, plain
 from phasegpt.core.console import tell
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import unknown
@@ -30,7 +30,8 @@ from phasegpt.training.jobs import finished
 from phasegpt.training.planning import Planned, of_run, one_process, refused
 
 RATES = "rates"  # the stage that finds them
-_OWN = ("sweep", "scale", "stage", "task", "arm", "attention", "seed")
+_AXES = ("stage", "task", "arm", "attention", "seed")
+_OWN = (*_AXES, "sweep", "scale", "share", "records")
 Settings = Mapping[str, Any]  # keys of a configuration and their values
 
 
@@ -102,13 +103,12 @@ class Leaderboard:
             (own if key in _OWN else rest)[key] = override
         if several := [o.input_line for o in rest.values() if o.is_sweep_override()]:
             raise ConfigError(
-                f"+sweep=leaderboard varies {', '.join(_OWN[2:])}; give one value in "
+                f"+sweep=leaderboard varies {', '.join(_AXES)}; give one value in "
                 f"{', '.join(several)}"
             )
         self._config, self._loader = config, loader
-        self._words = [
-            o.input_line for key, o in rest.items() if not key.startswith("leaderboard.")
-        ]
+        ours = ("leaderboard.", "hydra.")
+        self._words = [o.input_line for key, o in rest.items() if not key.startswith(ours)]
         tables: Any = OmegaConf.to_container(config.leaderboard, resolve=True)
         self.scale = str(config.hydra.runtime.choices.scale)
         self.seeds: dict[str, list[int]] = tables["seeds"]
@@ -140,6 +140,7 @@ class Leaderboard:
         from hydra.types import RunMode
 
         words = ["+sweep=leaderboard", *words]
+        offer_mechanisms(words)
         with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
             loader = GlobalHydra.instance().config_loader()
             config = loader.load_configuration("config", words, RunMode.MULTIRUN)
@@ -229,7 +230,8 @@ class Leaderboard:
             # Options of a module without a YAML of its own are new keys to Hydra.
             words.append(f"{'++' if key.startswith('attention.') else ''}{key}={text}")
         name = f"leaderboard-{task}-{arm}{said}-seed{seed}"
-        return of_run(name, words, self.run(task, arm, seed, rate))
+        unit = list(self.pairs).index((task, arm))  # a share chooses its rates by itself
+        return of_run(name, words, self.run(task, arm, seed, rate), unit)
 
     def run(self, task: str, arm: str, seed: int, rate: float) -> RunConfig:
         """The configuration of a run, but for its name."""

@@ -7,7 +7,7 @@ for their runs, and `share=K/N`, the K-th of N parts of the jobs, for several ma
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +31,8 @@ class Planned(NamedTuple):
 
     words: Sequence[str]
     entry: dict[str, Any]
-    same: tuple[str, ...]  # hashes of configurations that give the same numbers here
+    run: RunConfig | None = None  # None: it cannot be
+    unit: int | None = None  # jobs of one unit are in one share; None: it is one of its own
     mine: bool = True  # whether it is in this share
 
     @property
@@ -86,10 +87,13 @@ def _chosen(stage: Stage, share: tuple[int, int], records: Path | None) -> list[
     found: list[Planned] = []
     number = 0
     for index, job in enumerate(stage()):
-        if recorded := next((there[digest] for digest in job.same if digest in there), None):
-            job.entry["record"] = str(recorded[0])
+        if there and job.run is not None:
+            digest = next((name for name in _names_here(job.run) if name in there), None)
+            if digest is not None:
+                job.entry["record"] = str(there[digest][0])
         job.entry["name"] = re.sub(rf"^{_NUMBER}-", f"{number}-", job.entry["name"])
-        found.append(job._replace(mine=index % parts == part - 1))
+        unit = index if job.unit is None else job.unit
+        found.append(job._replace(mine=unit % parts == part - 1))
         number += found[-1].here
     return found
 
@@ -168,31 +172,34 @@ def _planned(loader: Any, config: Any, words: Sequence[str]) -> Planned:
         return refused(name, words, error)
 
 
-def of_run(name: str, words: Sequence[str], run: RunConfig) -> Planned:
+def of_run(name: str, words: Sequence[str], run: RunConfig, unit: int | None = None) -> Planned:
     """The job that trains `run` in the folder `name`."""
     entry = {"name": name, "overrides": masked(words), "error": None, "config_hash": run.hash}
-    return Planned(words, entry, (run.hash, *_same_here(run)))
+    return Planned(words, entry, run, unit)
 
 
 def refused(name: str, words: Sequence[str], error: ConfigError) -> Planned:
     """The job that cannot be."""
     said = f"ConfigError: {error}"
     entry = {"name": name, "overrides": masked(words), "error": said, "config_hash": None}
-    return Planned(words, entry, ())
+    return Planned(words, entry)
 
 
-def _same_here(run: RunConfig) -> list[str]:
-    """Hashes of `run` by other names of its device: without a GPU auto is the CPU in 32-true."""
+def _names_here(run: RunConfig) -> Iterator[str]:
+    """Hashes of `run` by all names of its device: without a GPU auto is the CPU in 32-true."""
     import torch
 
+    yield run.hash
     t = run.trainer
     if t.accelerator == "cuda" or t.precision not in ("auto", "32-true"):
-        return []
+        return
     if t.accelerator == "auto" and torch.cuda.is_available():
-        return []
-    names = [(device, form) for device in ("auto", "cpu") for form in ("auto", "32-true")]
-    others = [replace(t, accelerator=device, precision=form) for device, form in names]
-    return [replace(run, trainer=other).hash for other in others if other != t]
+        return
+    for device in ("auto", "cpu"):
+        for form in ("auto", "32-true"):
+            other = replace(t, accelerator=device, precision=form)
+            if other != t:
+                yield replace(run, trainer=other).hash
 
 
 def one_process(run: RunConfig) -> RunConfig:

@@ -38,6 +38,13 @@ def board() -> Leaderboard:
     return Leaderboard.of(["scale=small", "task=copying,mqar"])
 
 
+@pytest.fixture(scope="module")
+def few() -> Leaderboard:
+    """Some of them, which are planned sooner."""
+    arms = "arm=kope_off,softmax_learned,hybrid_off"
+    return Leaderboard.of(["scale=small", "task=copying,mqar", arms])
+
+
 # --- arms ------------------------------------------------------------------------------------
 
 
@@ -87,10 +94,10 @@ def test_a_mechanism_that_refuses_rotary_positions_has_learned_ones():
 
 
 @pytest.mark.parametrize("arm", ["kope_off", "softmax_learned", "hybrid_off"])
-def test_the_words_of_a_job_compose_the_run_that_was_planned(board, arm):
+def test_the_words_of_a_job_compose_the_run_that_was_planned(few, arm):
     (job,) = [
         job
-        for job in board.jobs("rates")
+        for job in few.jobs("rates")
         if job.entry["name"] == f"leaderboard-copying-{arm}-lr0.003-seed0"
     ]
     run = composed(*job.words)
@@ -98,24 +105,26 @@ def test_the_words_of_a_job_compose_the_run_that_was_planned(board, arm):
     assert (run.name, run.seed, run.optimizer.lr) == (f"leaderboard-copying-{arm}-lr0.003", 0, 3e-3)
 
 
-def test_every_pass_over_the_seeds_leaves_a_complete_table(board, monkeypatch):
-    monkeypatch.setattr(board, "_frozen", lambda: dict.fromkeys(board.pairs, 1e-3))
-    found = [job.entry["name"] for job in board.jobs("screen")]
-    width = len(board.pairs)
+def test_every_pass_over_the_seeds_leaves_a_complete_table(few, monkeypatch):
+    monkeypatch.setattr(few, "_frozen", lambda: dict.fromkeys(few.pairs, 1e-3))
+    found = [job.entry["name"] for job in few.jobs("screen")]
+    width = len(few.pairs)
     assert len(found) == 3 * width
     for number, seed in enumerate((1, 2, 3)):
         one = found[number * width : (number + 1) * width]
-        assert one == [f"leaderboard-{t}-{a}-seed{seed}" for t, a in board.pairs]
+        assert one == [f"leaderboard-{t}-{a}-seed{seed}" for t, a in few.pairs]
 
 
-def test_shares_are_disjoint_and_are_all_together(board):
+def test_shares_are_disjoint_and_are_all_together(few):
     def mine(part: int) -> set[str]:
-        planned = _chosen(lambda: board.jobs("rates"), (part, 3), None)
+        planned = _chosen(lambda: few.jobs("rates"), (part, 3), None)
         return {job.entry["name"] for job in planned if job.here}
 
     shares = [mine(part) for part in (1, 2, 3)]
-    assert sum(map(len, shares)) == len(set().union(*shares)) == len(board.jobs("rates"))
-    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    assert sum(map(len, shares)) == len(set().union(*shares)) == len(few.jobs("rates"))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 2
+    rates = [{name.partition("-lr")[0] for name in share} for share in shares]
+    assert sum(map(len, rates)) == len(few.pairs)  # every rate of an arm is in one share
 
 
 @pytest.mark.parametrize(
@@ -222,8 +231,9 @@ def test_an_arm_that_collapsed_at_every_rate_stays_off(one_arm, tmp_path, capfd)
 def test_runs_of_one_process_have_the_numbers_of_runs_of_their_own(tmp_path, monkeypatch, capfd):
     """Rates and screen in one command, a third arm that fails; then one job alone by its words."""
     monkeypatch.chdir(tmp_path)
-    words = ["+sweep=leaderboard", *SMALL, *FEW, "stage=rates,screen", "seed=0,1"]
+    words = ["+sweep=leaderboard", *SMALL, *FEW, "stage=rates,screen"]
     words += ["arm=kuramoto_off,softmax,broken", "leaderboard.rates.small=[1e-2]"]
+    words += ["leaderboard.seeds.screen=[1]"]
     words += ["+leaderboard.arms.broken={attention:uniform,init_from:nowhere}"]
     assert multirun(monkeypatch, *words, "records=results") == 1
     sweep = tmp_path / "runs" / "leaderboard-small"
