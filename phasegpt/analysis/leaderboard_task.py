@@ -78,8 +78,8 @@ def _stages(found: Board, column: Column) -> Iterator[str]:
 def _how(column: Column, cells: dict[str, Cell]) -> str:
     if column.groups:
         return (
-            f"Runs solve this or do not: {column.groups}. So runs are counted, with McNemar's "
-            "exact p; there is no t-test."
+            f"Runs solve this or do not: {column.groups}. So they are counted, with McNemar's "
+            "exact p, for which five seeds are too few; there is no t-test."
         )
     text = "Differences are paired by seed, with 95% t intervals; p is the larger of the two."
     missed = {
