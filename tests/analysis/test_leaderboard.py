@@ -307,7 +307,7 @@ def test_learning_rates_are_shown_and_only_there():
     later = records(TASK, {"torus": [0.5]}, config={"optimizer": {"lr": 1e-3}})
     page = task_page(of(chosen, later), TASK)
     assert "| torus | **0.400** | 0.600 |" in page
-    assert "Not at the rate that was best on seed 0: torus." in page
+    assert "By the last validation another rate was best: torus." in page
 
 
 def test_partial_records_claim_nothing_and_say_what_is_missing():
