@@ -16,6 +16,7 @@ TASKS = {  # chance and ceiling
     "cycle_navigation": (0.2, 1.0),
     "selective_copy": (1 / 14, 1.0),
     "shakespeare": (None, None),
+    "state_s2": (0.5, 1.0),
 }
 
 

@@ -47,7 +47,10 @@ SOLVED = 0.99
 #: from chance to the ceiling.
 APART = 1 / 3
 
-#: What a cell of MINIMUM runs or more says; one of fewer says nothing.
+#: With fewer pairs McNemar's exact two-sided p cannot be below ALPHA.
+EXACT_MINIMUM = 6
+
+#: What a cell of enough runs (Column.least) says; one of fewer says nothing.
 COUPLING, ARCHITECTURE, OWN_PART, WORSE, OPEN = (
     *("both tests", "softmax only", "off control only", "worse than both", "no difference seen"),
 )
@@ -114,6 +117,11 @@ class Column:
     def key(self) -> str:
         """TASK, or TASK/beyond."""
         return self.task + ("/beyond" if self.metric.endswith("beyond") else "")
+
+    @property
+    def least(self) -> int:
+        """Pairs from which on a test can decide."""
+        return EXACT_MINIMUM if self.groups else MINIMUM
 
     def stage(self, arm: str) -> str | None:
         """The stage that has most runs of an arm, of equal ones the later; None without a run."""
@@ -241,7 +249,7 @@ def solved(value: float, ceiling: float | None) -> bool:
 
 def _groups(column: Column, scores: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str | None:
     """Why the runs of a column are solved or not: an arm of which some are and some are not, or
-    whose runs are APART; None where neither is so."""
+    whose runs are APART, or softmax + RoPE always solves it; None where nothing of this is so."""
     if not column.higher:
         return None
     whole = (column.ceiling or 1.0) - (column.chance or 0.0)
@@ -249,6 +257,8 @@ def _groups(column: Column, scores: Mapping[str, Mapping[str, Mapping[int, float
     for arms in scores.values():
         for arm, by_seed in arms.items():
             values[arm] += by_seed.values()
+    if values[BASELINE] and all(solved(value, column.ceiling) for value in values[BASELINE]):
+        return f"every run of {human(BASELINE)} solved it, so none can be better"
     for arm in arms_in_order(values):
         done = [solved(value, column.ceiling) for value in values[arm]]
         if any(done) and not all(done):
@@ -316,7 +326,7 @@ def _clear(column: Column, difference: Comparison) -> bool:
 
 
 def _judged(column: Column, cells: dict[str, Cell]) -> dict[str, Cell]:
-    """The cells of a stage with p, Holm's p over mechanisms, and a word where n >= MINIMUM."""
+    """The cells of a stage with p, Holm's p over mechanisms, and a word where n suffices."""
 
     def tested(*keys: str) -> dict[str, float]:
         """Of each mechanism with enough pairs the larger p of its comparisons, after Holm."""
@@ -324,7 +334,7 @@ def _judged(column: Column, cells: dict[str, Cell]) -> dict[str, Cell]:
             arm: max(p_of(cell.against[key]) for key in keys)
             for arm, cell in cells.items()
             if is_mechanism(arm)
-            and all(key in cell.against and cell.against[key].n >= MINIMUM for key in keys)
+            and all(key in cell.against and cell.against[key].n >= column.least for key in keys)
         }
         return dict(zip(p, statistics.holm(list(p.values())), strict=True))
 

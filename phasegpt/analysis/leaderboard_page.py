@@ -72,7 +72,9 @@ a dearer arm is shown before its last steps, which are often its best.
   [attention](../attention/README.md), [mechanisms](../../docs/mechanisms/README.md).
 - A run has solved a task at 99% of the best accuracy there is. Runs are counted so where an arm
   has solved and unsolved ones, or two groups more than a third of the way from chance to the
-  ceiling apart. McNemar's exact test then stands in for t; five seeds are too few for it.
+  ceiling apart, or where softmax + RoPE always solves the task.
+- Counts are compared by McNemar's exact test, for which five seeds are too few. A candidate there
+  solves with every seed what softmax + RoPE and its off control solve with none.
 {gaps}
 ## Again
 
@@ -130,7 +132,7 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
     elif tested:
         head = "**No mechanism is confirmed to win by its coupling.**"
     else:
-        head = f"**No verdict yet: no comparison has {MINIMUM} seeds.** Numbers are descriptive."
+        head = "**No verdict yet: no comparison has seeds enough.** Numbers are descriptive."
     lines = {
         "Hold both tests on five new seeds, and wait for ten more": by_status.get(HOLDS),
         "Candidates of the screening, to be confirmed on ten new seeds": by_status.get(CANDIDATE),
@@ -184,9 +186,9 @@ def _claims(found: Board) -> list[str]:
         rows.append(
             [
                 _task_link(column),
-                ", ".join(coupling) or _none(there, "softmax", "off"),
-                _with(there, ARCHITECTURE) or _none(there, "softmax"),
-                _with(there, OWN_PART) or _none(there, "off"),
+                ", ".join(coupling) or _none(column, there, "softmax", "off"),
+                _with(there, ARCHITECTURE) or _none(column, there, "softmax"),
+                _with(there, OWN_PART) or _none(column, there, "off"),
                 " to ".join(dict.fromkeys(map(str, (seeds[0], seeds[-1])))) if seeds else "0",
                 number(plain.median(missed)) if missed else "no t-test" if column.groups else "",
             ]
@@ -198,10 +200,10 @@ def _with(cells: Sequence[tuple[str, Cell]], word: str) -> str:
     return ", ".join(human(arm) for arm, cell in cells if cell.word == word)
 
 
-def _none(cells: Sequence[tuple[str, Cell]], *against: str) -> str:
+def _none(column: Column, cells: Sequence[tuple[str, Cell]], *against: str) -> str:
     """Of mechanisms that were tested none; without a test nothing can be said."""
     tested = any(
-        all(key in cell.against and cell.against[key].n >= MINIMUM for key in against)
+        all(key in cell.against and cell.against[key].n >= column.least for key in against)
         for _, cell in cells
     )
     return "none" if tested else "no verdict"

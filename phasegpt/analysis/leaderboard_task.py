@@ -78,16 +78,13 @@ def _stages(found: Board, column: Column) -> Iterator[str]:
 def _how(column: Column, cells: dict[str, Cell]) -> str:
     if column.groups:
         return (
-            f"Runs solve this or do not: {column.groups}. So runs are counted, with McNemar's "
-            "exact p; there is no t-test."
+            f"Runs solve this or do not: {column.groups}. So they are counted, with McNemar's "
+            "exact p, for which five seeds are too few; there is no t-test."
         )
     text = "Differences are paired by seed, with 95% t intervals; p is the larger of the two."
-    missed = {
-        human(arm): cell.missed for arm, cell in cells.items() if is_mechanism(arm) and cell.missed
-    }
+    missed = [c.missed for arm, c in cells.items() if is_mechanism(arm) and c.missed is not None]
     if missed:
-        low, high = min(missed.values()), max(missed.values())
-        text += f" Missed below: {span(low, high, '{:.3f}')}, as the mechanism's spread has it."
+        text += f" Missed below {number(plain.median(missed))}, at most {number(max(missed))}."
     if max(cell.n for cell in cells.values()) < MINIMUM:
         text += f" With fewer than {MINIMUM} seeds this describes, and decides nothing."
     return text
@@ -107,13 +104,17 @@ def _table(column: Column, cells: dict[str, Cell]) -> list[str]:
         "minus softmax + RoPE": lambda c: difference(c.against.get("softmax")),
         "minus its off control": lambda c: difference(c.against.get("off")),
         "minus softmax with token shift": lambda c: difference(c.against.get("rival")),
-        "p": lambda c: number(c.p),
-        "after Holm": lambda c: number(c.holm),
+        "p": lambda c: _p(c.p),
+        "after Holm": lambda c: _p(c.holm),
         "holds": lambda c: c.word or ("candidate" if c.candidate else ""),
     }
     table = {name: [text(cell) for cell in cells.values()] for name, text in texts.items()}
     kept = {name: column for name, column in table.items() if any(column)}
     return markdown(list(kept), zip(*kept.values(), strict=True))
+
+
+def _p(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else number(value)
 
 
 def _loads(found: Board, column: Column) -> Iterator[str]:
@@ -160,7 +161,7 @@ def _rates(found: Board, column: Column) -> Iterator[str]:
     best = {arm: pick(curve, key=lambda lr: curve[lr]) for arm, curve in curves.items()}
     other = [human(arm) for arm, lr in best.items() if used.get(arm, lr) != lr]
     if other:
-        yield from ("", f"Not at the rate that was best on seed 0: {', '.join(other)}.")
+        yield from ("", f"By the last validation another rate was best: {', '.join(other)}.")
     yield from ("", f"![Score by learning rate]({column.task}_rates.png)", "")
 
 

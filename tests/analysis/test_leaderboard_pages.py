@@ -168,7 +168,15 @@ def test_a_solver_beside_arms_that_never_solve_is_confirmed_by_ten_pairs():
     del scores["torus"][9:], scores["softmax"][9:], scores["torus_off"][9:]
     waiting = records(TASK, five | {"ssa": [1.0, 0.1, 1.0, 1.0, 1.0]}, first=11)
     assert column(waiting).cell("torus").p == 2 * 0.5**5  # five pairs cannot decide
+    assert column(waiting).cell("torus").word is None
     assert column(waiting).standing("torus") == lb.HOLDS
+
+
+def test_what_softmax_always_solves_is_won_by_none():
+    scores = {"softmax": [0.991, 0.992, 0.993, 0.991, 0.992], "torus": [1.0, 0.999] * 2 + [1.0]}
+    found = column(records(TASK, scores | {"torus_off": [0.5, 0.51, 0.52, 0.5, 0.49]}, first=11))
+    assert found.groups == "every run of softmax + RoPE solved it, so none can be better"
+    assert found.cell("torus").against["softmax"].effect == 0 and found.standing("torus") is None
 
 
 def test_two_groups_far_apart_count_as_solved_or_not_though_none_is_at_99():
@@ -299,7 +307,7 @@ def test_learning_rates_are_shown_and_only_there():
     later = records(TASK, {"torus": [0.5]}, config={"optimizer": {"lr": 1e-3}})
     page = task_page(of(chosen, later), TASK)
     assert "| torus | **0.400** | 0.600 |" in page
-    assert "Not at the rate that was best on seed 0: torus." in page
+    assert "By the last validation another rate was best: torus." in page
 
 
 def test_partial_records_claim_nothing_and_say_what_is_missing():
