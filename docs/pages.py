@@ -9,8 +9,12 @@ Without Sphinx this module can be imported too: tests read the navigation.
 """
 
 import ast
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,6 +116,9 @@ def read(app: Any, docname: str, content: list[str]) -> None:
     page = path.relative_to(ROOT).as_posix()
     if path.suffix == ".py":
         content[0] = (api if path.name == "__init__.py" else script)(path)
+    if path.suffix == ".ipynb":  # kept without metadata
+        language = {"language_info": {"name": "python"}}
+        content[0] = json.dumps({**json.loads(content[0]), "metadata": language})
     if path.suffix != ".md":
         return
     if not re.search("^# ", content[0], re.M):
@@ -138,12 +145,13 @@ def folder_link(here: Path, title: str, to: str) -> str:
 
 def finish(app: Any, exception: Exception | None) -> None:
     """The interactive page of every study, and an index that leads to the first page."""
-    from phasegpt.analysis.study_view import write_study
-
-    for study in (page.parent for page in studies() if not exception):
-        with tempfile.TemporaryDirectory() as temporary:
-            copy = Path(shutil.copytree(study, Path(temporary) / study.name))
-            write_study(copy)
-            shutil.copy(copy / "report.html", app.outdir / study.relative_to(ROOT))
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = shutil.copytree(ROOT / "results", Path(temporary) / "results")
+        command = [sys.executable, "scripts/analyze_results.py", str(copy)]
+        given = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+        if found := [] if exception else studies():
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, **given)
+        for page in (path.relative_to(ROOT).with_name("report.html") for path in found):
+            shutil.copy(Path(temporary) / page, app.outdir / page)
     redirect = '<!doctype html><meta http-equiv="refresh" content="0; url=README.html">'
     (app.outdir / "index.html").write_text(redirect)

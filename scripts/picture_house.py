@@ -100,14 +100,14 @@ def picture(package: Path) -> Figure:
             Rectangle((left, y + 0.1), width, top[folder] - y - 0.3, fc=BOX, ec=INK, lw=0.8)
         )
         room = width - (0.04 if folder in aside else 0.21)
-        text = textwrap.fill(says(folder, package), int(114 * room))
+        text = textwrap.fill(says(folder, package), int(112 * room))
         middle = {"y": (y + top[folder] - 0.1) / 2, "va": "center"}
         if folder in aside:
             axes.text(0.82, s=f"{folder}\n\n\n\n\n", weight="bold", ha="center", **middle)
-            axes.text(0.82, s=text, fontsize=8.5, ha="center", **middle)
+            axes.text(0.82, s=text, fontsize=8, ha="center", **middle)
         else:
             axes.text(left + 0.02, s=folder, weight="bold", **middle)
-            axes.text(left + 0.19, s=text, fontsize=8.5, **middle)
+            axes.text(left + 0.19, s=text, fontsize=8, **middle)
         for below in graph[folder]:
             x = 0.82 if below in aside or folder in aside else 0.3
             ends = {"xy": (x, top[below] - 0.2), "xytext": (x, y + 0.1)}
