@@ -4,6 +4,7 @@ import ast
 import functools
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "REPRODUCIBILITY.md")),
     ROOT / "PREREGISTRATION.md",
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.ipynb")),
     *sorted((ROOT / "results").rglob("*.md")),
     *sorted((ROOT / "checkpoints").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
@@ -96,9 +98,17 @@ def prose(path: Path) -> str:
     return "\n".join([*(ast.get_docstring(node, clean=False) or "" for node in nodes), *comments])
 
 
+def page(path: Path) -> str:
+    """A page, or the cells of a notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    return "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+
+
 def blocks(path: Path) -> Iterator[str]:
     """The Python examples of a page."""
-    yield from re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    yield from re.findall(r"^```python\n(.*?)^```", page(path), re.M | re.S)
 
 
 def known(path: Path) -> str:
@@ -124,7 +134,7 @@ def test_the_reading_of_a_page_finds_what_it_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=known)
 def test_a_page_names_what_is_there(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
+    text = page(path)
     if path.name == "renamed.md":  # the first column of its tables is what is no longer there
         text = re.sub(r"^\|.*?\|", "|", text, flags=re.M)
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
