@@ -135,7 +135,7 @@ def _page(kind: str, title: str, data: Mapping[str, Any], library: str = "") -> 
         return (page / name).read_text(encoding="utf-8")
 
     colours = {"coupled": figures.colour("kuramoto"), "off": figures.colour("softmax")}
-    colours |= {"null": figures.SOFT, "ink": figures.INK, "band": figures.BAND}
+    colours |= {"null": figures.INK, "ink": figures.INK, "band": figures.BAND}
     data = {**data, "colours": {**colours, "cycle": figures.PLAIN}}
     style = read("style.css") + "".join(f":root {{ --{k}: {v}; }}\n" for k, v in colours.items())
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
