@@ -61,7 +61,7 @@ def _line(axes: Any, found: dict[float, float], style: str = "-", **words: Any) 
 
 def _loss(axes: Any, run: RunConfig, corpus: Corpus, points: Points, _: list[int]) -> None:
     validated = points("val/loss")
-    _line(axes, points("train/loss"), color=figures.FAINT, label="training", lw=1)
+    _line(axes, points("train/loss"), color=figures.SOFT, alpha=0.5, label="training", lw=1)
     colour = figures.colour(run.attention.name)
     last = list(validated.values())[-1:]
     told = [f"validation {value:.3f}" for value in last]
