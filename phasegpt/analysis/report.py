@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import phasegpt
+from phasegpt.analysis.names import arm_names
 from phasegpt.core import figures
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import flat
@@ -58,6 +59,7 @@ def sweep_page(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
     for run in runs:
         for key, value in run["values"].items():
             values.setdefault(key, []).append(json.dumps(value))
+    names = arm_names({run["name"]: [{"config": run.get("config") or {}}] for run in runs})
     changed = [key for key, found in values.items() if len(set(found)) > 1]
     data = {
         "name": name,
@@ -65,7 +67,9 @@ def sweep_page(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
         "changed": changed,
         "sources": sorted({run["source"] for run in runs if run["source"]}),
         "runs": [
-            {**run, "values": {k: v for k, v in run["values"].items() if k in changed}}
+            {key: run[key] for key in run if key != "config"}
+            | {"values": {k: v for k, v in run["values"].items() if k in changed}}
+            | {"label": names[run["name"]].whole}
             for run in runs
         ],
     }
@@ -104,6 +108,7 @@ def sweep_row(
         "link": link,
         "reason": statistics.get("reason"),
         "values": flat(record.get("config") or {}),
+        "config": record.get("config"),
         "ppl": (record.get("best") or {}).get("val/ppl"),
         "loss": statistics.get("loss"),
         "source": statistics.get("source"),
@@ -140,7 +145,7 @@ def _page(kind: str, title: str, data: Mapping[str, Any], library: str = "") -> 
         return (page / name).read_text(encoding="utf-8")
 
     colours = {"coupled": figures.colour("kuramoto"), "off": figures.colour("softmax")}
-    colours |= {"null": figures.SOFT, "ink": figures.INK, "band": figures.BAND}
+    colours |= {"null": figures.INK, "ink": figures.INK, "band": figures.BAND}
     data = {**data, "colours": {**colours, "cycle": figures.PLAIN}}
     style = read("style.css") + "".join(f":root {{ --{k}: {v}; }}\n" for k, v in colours.items())
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phasegpt.analysis.sampling_figure import Rows, by_role, draw_frontier
 from phasegpt.analysis.statistics import CONFIDENCE, RESAMPLES, RNG_SEED, Comparison, bca, interval
-from phasegpt.core import figures
 from phasegpt.core.errors import DataError
 from phasegpt.core.files import csv_text, read_json, write_atomic
 
@@ -31,18 +31,6 @@ EFFECT = ("kl", "weight", "events")
 _OUTSIDE = 0.01  # share of resamples that may leave the sweep before the interval is withheld
 _PAIRED = ("diversity", "ppl", "judge", "real_words", "loops")  # those with differences
 
-Rows = list[dict[str, Any]]  # a table: one dict per arm
-
-ROLES = {
-    "human": "Human text",
-    "seed": "The seed's three arms",
-    "control": "Controls at the temperature of Phase-Slip, and near it",
-    "sweep": "Plain sampling: the frontier",
-    "power": "Truncation: can this protocol see a gain?",
-    "slip": "Phase-Slip: rotated Values",
-    "phases": "Phase-Slip: rotated oscillators",
-    "loop": "Loop breakers at a low temperature",
-}
 _COLUMNS = (
     *("arm", "role", "n", "temperature"),
     *(f"{name}{part}" for name in PER_SAMPLE for part in ("", "_sd")),
@@ -109,72 +97,6 @@ def write_tables(study: Path, rows: Rows) -> list[Path]:
     return [study / "table.csv", study / "table.md"]
 
 
-@figures.house()
-def draw_frontier(study: Path, rows: Rows) -> Path:
-    """study/frontier.png: the judge against diversity, and the gap of every arm to the sweep.
-
-    The names of the roles at the right have the colours of both panels.
-    """
-    gaps = [row for row in rows if row["gap_low"] is not None and row["role"] != "human"]
-    listed: list[tuple[str, dict[str, Any] | None]] = []
-    for title, members in _by_role(gaps):
-        listed += [(title, None), *((row["arm"].replace("_", " "), row) for row in members)]
-    figure = figures.new(max(4.6, 1 + 0.21 * len(listed)), width=10)
-    left, right = figure.subplots(1, 2)
-    _plane(left, rows)
-    right.set_axis_off() if not listed else _gaps(right, listed)
-    return figures.save(figure, study / "frontier.png")[0]
-
-
-def _colour(role: str) -> str:
-    if role == "sweep":
-        return figures.colour("softmax")
-    return figures.PLAIN[[name for name in ROLES if name != "sweep"].index(role)]
-
-
-def _plane(axes: Any, rows: Rows) -> None:
-    """Every arm by diversity and judge, and plain sampling's line."""
-    sweep = sorted((r for r in rows if r["role"] == "sweep"), key=lambda r: r["diversity"])
-    curve = [[row[axis] for row in sweep] for axis in ("diversity", "judge")]
-    axes.plot(*curve, "o-", color=_colour("sweep"), zorder=1)
-    beside: dict[str, Any] = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-    for row in sweep:
-        said, place = f"T {row['temperature']:g}", (row["diversity"], row["judge"])
-        axes.annotate(said, place, (-6, 3), ha="right", color=figures.SOFT, **beside)
-    for row in rows:
-        if row["role"] == "sweep":
-            continue
-        human, shade = row["role"] == "human", _colour(row["role"])
-        place = (row["diversity"], row["judge"])
-        axes.plot(*place, "*" if human else "o", ms=11 if human else 4.5, color=shade)
-        if human:
-            axes.annotate("human text", place, (9, 0), color=figures.ink(shade), **beside)
-    axes.margins(x=0.1)
-    axes.set_title("grey: plain sampling at T")
-    axes.set(xlabel="diversity: different words / words", ylabel="judge, nats per character")
-
-
-def _gaps(axes: Any, listed: list[tuple[str, dict[str, Any] | None]]) -> None:
-    """A line for every arm under its role, from above."""
-    colour = figures.INK
-    places = range(len(listed), 0, -1)
-    for (title, row), y in zip(listed, places, strict=True):
-        if row is None:
-            colour = _colour(next(role for role, its in ROLES.items() if its == title))
-            text = {"color": figures.ink(colour), "fontsize": 8, "va": "center", "weight": "bold"}
-            axes.text(0.01, y, title, transform=axes.get_yaxis_transform(), **text)
-            continue
-        axes.plot([row["gap_low"], row["gap_high"]], [y, y], color=colour)
-        axes.plot(row["gap"], y, "o", color=colour)
-    named = [(y, title) for y, (title, row) in zip(places, listed, strict=True) if row]
-    axes.set(yticks=[y for y, _ in named], yticklabels=[title for _, title in named])
-    axes.axvline(0, color=figures.SOFT, lw=0.8, zorder=0)
-    axes.set_ylim(0.3, len(listed) + 0.7)
-    axes.set_xlabel(
-        "judge minus plain sampling at equal diversity\nbelow 0 is better; 95% interval"
-    )
-
-
 def regenerate(folder: Path) -> list[Path]:
     """Tables and picture of every study at or below `folder`, anew. Raises DataError for none."""
     studies = sorted({path.parent.parent for path in folder.rglob("arms/*.json")})
@@ -217,7 +139,7 @@ def _markdown(study: Path, rows: Rows) -> str:
         "| rep-16c | loops | Zipf | JSD-3 | effect | tokens/s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for role, members in _by_role(rows):
+    for role, members in by_role(rows):
         lines.append(f"| **{role}** |{' |' * 13}")
         lines += [
             f"| {r['arm']} | {r['diversity']:.3f} ± {_text(r['diversity_sd'])} "
@@ -243,12 +165,6 @@ def _markdown(study: Path, rows: Rows) -> str:
         if r["against"] or r["gap"] is not None
     ]
     return "\n".join(lines) + "\n"
-
-
-def _by_role(rows: Rows) -> Iterable[tuple[str, Rows]]:
-    for role, title in ROLES.items():
-        if members := [row for row in rows if row["role"] == role]:
-            yield title, members
 
 
 def _text(value: float | None, digits: int = 3) -> str:

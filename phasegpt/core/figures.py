@@ -91,7 +91,8 @@ def _mixed(base: str, dark: float) -> str:
     from matplotlib.colors import to_hex, to_rgb
 
     other = 0.0 if dark > 0 else 1.0
-    return to_hex([(1 - abs(dark)) * c + abs(dark) * other for c in to_rgb(base)])
+    red, green, blue = ((1 - abs(dark)) * c + abs(dark) * other for c in to_rgb(base))
+    return to_hex((red, green, blue))
 
 
 def _contrast(colour: str) -> float:
@@ -109,7 +110,8 @@ def house() -> Iterator[None]:
 
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_RC, **{"axes.prop_cycle": mpl.cycler(color=PLAIN)})
+        settings: Any = mpl.rcParams
+        settings.update(_RC, **{"axes.prop_cycle": f"cycler('color', {list(PLAIN)})"})
         yield
 
 
@@ -168,12 +170,12 @@ def label_ends(*axes: Axes) -> None:
         _spread(one, notes)
 
 
-def _named(axes: Axes) -> list[Any]:
+def _named(axes: Any) -> list[Any]:
     """A text for every label of the panel; `xy` is the place it names, as a share of the panel."""
     from matplotlib.colors import to_hex
 
     axes.autoscale_view()
-    found = []
+    found: list[tuple[str, Any, str]] = []
     for line in axes.lines:
         x, y = (list(values) for values in line.get_data())
         while x and not (math.isfinite(x[-1]) and math.isfinite(y[-1])):

@@ -21,7 +21,7 @@ from phasegpt.training.summary import coupled_oscillators, has_trigram
 
 _R = re.compile(r"phase/R/layer(\d+)")
 _LAYERS = 3  # with a line each; of more the mean and the range are drawn
-_HEIGHT = 2.4  # inches of a panel
+_WIDTH, _HEIGHT = 5.2, 2.1  # inches, of a panel; to be read at half a page
 
 Points = Callable[[str], dict[float, float]]
 
@@ -42,7 +42,7 @@ def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
 
     layers = sorted({int(m[1]) for row in rows for name in row if (m := _R.fullmatch(name))})
     panels = [_loss, *([_accuracy] * (corpus.task is not None)), *([_order] * bool(layers))]
-    figure = figures.new(0.5 + _HEIGHT * len(panels), width=6.4)
+    figure = figures.new(0.5 + _HEIGHT * len(panels), width=_WIDTH)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for one, panel in zip(axes, panels, strict=True):
         panel(one, run, corpus, points, layers)
@@ -61,7 +61,7 @@ def _line(axes: Any, found: dict[float, float], style: str = "-", **words: Any) 
 
 def _loss(axes: Any, run: RunConfig, corpus: Corpus, points: Points, _: list[int]) -> None:
     validated = points("val/loss")
-    _line(axes, points("train/loss"), color=figures.FAINT, label="training", lw=1)
+    _line(axes, points("train/loss"), color=figures.SOFT, alpha=0.5, label="training", lw=1)
     colour = figures.colour(run.attention.name)
     last = list(validated.values())[-1:]
     told = [f"validation {value:.3f}" for value in last]

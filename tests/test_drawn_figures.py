@@ -14,7 +14,7 @@ import torch
 from helpers import ROOT, TEXT, composed, make_run, text_data
 from text_boxes import measured
 
-from phasegpt.analysis import sampling, temperature_study
+from phasegpt.analysis import sampling_figure, temperature_study
 from phasegpt.analysis.report import pack
 from phasegpt.analysis.study_view import study_view
 from phasegpt.analysis.tables import summary
@@ -163,14 +163,14 @@ def test_the_pictures_of_the_docs(name):
 
 def test_the_picture_of_samplers(tmp_path):
     rows = []
-    for i, role in enumerate(sampling.ROLES):
+    for i, role in enumerate(sampling_figure.ROLES):
         for k in range(3):
             row = {"arm": f"{role}_{k}_with_a_long_name", "role": role, "gap": 0.1, "gap_low": 0.0}
             place = {"diversity": 0.1 * i + 0.02 * k, "judge": 2.0 + 0.3 * i + 0.1 * k}
             rows.append({**row, **place, "gap_high": 0.2, "temperature": 0.2 + 0.1 * k})
     rows = [row for row in rows if row["role"] != "human" or row["arm"].startswith("human_0")]
     with measured() as found:
-        sampling.draw_frontier(tmp_path, rows)
+        sampling_figure.draw_frontier(tmp_path, rows)
     assert not wrong(found, "frontier.png")
 
 
