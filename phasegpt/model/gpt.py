@@ -34,7 +34,7 @@ from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.randomness import keyed_generator
 from phasegpt.model import growth, published
-from phasegpt.model.body import mlp, norm
+from phasegpt.model.body import Head, mlp, norm
 from phasegpt.model.config import AttentionSection, GPTConfig, check_memory
 from phasegpt.phase.steering import NoiseKey, Perturbation
 
@@ -127,7 +127,7 @@ class GPT(nn.Module):
                 f"model.n_kv_head={config.n_kv_head} does nothing: attention={config.attention} in "
                 f"every layer has no keys and values; leave it out"
             )
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Head(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = parts["wte"].weight  # type: ignore[assignment]
         self.reset_parameters(int(torch.randint(2**31, ()).item()) if seed is None else seed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -68,7 +69,7 @@ class Assembled(NamedTuple):
         refuses of the user's own callbacks a ConfigError.
         """
         try:
-            with answering():
+            with answering(), _products(self.lit.run.trainer.tf32):
                 self.trainer.fit(
                     self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
                 )
@@ -195,6 +196,18 @@ def assemble(
     return Assembled(trainer, lit, data, saver, guard, solved, cuda, tokens * t.processes, flops)
 
 
+@contextmanager
+def _products(tf32: bool) -> Iterator[None]:
+    """Float32 products in TF32, if so; else as the process has them, which torch begins exact."""
+    before = torch.get_float32_matmul_precision()
+    if tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def compiles(run: RunConfig, flops_per_step: float, gpu: str | None) -> bool:
     """Whether the model is compiled: as asked, and for auto where it gains time on this `gpu`.
 
@@ -249,6 +262,8 @@ def check_device(run: RunConfig) -> None:
         raise ConfigError(
             "trainer.precision=bf16-mixed is for GPUs; use 32-true, or auto to have it chosen"
         )
+    if run.trainer.tf32 and on_cpu:
+        raise ConfigError("trainer.tf32=true is for GPUs, and torch sees none here; leave it out")
 
 
 def _profiler(run: RunConfig, folder: Path) -> Profiler | None:

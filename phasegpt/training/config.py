@@ -55,6 +55,7 @@ CAME_LATER: dict[str, Any] = {
     "model.match_parameters": None,
     "model.tie_embeddings": True,
     "trainer.skip_nonfinite": 0,
+    "trainer.tf32": False,
     "trainer.devices": 1,
     "trainer.num_nodes": 1,
     "trainer.fast_dev_run": 0,

@@ -31,6 +31,9 @@ class TrainerConfig(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = option(
         "auto", "auto: bf16-mixed on a GPU, else 32-true"
     )
+    tf32: bool = option(
+        False, "true: float32 products on a GPU in TF32; in bf16-mixed those are of first phases"
+    )
     deterministic: bool = option(False, "true: bit-identical on a GPU too, and slower")
     devices: int = option(1, "processes on a machine, data.batch_size each", ge=1, le=1024)
     num_nodes: int = option(1, "machines, on each of which torchrun or srun starts", ge=1, le=1024)
@@ -87,6 +90,7 @@ class TrainerConfig(Section):
 
     def check_idle(self) -> None:
         """See Section.check_idle."""
+        self.refuse_idle(self.accelerator != "cpu", "with trainer.accelerator=cpu", "tf32")
         limits = ("overfit_batches", "limit_val_batches")
         self.refuse_idle(not self.fast_dev_run, "fast_dev_run", *limits)
         self.refuse_idle(self.overfit_batches is None, "overfit_batches", "limit_val_batches")

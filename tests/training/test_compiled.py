@@ -6,7 +6,8 @@ from helpers import TWO_STEPS
 
 import phasegpt
 from phasegpt.model.gpt import GPT
-from phasegpt.training.assemble import compiles, lightning
+from phasegpt.core.errors import ConfigError
+from phasegpt.training.assemble import _products, check_device, compiles, lightning
 from phasegpt.training.config import run_config
 from phasegpt.training.gpus import COMPILE_S, compile_gain, peak_flops
 
@@ -68,3 +69,19 @@ def test_a_compiled_model_is_validated_on_as_many_rows_as_it_has_seen(text) -> N
     out = lit._of_all_rows(last)
     assert shapes == [lit.run.data.batch_size]
     torch.testing.assert_close(out, plain, rtol=1e-12, atol=1e-12)
+
+
+def test_tf32_is_for_one_training_on_a_gpu_and_refused_elsewhere(text, monkeypatch) -> None:
+    torch.set_float32_matmul_precision("highest")
+    with pytest.raises(KeyError), _products(True):
+        assert torch.get_float32_matmul_precision() == "high"
+        raise KeyError
+    with _products(False):
+        assert torch.get_float32_matmul_precision() == "highest"
+    words = [*TWO_STEPS, *text, "trainer.tf32=true"]
+    with pytest.raises(ConfigError, match="does nothing with trainer.accelerator=cpu"):
+        run_config(phasegpt.compose(words))
+    run = run_config(phasegpt.compose([*words, "trainer.accelerator=auto"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="is for GPUs"):
+        check_device(run)
