@@ -12,7 +12,7 @@ from phasegpt.ops import cuda
 
 #: Largest error, relative to max(1, largest true value).
 TOLERANCE = 2e-6
-#: The same where angles are rounded as a GPU's sine rounds them.
+#: The same with the error of a GPU's sine.
 COARSE_TOLERANCE = 5e-6
 
 ROWS = [  # N, S
