@@ -37,6 +37,7 @@ class Plan(Callback):
     ended: ClassVar[threading.Event] = threading.Event()  # its jobs have
     stages: ClassVar[list[planning.Stage]] = []  # that have not begun
     planned: ClassVar[list[planning.Planned]] = []  # by those that have
+    search: ClassVar[bool] = False  # whether nobody knows the jobs
 
     @classmethod
     def finish(cls) -> int:
@@ -45,7 +46,8 @@ class Plan(Callback):
         cls.ended.set()
         if folder is None:
             return 0
-        return report(folder, [job.entry for job in cls.planned if job.mine] or None)
+        mine = [job.entry for job in cls.planned if job.mine]
+        return report(folder, None if cls.search else mine)
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Called by Hydra before any job; it would turn an exception into a warning."""
@@ -56,12 +58,13 @@ class Plan(Callback):
         def begin() -> None:
             ranks.refuse_multirun()
             Plan.stages, Plan.planned = planning.stages(config), []
+            Plan.search = not Plan.stages
             Plan._next_stage(folder)
 
         Plan._or_exit(begin)
         Plan.folder, Plan.ended = folder, threading.Event()
         _reserve_gpus(config)
-        if Plan.planned:
+        if not Plan.search:
             with read_write(config), open_dict(config):
                 config.hydra.sweeper._target_ = "hydra_plugins.phasegpt.PlannedSweeper"
         if not config.hydra.launcher._target_.endswith(".BasicLauncher"):
