@@ -136,7 +136,7 @@ def _ticks() -> Any:
 
 
 def _orders(axes: Any, arms: Sequence[Arm], target: Sequence[float]) -> None:
-    figures.band(axes, *target, f"{_BAND} {target[0]:g} to {target[1]:g}")
+    figures.band(axes, target[0], target[1], f"{_BAND} {target[0]:g} to {target[1]:g}")
     for null in sorted({arm["null"] for arm in arms} - {None}):
         figures.level(axes, null, f"{_NULL} {null:.2f}")
     name = "short" if _common(arms) else "whole"

@@ -97,7 +97,8 @@ class Leaderboard:
 
     def __init__(self, config: Any, overrides: Sequence[Any], loader: Any) -> None:
         """`config` is Hydra's of the multirun, `overrides` its parsed words. ConfigError."""
-        own, rest = {}, {}
+        own: dict[str, Any] = {}
+        rest: dict[str, Any] = {}
         for override in overrides:  # of a key that is given twice the last one counts
             key = override.get_key_element().lstrip("+")
             (own if key in _OWN else rest)[key] = override

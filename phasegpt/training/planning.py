@@ -76,8 +76,12 @@ def stages(config: Any) -> list[Stage]:
         if not batch:
             raise ConfigError(_why_empty(overrides))
         _name_by_what_varies(config, batch)
-        found = [lambda: [_planned(loader, config, job) for job in batch]]
+        found = [partial(_all_planned, loader, config, batch)]
     return [partial(_chosen, stage, share, folder) for stage in found]
+
+
+def _all_planned(loader: Any, config: Any, batch: Sequence[Sequence[str]]) -> list[Planned]:
+    return [_planned(loader, config, job) for job in batch]
 
 
 def _chosen(stage: Stage, share: tuple[int, int], records: Path | None) -> list[Planned]:

@@ -39,6 +39,7 @@ class Plan(Callback):
     ended: ClassVar[threading.Event] = threading.Event()  # its jobs have
     stages: ClassVar[list[planning.Stage]] = []  # that have not begun
     planned: ClassVar[list[planning.Planned]] = []  # by those that have
+    search: ClassVar[bool] = False  # whether nobody knows the jobs
 
     @classmethod
     def finish(cls) -> int:
@@ -47,7 +48,8 @@ class Plan(Callback):
         cls.ended.set()
         if folder is None:
             return 0
-        return report(folder, [job.entry for job in cls.planned if job.mine] or None)
+        mine = [job.entry for job in cls.planned if job.mine]
+        return report(folder, None if cls.search else mine)
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Called by Hydra before any job; it would turn an exception into a warning."""
@@ -59,12 +61,13 @@ class Plan(Callback):
             ranks.refuse_multirun()
             Plan.stages, Plan.planned = planning.stages(config), []
             sweep_resources.open_study(config)
+            Plan.search = not Plan.stages
             Plan._next_stage(folder)
 
         Plan._or_exit(begin)
         Plan.folder, Plan.ended = folder, threading.Event()
         sweep_resources.reserve_gpus(config)
-        if Plan.planned:
+        if not Plan.search:
             Plugins.instance().register(PlannedSweeper)
             with read_write(config), open_dict(config):
                 config.hydra.sweeper._target_ = f"{__name__}.{PlannedSweeper.__name__}"

@@ -5,8 +5,8 @@ import torch
 from helpers import TWO_STEPS
 
 import phasegpt
-from phasegpt.model.gpt import GPT
 from phasegpt.core.errors import ConfigError
+from phasegpt.model.gpt import GPT
 from phasegpt.training.assemble import _products, check_device, compiles, lightning
 from phasegpt.training.config import run_config
 from phasegpt.training.gpus import COMPILE_S, compile_gain, peak_flops
