@@ -23,6 +23,7 @@ html_theme = "furo"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
+html_show_search_summary = False  # fetched, which a page opened as a file may not
 nb_execution_mode = "off"  # the outputs are committed
 nb_ipywidgets_js: dict[str, Any] = {}  # from other servers otherwise
 myst_heading_anchors = 4
