@@ -136,7 +136,8 @@ def _ticks() -> Any:
 
 
 def _orders(axes: Any, arms: Sequence[Arm], target: Sequence[float]) -> None:
-    figures.band(axes, target[0], target[1], f"{_BAND} {target[0]:g} to {target[1]:g}")
+    low, high = target
+    figures.band(axes, low, high, f"{_BAND} {low:g} to {high:g}")
     for null in sorted({arm["null"] for arm in arms} - {None}):
         figures.level(axes, null, f"{_NULL} {null:.2f}")
     name = "short" if _common(arms) else "whole"

@@ -53,7 +53,8 @@ def _order(t: Trace) -> Any:
     )
     for axes, x, coupled, uncoupled, nothing in panels:
         if not t.layer.over_prefix:
-            figures.band(axes, BAND[0], BAND[1], "band")
+            low, high = BAND
+            figures.band(axes, low, high, "band")
         axes.plot(x, nothing, ":", color=figures.SOFT, lw=1, label="random phases")
         for values, style, name in ((uncoupled, "--", "K = 0"), (coupled, "-", "as trained")):
             axes.plot(x, values.mean(0).numpy(), style, color=colour, label=name)

@@ -79,7 +79,7 @@ def test_tf32_is_for_one_training_on_a_gpu_and_refused_elsewhere(text, monkeypat
     with _products(False):
         assert torch.get_float32_matmul_precision() == "highest"
     words = [*TWO_STEPS, *text, "trainer.tf32=true"]
-    with pytest.raises(ConfigError, match="does nothing with trainer.accelerator=cpu"):
+    with pytest.raises(ConfigError, match=r"does nothing with trainer\.accelerator=cpu"):
         run_config(phasegpt.compose(words))
     run = run_config(phasegpt.compose([*words, "trainer.accelerator=auto"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
