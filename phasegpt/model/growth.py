@@ -102,7 +102,8 @@ def _check_starts(model: GPT, source: GPT, taken: set[str], path: str) -> None:
     for k, (block, theirs) in enumerate(zip(model.blocks, source.blocks, strict=True)):
         others = dict(theirs.attn.named_modules())
         for part, attn in block.attn.named_modules():
-            if not isinstance(attn, Attention) or type(other := others.get(part)) is not type(attn):
+            other = others.get(part)
+            if not isinstance(attn, Attention) or not isinstance(other, type(attn)):
                 continue
             for option, parameter in attn.starts.items():
                 pair = [getattr(layer.options, option, None) for layer in (attn, other)]
