@@ -192,6 +192,7 @@ def test_only_commands_sweeps_and_composition_know_hydra() -> None:
     assert users("hydra", "omegaconf") == commands | {
         "phasegpt.core.composition",
         "phasegpt.training.sweeps",
+        "phasegpt.training.sweep_resources",
     }
 
 

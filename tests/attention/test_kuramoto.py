@@ -28,7 +28,7 @@ def kuramoto(model: GPT, layer: int = 0) -> Kuramoto:
 
 
 @pytest.mark.parametrize("name", ["kuramoto", "phase_sync"])
-def test_steps_that_overshoot_are_said_and_those_are_the_ones_that_round_differently(
+def test_steps_that_overshoot_are_said_and_they_round_differently(
     name: str, make_model: Callable, text_ids: Callable
 ) -> None:
     for K, dt, overshoots in ((19.0, 0.1, False), (100.0, 0.1, True), (1.0, 10.0, True)):

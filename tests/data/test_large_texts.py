@@ -45,7 +45,7 @@ def put(folder: Path, name: str, content: bytes) -> Path:
     return path
 
 
-def test_enwik8_is_90_5_and_5_percent_of_its_bytes_and_no_character_is_cut(
+def test_enwik8_is_cut_at_90_and_95_percent_of_its_bytes(
     small: Path, data_config: Callable
 ) -> None:
     file = put(small, "enwik8/enwik8", WIKI)

@@ -80,7 +80,7 @@ def test_matched_models_have_softmaxs_parameters_within_1_percent(stem: str, bod
 
 
 @pytest.mark.parametrize("stem", ["kope", "torus", "phase_sync", "kuramoto"])
-def test_a_mechanism_and_its_control_have_one_width_and_the_same_first_weights(stem: str) -> None:
+def test_a_mechanism_and_its_control_have_one_width_and_first_weights(stem: str) -> None:
     def model(coupling: float) -> GPT:
         attention = {**_attention(stem), "coupling": coupling, "learn_coupling": False}
         section = AttentionSection.parse({**attention, "layers": "all"})

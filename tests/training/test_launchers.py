@@ -179,7 +179,7 @@ exit 1
 """
 
 
-def test_slurm_is_asked_for_an_array_with_a_gpu_a_job_and_a_warning_before_its_end(
+def test_slurm_is_asked_for_an_array_with_a_gpu_a_job_and_a_warning(
     tmp_path: Path, text: list[str]
 ) -> None:
     tools = tmp_path / "bin"
