@@ -30,7 +30,7 @@ def finished(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
 
     Smoke runs do not count. Raises DataError where a record of a study is damaged.
     """
-    found = {}
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for file in sorted((*folder.glob("runs/*.json"), *folder.glob("*/run.json"))):
         if file.name == "run.json":
             record = _record(file.parent)

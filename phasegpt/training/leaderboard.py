@@ -8,6 +8,7 @@ stage `rates` with -lrRATE. Every other stage takes for each task and arm the be
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -177,7 +178,8 @@ class Leaderboard:
                     found.append(self._job(task, arm, seed, rate, ""))
         for task, arm in missing:
             why = ConfigError(self._no_rate([(task, arm)]))
-            found.append(refused(f"leaderboard-{task}-{arm}", [], why))
+            job = refused(f"leaderboard-{task}-{arm}", [], why)
+            found.append(job._replace(unit=self._unit(task, arm)))
         return found
 
     def _frozen(self) -> dict[tuple[str, str], float | None]:
@@ -186,7 +188,7 @@ class Leaderboard:
         That with the highest accuracy at its best step, or in a text the lowest loss; None where
         none has a best step.
         """
-        there: dict[str, Any] = {}
+        there: dict[str, tuple[Path, dict[str, Any]]] = {}
         for folder in (self._config.hydra.sweep.dir, self._config.get("records")):
             there |= {} if folder is None else finished(Path(folder))
         found: dict[tuple[str, str], float | None] = {}
@@ -227,12 +229,16 @@ class Leaderboard:
         }
         words = [self._task_word(task), *self._words]
         for key, value in settings.items():
-            text = str(value).lower() if isinstance(value, bool) else value
+            text = json.dumps(value) if value is None or isinstance(value, bool) else value
             # Options of a module without a YAML of its own are new keys to Hydra.
             words.append(f"{'++' if key.startswith('attention.') else ''}{key}={text}")
         name = f"leaderboard-{task}-{arm}{said}-seed{seed}"
-        unit = list(self.pairs).index((task, arm))  # a share chooses its rates by itself
-        return of_run(name, words, self.run(task, arm, seed, rate), unit)
+        run, unit = self.run(task, arm, seed, rate), self._unit(task, arm)
+        return of_run(name, words, run, unit)
+
+    def _unit(self, task: str, arm: str) -> int:
+        """What is in one share: all runs of an arm in a task, so that it can choose their rate."""
+        return list(self.pairs).index((task, arm))
 
     def run(self, task: str, arm: str, seed: int, rate: float) -> RunConfig:
         """The configuration of a run, but for its name."""

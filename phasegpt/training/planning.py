@@ -66,6 +66,7 @@ def stages(config: Any) -> list[Stage]:
         if override.key_or_group not in ("share", "records")
     ]
     folder = None if records is None else Path(records)
+    found: list[Stage]
     if config.hydra.runtime.choices.get("sweep") == "leaderboard":
         from phasegpt.training.leaderboard import Leaderboard
 
