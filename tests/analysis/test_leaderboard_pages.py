@@ -58,6 +58,13 @@ def test_planted_wins_are_credited_to_what_they_are_due_to():
     assert [found.standing(name) for name in ("fsn", "kope", "lohe", "ssa")] == [None] * 4
 
 
+def test_a_mechanism_that_its_coupling_harms_wins_by_architecture_alone():
+    scores = {"softmax": BASE, "torus": arm(0.1), "torus_off": shifted(0.2)}
+    found = column(records(TASK, scores, first=11))
+    assert found.cell("torus").holm < 0.05 and found.cell("torus").word == lb.ARCHITECTURE
+    assert found.standing("torus") is None
+
+
 def test_in_a_text_fewer_bits_are_better():
     text = {name: [3 - v for v in values] for name, values in PLANTED.items()}
     found = column(records("shakespeare", text, first=11), task="shakespeare")
