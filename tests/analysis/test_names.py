@@ -53,7 +53,7 @@ def test_what_most_arms_have_is_not_said_but_layers_n_and_k_are():
     }
 
 
-def test_arms_that_are_alike_and_arms_without_a_configuration_have_their_ids():
+def test_arms_that_are_alike_or_have_no_configuration_have_their_ids():
     same = {"name": "torus", "eta": 1.0}
     assert named(a=same, b=same) == {"a": "torus (a)", "b": "torus (b)"}
     assert arm_names({"mine": [{"seed": 1}]})["mine"].whole == "mine"

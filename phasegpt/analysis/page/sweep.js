@@ -68,7 +68,7 @@ $("runs-note").textContent = "val/ppl is the best of the training; loss is nats 
   (DATA.sources.length === 1 ? " (" + DATA.sources[0] + ")" : "") +
   ". dR is R minus R with K = 0, the same weights and tokens. A run's name opens its own report, a column's name sorts.";
 $("footer").textContent = "PhaseGPT " + DATA.version;
-document.querySelectorAll(".tall").forEach((box) => { box.style.height = Math.max(280, 110 + 24 * MEASURED.length) + "px"; });
+document.querySelectorAll(".tall").forEach((box) => { box.style.height = Math.max(280, 110 + 20 * MEASURED.reduce((n, r) => n + r.layers.length, 0)) + "px"; });
 drawTable();
 drawOrder();
 drawEffects();
