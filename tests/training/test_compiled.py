@@ -5,8 +5,8 @@ import torch
 from helpers import TWO_STEPS
 
 import phasegpt
-from phasegpt.model.gpt import GPT
 from phasegpt.core.errors import ConfigError
+from phasegpt.model.gpt import GPT
 from phasegpt.training.assemble import _products, check_device, compiles, lightning
 from phasegpt.training.config import run_config
 from phasegpt.training.gpus import COMPILE_S, compile_gain, peak_flops
@@ -79,7 +79,7 @@ def test_tf32_is_for_one_training_on_a_gpu_and_refused_elsewhere(text, monkeypat
     with _products(False):
         assert torch.get_float32_matmul_precision() == "highest"
     words = [*TWO_STEPS, *text, "trainer.tf32=true"]
-    with pytest.raises(ConfigError, match="does nothing with trainer.accelerator=cpu"):
+    with pytest.raises(ConfigError, match=r"does nothing with trainer\.accelerator=cpu"):
         run_config(phasegpt.compose(words))
     run = run_config(phasegpt.compose([*words, "trainer.accelerator=auto"]))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
