@@ -1,6 +1,6 @@
 """What trainer.tf32=true would change, emulated on a CPU.
 
-    python scripts/emulate_tf32.py --steps 200 --seeds 1 2
+    python scripts/emulate_tf32.py
 
 Trains a small model with exact first phases and with those of products whose factors are rounded to
 TF32's 10 bits, forward and backward, and prints validation loss and R of both.

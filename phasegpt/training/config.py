@@ -179,7 +179,7 @@ class RunConfig(Section):
     seed: int = option(42, "of weights, batches, dropout, noise and sample", ge=0, lt=2**32)
     compile: Literal["auto"] | bool = option(
         "auto",
-        "torch.compile; auto: on a GPU, for runs long enough to earn its start-up",
+        "torch.compile; auto: on a GPU, where it saves more time than it takes",
         form="auto, true or false",
     )
     resume: bool | str = option(

@@ -32,7 +32,7 @@ class TrainerConfig(Section):
         "auto", "auto: bf16-mixed on a GPU, else 32-true"
     )
     tf32: bool = option(
-        False, "true: float32 products on a GPU in TF32; in bf16-mixed those are of first phases"
+        False, "true: float32 products on a GPU in TF32; in bf16-mixed: of first phases"
     )
     deterministic: bool = option(False, "true: bit-identical on a GPU too, and slower")
     devices: int = option(1, "processes on a machine, data.batch_size each", ge=1, le=1024)
