@@ -129,8 +129,8 @@ def assemble(
     flops = model.flops(time, backward=True)
     tokens = time * run.data.batch_size * t.accumulate_grad_batches  # of a step and process
     index = gpu % max(1, torch.cuda.device_count()) if rank is None else rank.local
-    name = torch.cuda.get_device_name(index) if cuda else None
-    if compiles(run, flops.products * tokens, name):
+    on = torch.cuda.get_device_name(index) if cuda else None
+    if compiles(run, flops.products * tokens, on):
         model.compile()
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
