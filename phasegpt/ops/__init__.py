@@ -177,7 +177,7 @@ def kuramoto_scan(
             absent = theta.new_empty(0)
             forget = absent if forget is None else forget
             inputs = (theta, omega, coupling, forget, *(x.to(dtype) for x in state))
-            theta, *new, mean_cos, mean_sin = fused.all_scan(*inputs, steps, dt, return_order)
+            theta, *new, mean_cos, mean_sin = fused.all_scan(inputs, steps, dt, return_order)
             new_state = ScanState(*new)
             field = MeanField(mean_cos, mean_sin) if return_order else None
         else:

@@ -256,23 +256,12 @@ scan.register_autograd(_scan_backward, setup_context=_scan_context)
 scan_adjoint.register_autograd(_second_derivative)
 
 
-def all_scan(
-    theta: Tensor,
-    omega: Tensor,
-    coupling: Tensor,
-    forget: Tensor,
-    cos_sums: Tensor,
-    sin_sums: Tensor,
-    weight: Tensor,
-    steps: int,
-    dt: float,
-    order: bool,
-) -> tuple[Tensor, ...]:
-    """`scan` of any number of steps, as all_rows."""
+def all_scan(inputs: tuple[Tensor, ...], steps: int, dt: float, order: bool) -> tuple[Tensor, ...]:
+    """`scan` of any number of steps, as all_rows; `inputs` are the seven tensors that it takes."""
     lengths = _lengths(steps)
     if len(lengths) == 1:
-        inputs = (theta, omega, coupling, forget, cos_sums, sin_sums, weight)
         return scan(*inputs, steps, dt, order)
+    theta, omega, coupling, forget, cos_sums, sin_sums, weight = inputs
     found: list[list[Tensor]] = [[], [], [], []]  # sums of cosines and sines, and their means
     done = 0
     for length in lengths:

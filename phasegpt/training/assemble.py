@@ -130,8 +130,8 @@ def assemble(
     flops = model.flops(time, backward=True, scored=scored)
     tokens = time * run.data.batch_size * t.accumulate_grad_batches  # of a step and process
     index = gpu % max(1, torch.cuda.device_count()) if rank is None else rank.local
-    device_name = torch.cuda.get_device_name(index) if cuda else None
-    if compiles(run, flops.products * tokens, device_name):
+    on = torch.cuda.get_device_name(index) if cuda else None
+    if compiles(run, flops.products * tokens, on):
         model.compile()
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
