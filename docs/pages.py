@@ -42,8 +42,10 @@ def navigation() -> dict[str, dict[str, str]]:
 def below(page: str) -> Iterator[str]:
     """Pages that the navigation does not name: beside a README.md, and of the API its folders."""
     named = {page, "README.md", *(path for pages in navigation().values() for path in pages)}
-    globs = {"README.md": "*.md *.ipynb *.py */*.md", "api.md": "../phasegpt/**/__init__.py"}
+    globs = {"README.md": "*.md *.ipynb */*.md", "api.md": "../phasegpt/**/__init__.py"}
     folder = (ROOT / page).parent
+    if folder.name == "examples":
+        globs["README.md"] += " *.py"
     if page in ("README.md", "docs/README.md"):
         return
     for pattern in globs.get(Path(page).name, "").split():

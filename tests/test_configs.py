@@ -88,6 +88,7 @@ def test_every_model_builds_and_has_its_size(option: str) -> None:
         "model=mini_rope": 4 * (12 * 64**2 + 13 * 64) + 2 * 64 + 50257 * 64,
         "model=small": 4 * (12 * 128**2 + 13 * 128) + 2 * 128 + (50257 + 128) * 128,
         "model=zoology": 2 * (4 * 64**2 + 6 * 64) + 2 * 64 + (50257 + 64) * 64,
+        "model=small_rope": 4 * (12 * 128**2 + 13 * 128) + 2 * 128 + 50257 * 128,
         "model=gpt2": 124_439_808 - 512 * 768,
         "model=gpt2_rope": 124_439_808 - 1024 * 768,
         "model=gpt2_medium": 354_823_168,
