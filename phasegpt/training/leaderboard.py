@@ -28,7 +28,7 @@ from phasegpt.model.contract import Subject, switches
 from phasegpt.model.gpt import GPT
 from phasegpt.training.config import RunConfig, checked
 from phasegpt.training.jobs import finished
-from phasegpt.training.planning import Planned, of_run, one_process, refused
+from phasegpt.training.planned import Planned, of_run, one_process, refused
 
 RATES = "rates"  # the stage that finds them
 _AXES = ("stage", "task", "arm", "attention", "seed")

@@ -11,34 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.secrets import masked
 from phasegpt.core.sections import shown
-from phasegpt.training.jobs import finished
+from phasegpt.training.planned import Planned, of_run, one_process, refused
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
-
-
-class Planned(NamedTuple):
-    """A job: the words that compose it, and what sweep.json says of it.
-
-    `entry` has its name, which is its folder's, overrides, config_hash and error, and where a
-    record stands for it, that file as `record`.
-    """
-
-    words: Sequence[str]
-    entry: dict[str, Any]
-    run: RunConfig | None = None  # None: it cannot be
-    unit: int | None = None  # jobs of one unit are in one share; None: it is one of its own
-    mine: bool = True  # whether it is in this share
-
-    @property
-    def here(self) -> bool:
-        """Whether it is to be started."""
-        return self.mine and bool(self.words) and "record" not in self.entry
 
 
 #: The jobs of a stage, which may depend on what came out of the stages before it.
@@ -87,6 +67,8 @@ def _all_planned(loader: Any, config: Any, batch: Sequence[Sequence[str]]) -> li
 
 def _chosen(stage: Stage, share: tuple[int, int], records: Path | None) -> list[Planned]:
     """The jobs of a stage, with their records and shares, numbered as they will be started."""
+    from phasegpt.training.jobs import finished  # it loads numpy, which --help does without
+
     there = {} if records is None else finished(records)
     part, parts = share
     found: list[Planned] = []
@@ -177,19 +159,6 @@ def _planned(loader: Any, config: Any, words: Sequence[str]) -> Planned:
         return refused(name, words, error)
 
 
-def of_run(name: str, words: Sequence[str], run: RunConfig, unit: int | None = None) -> Planned:
-    """The job that trains `run` in the folder `name`."""
-    entry = {"name": name, "overrides": masked(words), "error": None, "config_hash": run.hash}
-    return Planned(words, entry, run, unit)
-
-
-def refused(name: str, words: Sequence[str], error: ConfigError) -> Planned:
-    """The job that cannot be."""
-    said = f"ConfigError: {error}"
-    entry = {"name": name, "overrides": masked(words), "error": said, "config_hash": None}
-    return Planned(words, entry)
-
-
 def _names_here(run: RunConfig) -> Iterator[str]:
     """Hashes of `run` by all names of its device: without a GPU auto is the CPU in 32-true."""
     import torch
@@ -205,14 +174,3 @@ def _names_here(run: RunConfig) -> Iterator[str]:
             other = replace(t, accelerator=device, precision=form)
             if other != t:
                 yield replace(run, trainer=other).hash
-
-
-def one_process(run: RunConfig) -> RunConfig:
-    """`run`; ConfigError where it is one of several processes, as no job of a multirun can be."""
-    if run.trainer.processes > 1:
-        raise ConfigError(
-            f"trainer.devices={run.trainer.devices} in a multirun: every further process would run "
-            f"the whole sweep again. One job is one process here: use trainer.devices=1 and run "
-            f"several jobs at once (+launcher=joblib), or start the run without -m"
-        )
-    return run

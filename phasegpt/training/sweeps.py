@@ -25,6 +25,7 @@ from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.training import planning, ranks, sweep_resources
+from phasegpt.training.planned import Planned, one_process
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -38,7 +39,7 @@ class Plan(Callback):
     folder: ClassVar[Path | None] = None  # of the multirun that this process began
     ended: ClassVar[threading.Event] = threading.Event()  # its jobs have
     stages: ClassVar[list[planning.Stage]] = []  # that have not begun
-    planned: ClassVar[list[planning.Planned]] = []  # by those that have
+    planned: ClassVar[list[Planned]] = []  # by those that have
     search: ClassVar[bool] = False  # whether nobody knows the jobs
 
     @classmethod
@@ -103,7 +104,7 @@ class Plan(Callback):
             sys.exit(error.exit_code)
 
     @classmethod
-    def _next_stage(cls, folder: Path) -> list[planning.Planned]:
+    def _next_stage(cls, folder: Path) -> list[Planned]:
         """Plan the next stage, if there is one, and write all that is planned to sweep.json."""
         begun = cls.stages.pop(0)() if cls.stages else []
         cls.planned = [*cls.planned, *begun]
@@ -167,7 +168,7 @@ def train_job(
     from phasegpt.training.run import fit
     from phasegpt.training.run_folder import FINISHED, RunFolder, provenance, read_record
 
-    run = planning.one_process(run)
+    run = one_process(run)
     if "wandb" in run.logger.besides and run.logger.group is None:
         run = replace(run, logger=replace(run.logger, group=group(sweep)))
     for file in sorted(sweep.glob("*/run.json")):
