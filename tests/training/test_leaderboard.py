@@ -65,7 +65,7 @@ def test_an_off_control_is_off_for_good():
             subject.layer_class.Config.parse(options).check_idle()
 
 
-def test_the_control_that_credits_coupling_comes_before_the_identity():
+def test_a_decisive_control_comes_before_the_exact_identity():
     assert mechanism_arms("kope")["kope_off"] == {
         **{"attention": "kope", "attention.coupling": 0.0, "attention.learn_coupling": False}
     }
@@ -150,7 +150,7 @@ def test_a_share_that_there_is_not_is_refused(tmp_path, monkeypatch, capfd, shar
     assert not list(tmp_path.iterdir())
 
 
-def test_a_foreign_mechanism_comes_with_its_control_and_its_rivals(monkeypatch):
+def test_a_foreign_mechanism_comes_with_what_it_is_compared_with(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "my_mechanism"))
     board = Leaderboard.of([*SMALL, "attention=my_mechanism.layer"])
     name = "my_mechanism.layer"
