@@ -10,17 +10,24 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 # What training needs, without the tests' and studies' packages; `make test` has it too.
 CAN_TRAIN := $(VENV)/.can_train
+# What the site is built with, beside either.
+CAN_DOCS := $(VENV)/.can_docs
 
 # The sweeps of a study in their order; each scale has records of its own.
 STUDY_phase_a := phase_a phase_a_controls phase_a_phase_sync phase_a_as_coded phase_a_more
 STUDY_phase_a_long := phase_a_long
 STUDY_phase_a_late := phase_a_late phase_a_late_k2 phase_a_late_phase_sync phase_a_late_as_coded phase_a_late_learned
 STUDY_phase_b := phase_b phase_b_controls phase_b_secondary
+STUDY_leaderboard := leaderboard
+# Jobs with a committed record are done, on a fresh clone too.
+WORDS = records=$(RECORDS) $(if $(filter phase_a_late,$(NAME)),,scale=$(SCALE)) \
+	$(if $(filter leaderboard,$(NAME)),stage=rates$(,)screen)
+, := ,
 RECORDS = results/$(NAME)$(if $(filter full,$(SCALE)),_full)
 PHASES = $(patsubst %/runs,%,$(wildcard results/phase_[ab]/runs results/phase_[ab]_full/runs))
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all mutations fuzz kills endurance lint bench study report clean
+.PHONY: help train test test-all mutations fuzz kills endurance lint bench study report docs clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,13 +65,13 @@ lint: $(READY) ## Check style, formatting and types
 bench: $(READY) ## Measure training speed (more options: ARGS="...")
 	$(PY) scripts/bench_train.py $(ARGS)
 
-study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_a_late|phase_a_long|phase_b SCALE=small|full ARGS="...")
-	@test -n "$(STUDY_$(NAME))" || { echo "NAME=$(NAME); choose from: phase_a, phase_a_late, phase_a_long, phase_b"; exit 2; }
+study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_a_late|phase_a_long|phase_b|leaderboard SCALE=small|full ARGS="...")
+	@test -n "$(STUDY_$(NAME))" || { echo "NAME=$(NAME); choose from: phase_a, phase_a_late, phase_a_long, phase_b, leaderboard"; exit 2; }
 	@case "$(SCALE)" in small|full) ;; *) echo "SCALE=$(SCALE); choose from: small, full"; exit 2;; esac
 	@test "$(NAME)-$(SCALE)" != phase_a_late-full || { echo "phase_a_late has SCALE=small only; its full size is NAME=phase_a_long"; exit 2; }
 	@failed=0; for sweep in $(STUDY_$(NAME)); do \
-		$(PY) -m phasegpt.train -m +sweep=$$sweep $(if $(filter phase_a_late,$(NAME)),,scale=$(SCALE)) $(ARGS) || failed=1; \
-		$(PY) scripts/analyze_results.py runs/$$sweep-$(SCALE) --into $(RECORDS) --test || failed=1; \
+		$(PY) -m phasegpt.train -m +sweep=$$sweep $(WORDS) $(ARGS) || failed=1; \
+		$(PY) scripts/analyze_results.py runs/$$sweep-$(SCALE) --into $(RECORDS) $(if $(filter leaderboard,$(NAME)),,--test) || failed=1; \
 	done; exit $$failed
 
 report: $(READY) ## Write every table, figure, page and verdict of results/ anew from the records
@@ -72,6 +79,9 @@ report: $(READY) ## Write every table, figure, page and verdict of results/ anew
 	$(if $(wildcard results/samplers),$(PY) scripts/bench_samplers.py --regenerate results/samplers)
 	$(if $(wildcard results/*temperature),$(PY) scripts/study_temperature.py --regenerate $(wildcard results/*temperature))
 	$(if $(findstring phase_b,$(PHASES)),$(PY) scripts/check_preregistration.py $(PHASES) --out results/phase_b/verdicts.md)
+
+docs: $(CAN_DOCS) ## Build the pages as a site, build/site/index.html; a warning is an error
+	$(PY) -m sphinx -q -W --keep-going -c docs . build/site
 
 clean: ## Remove caches and builds; keep the environment, runs and checkpoints
 	rm -rf build dist .pytest_cache .hypothesis .ruff_cache .mypy_cache
@@ -87,4 +97,9 @@ $(CAN_TRAIN): pyproject.toml constraints.txt
 	@echo "setting up $(VENV): PyTorch and what training needs, some minutes and gigabytes once"
 	@$(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(CAN_DOCS): pyproject.toml constraints.txt
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	@touch $@

@@ -36,7 +36,7 @@ if "torch" not in sys.modules and not any(
 ):
     os.environ |= {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "2000"}
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["GPT", "__version__", "build", "compose", "fit", "lightning", "load", "ops"]
 
 _HOMES = {

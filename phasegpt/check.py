@@ -138,9 +138,9 @@ def check(
 
 
 #: Rules that positions cannot change.
-_ONCE = {"options_round_trip", "options_act", "activation_checkpointing", "copies", "no_noise",
-         "noise_of_a_sample", "noise_of_its_key", "noise_of_its_own_stream", "noise_size",
-         "noise_acts", "flops"}  # fmt: skip
+_ONCE = {"options_round_trip", "options_act", "starts", "per_position", "copies", "no_noise",
+         "activation_checkpointing", "noise_of_a_sample", "noise_of_its_key", "noise_size",
+         "noise_of_its_own_stream", "noise_acts", "flops"}  # fmt: skip
 
 
 def _rules(leaky: bool, compile: bool) -> dict[str, Callable[[Subject], None]]:
@@ -173,6 +173,7 @@ def _rules(leaky: bool, compile: bool) -> dict[str, Callable[[Subject], None]]:
         *([contract_training.compiled] if compile else []),
         contract_training.activation_checkpointing,
         *(contract_state.copies, contract_state.options_round_trip, contract_state.options_act),
+        *(contract_state.starts, contract_state.per_position),
         *(contract_training.no_noise, contract_training.noise_of_a_sample),
         *(contract_training.noise_of_its_key, contract_training.noise_of_its_own_stream),
         *(contract_training.noise_size, contract_training.noise_acts),

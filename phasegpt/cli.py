@@ -207,12 +207,12 @@ def training_corpus(
     For what reads a split as one text, a model of single documents is a ConfigError; callers that
     heed `Corpus.documents`, or no order at all, say `as_documents`.
 
-    `data_path` is another place of the text (data=text), or another text on purpose (see
-    is_training_text); without it a text that changed since the training is a DataError.
+    `data_path` is another place of the text, or another text on purpose (see is_training_text),
+    read as data=text reads it; without it a text that changed since the training is a DataError.
     `cache_dir` is another token cache. Raises CheckpointError where the checkpoint does not know
     its text, ConfigError, DataError.
     """
-    from phasegpt.data.config import DataConfig, DataSection
+    from phasegpt.data.config import WITH_PATH, DataConfig, DataSection
     from phasegpt.data.corpus import prepare
 
     if loaded.config is None:
@@ -236,27 +236,18 @@ def training_corpus(
             f"trained without data.documents"
         )
     if data_path is not None:
-        if data.corpus != "text":
-            raise ConfigError(
-                f"data_path={data_path} is for models trained with data=text; this one "
-                f"was trained with data={data.corpus}"
-            )
-        data = replace(data, path=data_path)
+        kind = data.corpus if data.corpus in WITH_PATH else "text"
+        data = replace(data, corpus=kind, path=data_path, variant=None, name=None, subset=None)
     # What a checkpoint names is read, if it is there, and never written to.
     stored = data.cache_dir if cache_dir is None else None
     data = replace(data, cache_dir=cache_dir)
     corpus = prepare(data, other_cache=stored, tokenizer=loaded.tokenizer)
-    if corpus.tokenizer.fingerprint != loaded.tokenizer.fingerprint:
-        raise ConfigError(
-            "the text does not have the tokens that the model was trained with (its characters "
-            "are others); evaluate on the text of the training"
-        )
     if data_path is None and is_training_text(loaded, corpus) is False:
         place = f"data.path={data.path}" if data.path else data.name or data.corpus
         raise DataError(
             f"the text of {place} is not the one that the model was trained with (fingerprint "
             f"{corpus.fingerprint}, then {loaded.data_fingerprint}); put the old text back, or "
-            f"give data_path=FILE to use another text on purpose (data=text)"
+            f"give data_path=FILE to use another text on purpose"
         )
     return corpus
 

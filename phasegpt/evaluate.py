@@ -40,7 +40,7 @@ class EvaluateConfig(Section):
     batch_size: int = option(16, "windows at a time", ge=1, le=1_000_000)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
     data_path: str | None = option(
-        None, "another place of the text, or another text (trained with data=text)"
+        None, "another text, or another place of that of data=text; val is its last part"
     )
     cache_dir: str | None = option(
         None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"
@@ -110,6 +110,11 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
     loaded = load_run(target, settings.which)
     model = loaded.model
     if settings.tasks is not None:
+        if loaded.tokenizer.name == "symbols":
+            raise ConfigError(
+                f"tasks={','.join(settings.tasks):.200} are of texts, and {loaded.path} is a model "
+                f"of a generated task, which has none; leave tasks out: its own task is scored"
+            )
         return _on_tasks(settings, settings.tasks, loaded, chosen.type)
     if loaded.tokenizer.name == "symbols":
         return _on_generated(settings, loaded, chosen)
@@ -151,6 +156,7 @@ def evaluate(settings: EvaluateConfig) -> dict[str, Any]:
         "loss": _finite(score.loss),
         "perplexity": _finite(score.ppl),
         "bits_per_byte": _finite(score.bits_per_byte),
+        "bits_per_byte_from_64": _finite(score.late_bits_per_byte),
         "word_perplexity": _finite(score.word_ppl),
         "floor": None if score.floor_nats is None else floor,
     }
@@ -175,7 +181,7 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
         loaded.model, task, settings.split, batch_size=settings.batch_size, device=device
     )
     loads = task.config.loads
-    by_load = {n: found.get(f"accuracy/{n}") for n in loads} if len(loads) > 1 else {}
+    several = loads if len(loads) > 1 else ()
     return {
         "checkpoint": os.path.relpath(loaded.path),
         "sha256": loaded.sha256,
@@ -189,7 +195,9 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
         "finite": math.isfinite(found["loss"]),
         "loss": _finite(found["loss"]),
         "accuracy": found["accuracy"],
-        "accuracy_by_load": by_load,
+        "accuracy_by_load": {n: found.get(f"accuracy/{n}") for n in several},
+        "exact": found["exact"],
+        "exact_by_load": {n: found.get(f"exact/{n}") for n in several},
         "chance": task.chance,
         "ceiling": task.ceiling,
     }
@@ -200,9 +208,10 @@ def generated_table(result: dict[str, Any]) -> str:
     task, loads = result["task"], result["accuracy_by_load"]
     rows = {"loss": result["loss"], "accuracy": result["accuracy"]}
     rows |= {f"  at {n}": value for n, value in loads.items()}
-    rows |= {"chance": result["chance"], "ceiling": result["ceiling"]}
+    rows |= {"exact": result["exact"], "chance": result["chance"], "ceiling": result["ceiling"]}
     said = {f"  at {n}": "beyond the training" for n in loads if n > result["trained"]}
     said |= {"loss": "nats per scored token", "ceiling": "of the best predictor there is"}
+    said |= {"exact": "share of rows that are right in all", "chance": "of the accuracy"}
     lines = [
         f"{result['checkpoint']}  (sha256 {result['sha256'][:16]}, {result['device']})",
         f"{task['corpus']}, split {result['split']}: {task['val_examples']:,} examples"
@@ -286,6 +295,8 @@ def table(result: dict[str, Any]) -> str:
         row("perplexity", result["perplexity"], f"exp(loss), per {unit}"),
         row("bits per byte", result["bits_per_byte"], f"{result['bytes_scored']:,} UTF-8 bytes"),
     ]
+    if (late := result["bits_per_byte_from_64"]) is not None:
+        lines.append(row("  from place 64", late, "of tokens with more than 64 others before them"))
     none = "of one text alone" if apart else "no words"
     words = f"exp(nats / {result['words']:,} words)" if result["words"] else none
     lines.append(row("word perplexity", result["word_perplexity"], words))

@@ -61,7 +61,7 @@ class InterpretConfig(Section):
     seed: int = option(0, "of what is scrambled", ge=0)
     device: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
     data_path: str | None = option(
-        None, "another place of the text, or another text (trained with data=text)"
+        None, "another text, or another place of that of data=text; val is its last part"
     )
     cache_dir: str | None = option(
         None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"

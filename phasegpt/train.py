@@ -39,6 +39,9 @@ def train_from_hydra(cfg: Any) -> float | None:
                 "write logger: {name: [wandb, tensorboard]} there, or logger=[wandb,tensorboard] "
                 "on the command line"
             )
+        sweep = settings.runtime.choices.get("sweep")
+        if sweep and settings.mode != RunMode.MULTIRUN:
+            raise ConfigError(f"+sweep={sweep} lists the jobs of a multirun; add -m to start them")
         run = ranks.placed(run_config(cfg))
         from phasegpt.training.resume import choose_folder
         from phasegpt.training.run import fit  # torch, once the values are sound
@@ -46,9 +49,9 @@ def train_from_hydra(cfg: Any) -> float | None:
         if settings.mode == RunMode.MULTIRUN:
             from phasegpt.training.sweeps import train_job
 
-            record = train_job(run, run_dir, Path(settings.sweep.dir), settings.job.num)
-        elif sweep := settings.runtime.choices.get("sweep"):
-            raise ConfigError(f"+sweep={sweep} lists the jobs of a multirun; add -m to start them")
+            own = settings.launcher._target_.endswith(".SlurmLauncher")
+            place, number = Path(settings.sweep.dir), settings.job.num
+            record = train_job(run, run_dir, place, number, sees_all=not own)
         elif ranks.follows():  # the first process says where
             record = fit(run, run_dir)
         else:

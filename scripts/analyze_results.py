@@ -5,13 +5,15 @@ python scripts/analyze_results.py runs/first_light                      status o
 python scripts/analyze_results.py runs/first_light --into results/first_light    copy records
 python scripts/analyze_results.py runs/phase_b-small --into results/phase_b --test
 python scripts/analyze_results.py results          tables, figures and pages from the records
+python scripts/analyze_results.py results/phase_b  the same of one study; also of a leaderboard
 """
 
 import argparse
 from pathlib import Path
 
+from phasegpt.analysis.leaderboard_view import is_leaderboard
+from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import TEST_FILE, best_test_score, collect
-from phasegpt.analysis.study_view import write_study
 from phasegpt.analysis.tables import cells, summary
 from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError, UserError
@@ -60,10 +62,10 @@ def evaluate_tests(folder: Path) -> None:
 
 
 def show_study(study: Path, against: str | None) -> None:
-    _, baseline, rows = summary(study, against)
+    found = summary(study, against)
     for leaky in (False, True):
-        if kept := [row for row in rows if row["leaky"] is leaky]:
-            table = cells(kept, baseline)
+        if kept := [row for row in found.rows if row["leaky"] is leaky]:
+            table = cells(kept, found.against)
             widths = [max(map(len, column)) for column in zip(*table, strict=True)]
             print(f"{study.name}{': LEAKY arms, apart' * leaky}")
             for row in table:
@@ -86,7 +88,7 @@ def main() -> None:
     studies = set() if args.into is None else {args.into}
     for folder in args.folders:
         if args.into is not None:
-            if not any(folder.glob("*/run.json")):
+            if not any(folder.glob("*/run.json")) and not (folder / "sweep.json").is_file():
                 raise ConfigError(f"{folder} holds no runs; give a folder of run folders")
             if args.test:
                 evaluate_tests(folder)
@@ -96,8 +98,11 @@ def main() -> None:
         else:
             show_runs(folder)
     for study in sorted(studies):
-        write_study(study)
-        show_study(study, args.against)
+        written = write(study)
+        if is_leaderboard(study):
+            print("\n".join(map(str, written)))
+        else:
+            show_study(study, args.against)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from phasegpt import ops
 from phasegpt.cli import guarded
 from phasegpt.core.files import check_output, write_output
-from phasegpt.ops import fused, reference
+from phasegpt.ops import fused, nvrtc, reference
 
 DT = 0.1
 SAMPLE = 0.1  # seconds that one measurement should take
@@ -178,17 +178,18 @@ def copy_bandwidth(clock: Clock) -> float:
 
 def sincos_rate(clock: Clock) -> float:
     """Pairs (sine, cosine) per second, all threads together."""
-    with tempfile.TemporaryDirectory() as folder:
-        return (cpu_rate if clock.device == "cpu" else cuda_rate)(clock, Path(folder))
+    return (cpu_rate if clock.device == "cpu" else cuda_rate)(clock)
 
 
-def cpu_rate(clock: Clock, folder: Path) -> float:
+def cpu_rate(clock: Clock) -> float:
     """That of kuramoto.cpp's own function, compiled as the kernels are."""
     kernels = fused.KERNELS["cpu"]
-    (folder / "rate.cpp").write_text(CPU_RATE.format(source=kernels.SOURCE), encoding="utf-8")
-    command = [os.environ.get("CXX", "g++"), *kernels.FLAGS, "rate.cpp", "-o", "rate.so"]
-    subprocess.run(command, cwd=folder, check=True)
-    run = ctypes.CDLL(str(folder / "rate.so")).sincos_rate
+    with tempfile.TemporaryDirectory() as folder:
+        program = CPU_RATE.format(source=kernels.SOURCE)
+        (Path(folder) / "rate.cpp").write_text(program, encoding="utf-8")
+        command = [os.environ.get("CXX", "g++"), *kernels.FLAGS, "rate.cpp", "-o", "rate.so"]
+        subprocess.run(command, cwd=folder, check=True)
+        run = ctypes.CDLL(str(Path(folder) / "rate.so")).sincos_rate
     threads, repeats = torch.get_num_threads(), 100_000
     out = torch.zeros(16)
 
@@ -200,19 +201,15 @@ def cpu_rate(clock: Clock, folder: Path) -> float:
     return 4 * lanes * threads * repeats / clock({"sincos": call})["sincos"]
 
 
-def cuda_rate(clock: Clock, folder: Path) -> float:
+def cuda_rate(clock: Clock) -> float:
     """That of the hardware's fast functions, which cuda_common.h uses."""
-    from phasegpt.ops.nvrtc import Launch, launch
-
-    source = folder / "rate.cu"
-    source.write_text(CUDA_RATE, encoding="utf-8")
     blocks = 8 * torch.cuda.get_device_properties(0).multi_processor_count
     threads, repeats = 256, 4096
-    out = torch.empty(blocks * threads, device="cuda")
-    plan = Launch("sincos_rate", (blocks, 1), threads)
+    out = torch.empty(blocks * threads, device=clock.device)
+    plan = nvrtc.Launch("sincos_rate", (blocks, 1), threads)
 
     def call() -> None:
-        launch(source, out.device, plan, (out, repeats))
+        nvrtc.launch(CUDA_RATE, out.device, plan, (out, repeats))
 
     return 4 * blocks * threads * repeats / clock({"sincos": call})["sincos"]
 

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from phasegpt.attention import Trajectory
 from phasegpt.cli import guarded
+from phasegpt.core import figures
 from phasegpt.core.files import check_output
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS, WIDTH, HEADS = 48, 64, 4
-BEFORE, AFTER = "#999999", "#0072b2"
 #: Options beside the defaults; kope's own step of 0.05 is too short to see.
 PANELS: dict[str, dict[str, Any]] = {
     "kuramoto": {},
@@ -57,19 +56,19 @@ def picture() -> Figure:
     x_BTD = torch.randn(1, TOKENS, WIDTH, generator=draw)
     x_BTD += torch.randn(1, 1, WIDTH, generator=draw)  # tokens have something in common
     x_BTD = torch.nn.functional.layer_norm(x_BTD, (WIDTH,))
-    figure = Figure(figsize=(6.6, 4.8), layout="constrained")
+    figure = figures.new(height=5.2)
     for axes, (name, options) in zip(figure.subplots(2, 3).flat, PANELS.items(), strict=True):
         with torch.no_grad():
             path = coupled(name, options, x_BTD)
         one = (0, slice(None), 0, 0) if path.over_prefix else (0, -1, 0, slice(None))
         for theta, radius, style in (
-            (path.theta0[one], 1.0, {"color": "none", "edgecolors": BEFORE}),
-            (path.theta[one], 0.8, {"color": AFTER}),
+            (path.theta0[one], 1.0, {"color": "none", "edgecolors": figures.SOFT}),
+            (path.theta[one], 0.8, {"color": figures.colour(name)}),
         ):
             axes.scatter(radius * theta.cos(), radius * theta.sin(), s=14, **style)
         R = [torch.exp(1j * theta[one]).mean().abs().item() for theta in (path.theta0, path.theta)]
         title = ", ".join([name, *(f"{key} = {value}" for key, value in options.items())])
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, loc="center")
         points = "tokens" if path.over_prefix else "oscillators"
         axes.text(0, 0, f"{points}\nR {R[0]:.2f} to {R[1]:.2f}", ha="center", va="center")
         axes.set(xlim=(-1.12, 1.12), ylim=(-1.12, 1.12), aspect="equal")
@@ -82,8 +81,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/mechanisms/phases.png")
     args = parser.parse_args()
     check_output(args.out, "--out")
-    with rc_context({"font.size": 8}):
-        picture().savefig(args.out, dpi=110, metadata={"Software": None})
+    with figures.house():
+        figures.save(picture(), args.out)
     print(args.out)
 
 

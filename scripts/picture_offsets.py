@@ -10,16 +10,15 @@ import argparse
 from pathlib import Path
 
 import torch
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from phasegpt.cli import guarded
+from phasegpt.core import figures
 from phasegpt.core.files import check_output
 from phasegpt.phase import null_order_parameter, order_parameter
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS, N = 256, 32
-R_COLOUR, AGREEMENT, NULL = "#0072b2", "#009e73", "#d55e00"  # apart for colour-blind readers too
 
 
 def picture() -> Figure:
@@ -31,19 +30,14 @@ def picture() -> Figure:
     R_P = order_parameter(theta_PTN, dim=-1).mean(-1)
     agreement_P = (theta_PTN[:, 1:] - theta_PTN[:, :-1]).cos().mean((1, 2))
 
-    figure = Figure(figsize=(6.5, 3.2), layout="constrained")
+    figure = figures.new(height=3.0)
     axes = figure.subplots()
-    axes.plot(spread_P, R_P, color=R_COLOUR, lw=2)
-    axes.plot(spread_P, agreement_P, color=AGREEMENT, lw=2)
-    null = float(null_order_parameter(N))
-    axes.axhline(null, color=NULL, lw=1, ls="--")
-    axes.text(0.1, 0.93, "R of a token", color=R_COLOUR)
-    right = {"x": 3, "ha": "right"}
-    above = float(agreement_P[-1]) + 0.03
-    axes.text(y=above, s="agreement of two tokens: what a logit sees", color=AGREEMENT, **right)
-    axes.text(y=null - 0.07, s="R of random phases", color=NULL, **right)
-    axes.set(xlabel="spread of the constant offsets, radians", ylim=(0, 1.05), xlim=(0, 3.02))
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.plot(spread_P, R_P, color=figures.PLAIN[0], lw=2, label="R of a token")
+    agreement = "agreement of two tokens:\nwhat a logit sees"
+    axes.plot(spread_P, agreement_P, color=figures.PLAIN[1], lw=2, label=agreement)
+    figures.level(axes, float(null_order_parameter(N)), "R of random phases")
+    axes.set(xlabel="spread of the constant offsets, radians", ylim=(0, 1))
+    figures.label_ends(axes)
     return figure
 
 
@@ -52,8 +46,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/offsets.png")
     args = parser.parse_args()
     check_output(args.out, "--out")
-    with rc_context({"font.size": 9}):
-        picture().savefig(args.out, dpi=110, metadata={"Software": None})
+    with figures.house():
+        figures.save(picture(), args.out)
     print(args.out)
 
 

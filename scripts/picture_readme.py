@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 import phasegpt
 from phasegpt.cli import guarded
+from phasegpt.core import figures
 from phasegpt.core.files import check_output
 from phasegpt.interpretation.tracing import Trace, trace
 from phasegpt.phase import null_order_parameter
@@ -26,7 +26,7 @@ from phasegpt.phase import null_order_parameter
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "MARIN. The tide is high, and all the boats are home.\n"  # of the quickstart's characters
 ARMS = ("K0", "K0.5", "K0.75", "K1", "K2", "K4", "S60")  # by budget, softmax and controls left out
-COUPLED, OFF, NULL = "#0072b2", "#6b7280", "#d55e00"  # apart for colour-blind readers too
+COUPLED = figures.colour("kuramoto")
 
 
 def typical(found: Trace) -> tuple[int, int]:
@@ -40,12 +40,13 @@ def typical(found: Trace) -> tuple[int, int]:
 def draw_circle(axes: Any, theta_N: np.ndarray, R: float, title: str) -> None:
     """Phases on the unit circle, and their mean as an arrow."""
     turn = np.linspace(0, 2 * np.pi, 181)
-    axes.plot(np.cos(turn), np.sin(turn), color="0.8", lw=1)
+    axes.plot(np.cos(turn), np.sin(turn), color=figures.FAINT, lw=1)
     axes.plot(np.cos(theta_N), np.sin(theta_N), "o", color=COUPLED, ms=6, mew=0, alpha=0.7)
     mean = np.exp(1j * theta_N).mean()
-    arrow = {"arrowstyle": "-|>", "lw": 2, "color": "black", "shrinkA": 0, "shrinkB": 0}
+    arrow = {"arrowstyle": "-|>", "lw": 2, "color": figures.INK, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", (mean.real, mean.imag), (0, 0), arrowprops=arrow)
-    axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", title=title)
+    axes.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal")
+    axes.set_title(title, loc="center")
     axes.set_xlabel(f"R = {R:.2f}", fontsize=11)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
@@ -58,21 +59,18 @@ def draw_worth(upper: Any, lower: Any, rows: list[dict[str, str]]) -> None:
         return np.array([float(row[name] or 0) for row in rows])  # K0 is its own reference
 
     budget, R = column("budget"), column("R")
-    upper.plot(budget, R, "o-", color=COUPLED, lw=1.5, ms=5)
-    upper.plot(budget, R - column("dR"), ":", color=OFF, lw=1.5)
-    null = float(null_order_parameter(32))
-    upper.axhline(null, color=NULL, lw=1, ls="--")
-    end = {"fontsize": 8, "ha": "right", "va": "bottom"}
-    upper.text(6, 0.42, "the same weights without coupling", color=OFF, **end)
-    upper.text(6, null - 0.02, "random phases", color=NULL, **{**end, "va": "top"})
+    upper.plot(budget, R, "o-", color=COUPLED, label="as trained")
+    free = "without coupling,\nthe same weights"
+    upper.plot(budget, R - column("dR"), "o--", color=COUPLED, mfc="white", label=free)
+    figures.level(upper, float(null_order_parameter(32)), "random phases")
     upper.set(ylim=(0, 1.05), ylabel="R", title="R follows the coupling")
     middle, low, high = column("off"), column("off_low"), column("off_high")
-    lower.axhline(0, color=OFF, lw=1, ls=":")
-    lower.errorbar(budget, middle, (middle - low, high - middle), fmt="o", color=COUPLED, ms=5)
+    figures.level(lower, 0.0, "K = 0")
+    lower.errorbar(budget, middle, (middle - low, high - middle), fmt="o", color=COUPLED)
     lower.set(xlabel="coupling budget K S dt", ylabel="minus K = 0", ylim=(-0.5, 0.5))
     lower.set_title("perplexity, about 9.6, shows no gain")
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
+    upper.set_xticklabels([])
+    figures.label_ends(upper, lower)
 
 
 def picture(run: Path) -> Figure:
@@ -82,8 +80,8 @@ def picture(run: Path) -> Figure:
     token, head = typical(found)
     with open(ROOT / "results/synchronization/table.csv", newline="") as file:
         table = {row["arm"]: row for row in csv.DictReader(file)}
-    figure = Figure(figsize=(9.5, 3.6), layout="constrained")
-    panels = figure.subplot_mosaic("aabbccc;aabbddd")
+    figure = figures.new(height=3.4, width=10)
+    panels = figure.subplot_mosaic("aabbcccc;aabbdddd")
     steps = found.layer.oscillators.options.steps
     for name, s, when in (
         ("a", 0, "one token, before coupling"),
@@ -92,7 +90,6 @@ def picture(run: Path) -> Figure:
         theta_N = found.path_STHN[s, token, head].numpy()
         draw_circle(panels[name], theta_N, float(found.path_R_STH[s, token, head]), when)
     draw_worth(panels["c"], panels["d"], [table[arm] for arm in ARMS])
-    panels["c"].set_xticklabels([])
     return figure
 
 
@@ -102,8 +99,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs/picture.png")
     args = parser.parse_args()
     check_output(args.out, "--out")
-    with rc_context({"font.size": 9, "axes.titlesize": 10}):
-        picture(args.run).savefig(args.out, dpi=120, metadata={"Software": None})
+    with figures.house():
+        figures.save(picture(args.run), args.out)
     print(args.out)
 
 

@@ -63,9 +63,9 @@ def _short_trainings() -> Iterator[None]:
 @pytest.fixture
 def picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """curves.png is drawn."""
-    from phasegpt.training import run, summary
+    from phasegpt.training import run, run_figure
 
-    monkeypatch.setattr(run, "draw_curves", summary.draw_curves)
+    monkeypatch.setattr(run, "draw_curves", run_figure.draw_curves)
 
 
 @pytest.fixture(autouse=True)

@@ -101,7 +101,7 @@ def same_losses(a: Path, b: Path, steps: int = 5, *, monitored: bool = True) -> 
             for name in () if monitored else [*each]:
                 if name.startswith("phase/") and not name.startswith("phase/R/"):
                     each.pop(name)
-        assert other == pytest.approx(row, abs=1e-6)
+        assert other == pytest.approx(row, abs=1e-6, nan_ok=True)
 
 
 def same_weights(a: Path, b: Path) -> None:
@@ -124,6 +124,19 @@ def one(tmp_path_factory, text) -> Path:
 def dies_at_step_3() -> None:
     """The second process is killed, as it starts step 4 for the first time."""
     _at_step_3(lambda: os.kill(os.getpid(), signal.SIGKILL), of_rank="1")
+
+
+def has_a_bad_gradient_at_step_3() -> None:
+    """The last process has a gradient of NaN in the first micro-batch of step 4."""
+    real, last = LitGPT.training_step, int(os.environ.get("WORLD_SIZE", 1)) - 1
+
+    def poisons(self: LitGPT, batch: dict, batch_idx: int) -> dict:
+        out = real(self, batch, batch_idx)
+        first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        bad = first and self.global_step == 3 and self.global_rank == last
+        return {**out, "loss": out["loss"] * float("nan")} if bad else out
+
+    LitGPT.training_step = poisons  # type: ignore[method-assign]
 
 
 def stops_at_step_3() -> None:

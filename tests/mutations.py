@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-NOISE = "keyed_generator(kind, {}, {}, {}, {}, device=device)"
+NOISE = "keyed_seed(kind, {}, {}, {}, {})"
 DRAWN = ("key.seed", "key.step", "layer", "int(sample)")
 CONTRACT = "tests/attention/test_contract.py"
 LAWS = "tests/physics"
@@ -95,8 +95,8 @@ MISTAKES = {
         "decoding",
     ),
     "rotary positions of a cache are off by one": Mistake(
-        "rotary_angles(start, time, E // 2",
-        "rotary_angles(start + (start > 0), time, E // 2",
+        "rotary(start, time, E // 2",
+        "rotary(start + (start > 0), time, E // 2",
         (CONTRACT,),
         "decoding",
     ),

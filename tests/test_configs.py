@@ -16,7 +16,7 @@ from phasegpt.training.config import RunConfig, build, run_config
 
 # Those that set one section each; the others set values of the whole configuration, and `sampler`
 # is of another command (tests/samplers/test_commands.py).
-_GLOBAL = {"experiment", "sweep", "scale", "launcher", "sampler"}
+_GLOBAL = {"experiment", "sweep", "scale", "launcher", "sampler", "task"}
 GROUPS = sorted(p.name for p in CONF_DIR.iterdir() if p.is_dir() and p.name not in _GLOBAL)
 OPTIONS = [
     f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF_DIR / group).glob("*.yaml"))
@@ -31,7 +31,7 @@ def test_the_groups_are_the_promised_ones() -> None:
     promised = {"attention", "callbacks", "data", "logger", "model", "optimizer", "regularizer"}
     assert promised | {"trainer"} <= set(GROUPS)
     known = {option.split("=")[1] for option in OPTIONS if option.startswith("data=")}
-    texts = {"shakespeare", "wikitext2", "text", "hub", "synthetic"}
+    texts = {"shakespeare", "wikitext2", "text", "hub", "synthetic", "enwik8", "tinystories"}
     assert known == texts | {f"{task}{size}" for task in TASKS for size in ("", "_small")}
     sizes = {option.split("=")[1] for option in OPTIONS if option.startswith("model=")}
     assert sizes >= {"nano", "small", "gpt2", "gpt2_medium", "gpt2_large"}
@@ -88,6 +88,7 @@ def test_every_model_builds_and_has_its_size(option: str) -> None:
         "model=mini_rope": 4 * (12 * 64**2 + 13 * 64) + 2 * 64 + 50257 * 64,
         "model=small": 4 * (12 * 128**2 + 13 * 128) + 2 * 128 + (50257 + 128) * 128,
         "model=zoology": 2 * (4 * 64**2 + 6 * 64) + 2 * 64 + (50257 + 64) * 64,
+        "model=small_rope": 4 * (12 * 128**2 + 13 * 128) + 2 * 128 + 50257 * 128,
         "model=gpt2": 124_439_808 - 512 * 768,
         "model=gpt2_rope": 124_439_808 - 1024 * 768,
         "model=gpt2_medium": 354_823_168,

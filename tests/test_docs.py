@@ -3,6 +3,8 @@
 import ast
 import functools
 import importlib
+import importlib.util
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +12,16 @@ from typing import Any
 
 import pytest
 from helpers import ROOT
+from PIL import Image
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "REPRODUCIBILITY.md")),
     ROOT / "PREREGISTRATION.md",
     *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.ipynb")),
     *sorted((ROOT / "results").rglob("*.md")),
     *sorted((ROOT / "checkpoints").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
 ]
 KINDS = {"phasegpt": "py cpp h cu js html", "conf": "yaml", "scripts": "py", "examples": "py"}
 SOURCES = [
@@ -36,6 +41,7 @@ PLACEHOLDERS = {
     "results/samplers/gpt2",
     "results/phase_a_full",
     "results/phase_b_full",
+    "results/gpu",
 }
 
 _DOTTED = re.compile(r"(?<![\w./@-])phasegpt(?:\.[A-Za-z_]\w*)+")
@@ -43,13 +49,14 @@ _FOLDERS = "phasegpt|conf|scripts|examples|tests|docs|results"
 _PATH = re.compile(rf"(?<![\w./@-])(?:{_FOLDERS})/[\w./*-]*[\w*/]")
 _BARE = re.compile(r"(?<![\w./*@<-])(?!llama\.)[a-z_]\w*\.(?:py|cpp|h|cu|js)\b")
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
+_ANCHOR = re.compile(r"\]\(([^)\s#]*)#([^)\s]+)\)")
 _MAKE = re.compile(r"(?:^ *|`)make ([a-z][\w-]*)", re.MULTILINE)
 
 
 @functools.cache
 def bare_names() -> set[str]:
     """The bare names of the repository's source files."""
-    folders = ("phasegpt", "scripts", "tests", "conf")
+    folders = ("phasegpt", "scripts", "tests", "conf", "examples", "docs")
     return {path.name for folder in folders for path in (ROOT / folder).rglob("*.*")}
 
 
@@ -91,9 +98,17 @@ def prose(path: Path) -> str:
     return "\n".join([*(ast.get_docstring(node, clean=False) or "" for node in nodes), *comments])
 
 
+def page(path: Path) -> str:
+    """A page, or the cells of a notebook."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb":
+        return text
+    return "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+
+
 def blocks(path: Path) -> Iterator[str]:
     """The Python examples of a page."""
-    yield from re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    yield from re.findall(r"^```python\n(.*?)^```", page(path), re.M | re.S)
 
 
 def known(path: Path) -> str:
@@ -119,7 +134,7 @@ def test_the_reading_of_a_page_finds_what_it_names(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=known)
 def test_a_page_names_what_is_there(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
+    text = page(path)
     if path.name == "renamed.md":  # the first column of its tables is what is no longer there
         text = re.sub(r"^\|.*?\|", "|", text, flags=re.M)
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
@@ -140,10 +155,62 @@ def test_the_readme_has_at_most_900_words() -> None:
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 900
 
 
-def test_every_page_of_docs_is_in_the_index() -> None:
-    linked = set(_LINK.findall((ROOT / "docs/README.md").read_text(encoding="utf-8")))
-    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
-    assert pages - linked == {"README.md"}
+def anchors(path: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub names them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.M | re.S)
+    words = (re.sub(r"[^\w\- ]", "", h.lower()) for h in re.findall(r"^#+ +(.*?) *$", text, re.M))
+    return {name.replace(" ", "-") for name in words}
+
+
+def test_a_link_into_a_page_leads_to_a_heading_of_it(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A `b`: (c)\n```bash\n# no heading\n```\n## D-e 1\n")
+    assert anchors(page) == {"a-b-c", "d-e-1"}
+    wrong = []
+    for path in PAGES:
+        for link, anchor in _ANCHOR.findall(path.read_text(encoding="utf-8")):
+            target = path.parent / link if link else path
+            if "://" not in link and target.suffix == ".md" and anchor not in anchors(target):
+                wrong.append(f"{known(path)}: {link}#{anchor}")
+    assert wrong == []
+
+
+def module(path: str) -> Any:
+    """A module that is in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    assert spec is not None and spec.loader is not None
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def test_the_navigation_of_the_site_reaches_every_page_once() -> None:
+    pages = module("docs/pages.py")  # which needs no Sphinx
+    reached = [page for section in pages.navigation().values() for page in section]
+    for page in reached:  # grows as it is read
+        reached += pages.below(page)
+    scripts = [*ROOT.glob("examples/*.py"), *(ROOT / "phasegpt").rglob("__init__.py")]
+    notebooks = ROOT.glob("docs/tutorials/*.ipynb")
+    first = {"README.md", "docs/README.md"}
+    assert set(reached) | first == {known(path) for path in (*PAGES, *scripts, *notebooks)} | {
+        "CHANGELOG.md"
+    }
+    assert len(reached) == len(set(reached))
+
+
+def test_the_picture_of_the_house_is_of_todays_imports() -> None:
+    drawn = module("scripts/picture_house.py")
+    graph = drawn.imports(ROOT / "phasegpt")
+    floors = drawn.floors(graph)
+    assert floors["core"] < floors["phase"] < floors["attention"] < floors["commands"]
+    assert drawn.direct({"a": {"b", "c"}, "b": {"c"}, "c": set()})["a"] == {"b"}
+    with Image.open(ROOT / "docs/house.png") as picture:
+        assert picture.info["Description"] == drawn.shown(drawn.direct(graph))
+
+
+def test_a_page_shows_no_picture_of_another_server() -> None:
+    shown = r"!\[[^\]]*\]\((?:https?:)?//|<(?:img|script|iframe|link)\b"
+    assert [known(path) for path in PAGES if re.search(shown, path.read_text())] == []
 
 
 def test_comments_and_docstrings_name_what_is_there() -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from helpers import TEXT, command, make_run, text_data
 
 from phasegpt.cli import training_corpus
-from phasegpt.core.errors import CheckpointError, ConfigError, DataError
+from phasegpt.core.errors import CheckpointError, DataError
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.data.synthetic import EVAL_CHARACTERS
@@ -70,6 +71,7 @@ def test_the_json_says_what_was_measured_and_how(run: Path, corpus: Corpus) -> N
         "loss": expected.loss,
         "perplexity": expected.ppl,
         "bits_per_byte": expected.bits_per_byte,
+        "bits_per_byte_from_64": None,  # of a context of 16
         "word_perplexity": expected.word_ppl,
         "floor": None,
     }
@@ -121,7 +123,11 @@ def test_a_changed_text_is_not_scored_with_the_wrong_tokens(run: Path, tmp_path:
     settings = {"checkpoint": str(run), "split": "val", "cache_dir": cache}
     moved = evaluate(EvaluateConfig(**settings, data_path=str(tmp_path / "same.txt")))
     assert moved == evaluate(EvaluateConfig(**settings))
-    with pytest.raises(ConfigError, match="tokens that the model was trained with"):
+    rarest = min(set(TEXT), key=TEXT.count)
+    (tmp_path / "fewer.txt").write_text(TEXT.replace(rarest, ""))
+    fewer = evaluate(EvaluateConfig(**settings, data_path=str(tmp_path / "fewer.txt")))
+    assert fewer["training_text"] is not True and 1 < fewer["perplexity"] < math.inf
+    with pytest.raises(DataError, match=r"'0' .* is not among the .* of the training"):
         evaluate(EvaluateConfig(**settings, data_path=str(tmp_path / "other.txt")))
 
 

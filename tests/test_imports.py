@@ -191,7 +191,8 @@ def test_only_commands_sweeps_and_composition_know_hydra() -> None:
     commands = {f"phasegpt.{name}" for name in ("cli", *LAYERS[10].split())}
     assert users("hydra", "omegaconf") == commands | {
         "phasegpt.core.composition",
-        "phasegpt.training.sweeps",
+        *(f"phasegpt.training.{name}" for name in ("sweeps", "planning", "leaderboard")),
+        "phasegpt.training.sweep_resources",
     }
 
 

@@ -2,13 +2,17 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
+
+import phasegpt
 
 SHIPPED = {".py", ".typed", ".cu", ".cpp", ".h", ".html", ".css", ".js"}
 BUILD = [sys.executable, "-m", "build", "--no-isolation"]
@@ -72,6 +76,15 @@ def test_the_wheel_holds_all_code_kernels_and_configuration(wheel: Path) -> None
     assert {name: built.get(name) for name in expected} == expected
     tops = {name.split("/")[0] for name in built}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"phasegpt"}
+
+
+def test_every_place_names_the_same_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)
+    assert citation is not None
+    assert project["version"] == phasegpt.__version__ == citation[1]
+    released = re.findall(r"^## \[(\d[^]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert released[:1] in ([], [phasegpt.__version__])
 
 
 def test_an_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from phasegpt.analysis.text_table import markdown
+
 Row = Mapping[str, Any]
 
 #: At D = 384 and this T a layer is to take no more of softmax's time than `goal` says.
@@ -78,7 +80,7 @@ def _goals(record: Mapping[str, Any]) -> list[str]:
         f"{record['rounds']}",
         "```",
         "",
-        *_table(["layer", "ms", "time", "FLOPs, causal", "FLOPs, full", "goal", ""], cells),
+        *markdown(["layer", "ms", "time", "FLOPs, causal", "FLOPs, full", "goal", ""], cells),
         "",
         f"Time and FLOPs are ratios to softmax's. The goal is {OVER_FLOPS} times the ratio of the "
         f"causal FLOPs{own}. FLOPs are of matrix products alone: causal counts the keys that a "
@@ -148,9 +150,4 @@ def _by_time(rows: Sequence[Row], cell: Callable[[Row], str]) -> list[str]:
     cells = {(row["name"], row["T"]): cell(row) for row in rows}
     names = dict.fromkeys(row["name"] for row in rows)
     body = [[f"`{name}`", *(cells.get((name, T), "refused") for T in times)] for name in names]
-    return _table(["layer", *(f"T = {T}" for T in times)], body)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rule = ["---"] * len(head)
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *rows)]
+    return markdown(["layer", *(f"T = {T}" for T in times)], body)

@@ -1,7 +1,7 @@
 """Self-contained HTML reports: one page per run, per sweep and per study, readable from disk.
 
-The page is a template (the folder `page`), plotly's JavaScript and the data as JSON. The same
-data give the same bytes.
+A page is a template (the folder `page`) and the data as JSON, with plotly's JavaScript or, for a
+study, what phasegpt.analysis.study_figures has drawn. The same data give the same bytes.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import phasegpt
+from phasegpt.analysis.names import arm_names
+from phasegpt.core import figures
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import flat
 from phasegpt.training.run_folder import curves, read_record
@@ -48,7 +50,7 @@ def run_page(
         "config": config,
         "record": record,
     }
-    return _page("run", name, data)
+    return _page("run", name, data, _plotly())
 
 
 def sweep_page(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
@@ -57,6 +59,7 @@ def sweep_page(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
     for run in runs:
         for key, value in run["values"].items():
             values.setdefault(key, []).append(json.dumps(value))
+    names = arm_names({run["name"]: [{"config": run.get("config") or {}}] for run in runs})
     changed = [key for key, found in values.items() if len(set(found)) > 1]
     data = {
         "name": name,
@@ -64,16 +67,34 @@ def sweep_page(name: str, runs: Sequence[Mapping[str, Any]]) -> str:
         "changed": changed,
         "sources": sorted({run["source"] for run in runs if run["source"]}),
         "runs": [
-            {**run, "values": {k: v for k, v in run["values"].items() if k in changed}}
+            {key: run[key] for key in run if key != "config"}
+            | {"values": {k: v for k, v in run["values"].items() if k in changed}}
+            | {"label": names[run["name"]].whole}
             for run in runs
         ],
     }
-    return _page("sweep", name, data)
+    return _page("sweep", name, data, _plotly())
 
 
-def study_page(view: Mapping[str, Any]) -> str:
-    """The page of a study: phasegpt.analysis.study_view."""
-    return _page("study", view["name"], {"version": phasegpt.__version__, **view})
+def study_page(
+    view: Mapping[str, Any], sources: Mapping[str, str], drawn: Mapping[str, bytes]
+) -> str:
+    """The page of a study: phasegpt.analysis.study_view, texts by name, and figures as SVG."""
+    data = {key: view[key] for key in ("name", "caption", "leaky_note", "tables", "attention")}
+    compared = {k: v for k, v in (data["attention"] or {}).items() if k != "layers"}
+    runs = sum(len(arm["seeds"]) for arm in view["arms"])
+    data |= {"attention": compared or None, "runs": runs, "arms": len(view["arms"])}
+    pictures = {
+        name: "data:image/svg+xml;base64," + base64.b64encode(svg).decode("ascii")
+        for name, svg in drawn.items()
+    }
+    data |= {"version": phasegpt.__version__, "sources": sources, "figures": pictures}
+    return _page("study", view["name"], data)
+
+
+def leaderboard_page(view: Mapping[str, Any]) -> str:
+    """The page of a leaderboard: phasegpt.analysis.leaderboard_view."""
+    return _page("leaderboard", view["name"], {"version": phasegpt.__version__, **view})
 
 
 def sweep_row(
@@ -87,6 +108,7 @@ def sweep_row(
         "link": link,
         "reason": statistics.get("reason"),
         "values": flat(record.get("config") or {}),
+        "config": record.get("config"),
         "ppl": (record.get("best") or {}).get("val/ppl"),
         "loss": statistics.get("loss"),
         "source": statistics.get("source"),
@@ -116,18 +138,22 @@ def _curves(folder: Path) -> dict[str, list[list[float]]]:
     return {name: [[step, round(value, 5)] for step, value in c] for name, c in found.items()}
 
 
-def _page(kind: str, title: str, data: Mapping[str, Any]) -> str:
+def _page(kind: str, title: str, data: Mapping[str, Any], library: str = "") -> str:
     page = files("phasegpt.analysis") / "page"
 
     def read(name: str) -> str:
         return (page / name).read_text(encoding="utf-8")
 
+    colours = {"coupled": figures.colour("kuramoto"), "off": figures.colour("softmax")}
+    colours |= {"null": figures.INK, "ink": figures.INK, "band": figures.BAND}
+    data = {**data, "colours": {**colours, "cycle": figures.PLAIN}}
+    style = read("style.css") + "".join(f":root {{ --{k}: {v}; }}\n" for k, v in colours.items())
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return Template(read("frame.html")).substitute(
         title=html.escape(title),
-        style=read("style.css"),
+        style=style,
         body=read(f"{kind}.html"),
-        plotly=_plotly(),
+        library=library,
         data=text.replace("<", "\\u003c"),  # no token can end the element
         script=read("common.js") + read(f"{kind}.js"),
     )

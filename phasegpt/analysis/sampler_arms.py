@@ -22,7 +22,7 @@ class Arm:
     """One way to sample. `against` is the arm whose rows are subtracted from this one's."""
 
     name: str
-    role: str  # of analysis.sampling.ROLES
+    role: str  # of analysis.sampling_figure.ROLES
     chain: tuple[Link, ...] = ()
     intervention: Link | None = None
     against: str | None = None

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from phasegpt.analysis.sampling_figure import Rows, by_role, draw_frontier
 from phasegpt.analysis.statistics import CONFIDENCE, RESAMPLES, RNG_SEED, Comparison, bca, interval
 from phasegpt.core.errors import DataError
 from phasegpt.core.files import csv_text, read_json, write_atomic
@@ -30,18 +31,6 @@ EFFECT = ("kl", "weight", "events")
 _OUTSIDE = 0.01  # share of resamples that may leave the sweep before the interval is withheld
 _PAIRED = ("diversity", "ppl", "judge", "real_words", "loops")  # those with differences
 
-Rows = list[dict[str, Any]]  # a table: one dict per arm
-
-ROLES = {
-    "human": "Human text",
-    "seed": "The seed's three arms",
-    "control": "Controls at the temperature of Phase-Slip, and near it",
-    "sweep": "Plain sampling: the frontier",
-    "power": "Truncation: can this protocol see a gain?",
-    "slip": "Phase-Slip: rotated Values",
-    "phases": "Phase-Slip: rotated oscillators",
-    "loop": "Loop breakers at a low temperature",
-}
 _COLUMNS = (
     *("arm", "role", "n", "temperature"),
     *(f"{name}{part}" for name in PER_SAMPLE for part in ("", "_sd")),
@@ -108,44 +97,6 @@ def write_tables(study: Path, rows: Rows) -> list[Path]:
     return [study / "table.csv", study / "table.md"]
 
 
-def draw_frontier(study: Path, rows: Rows) -> Path:
-    """study/frontier.png: the judge against diversity, and the gap of every arm to the sweep."""
-    from matplotlib.figure import Figure
-
-    gaps = [row for row in rows if row["gap_low"] is not None and row["role"] != "human"][::-1]
-    figure = Figure(figsize=(12, max(4.6, 1 + 0.26 * len(gaps))), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    colours = {role: f"C{i}" for i, role in enumerate(ROLES)}
-    sweep = sorted((r for r in rows if r["role"] == "sweep"), key=lambda r: r["diversity"])
-    curve = [[row[axis] for row in sweep] for axis in ("diversity", "judge")]
-    left.plot(*curve, "-", color="0.6", zorder=1)
-    for row in sweep:
-        place = (row["diversity"], row["judge"])
-        left.annotate(f"T {row['temperature']:g}", place, (4, -9), textcoords="offset points",
-                      fontsize=7, color="0.4")  # fmt: skip
-    for role, title in ROLES.items():
-        found = [row for row in rows if row["role"] == role]
-        x, y = [r["diversity"] for r in found], [r["judge"] for r in found]
-        marker, size = ("*", 160) if role == "human" else ("o", 22)
-        if found:
-            left.scatter(x, y, s=size, marker=marker, color=colours[role], label=title, zorder=2)
-    left.set(
-        xlabel="diversity: different words / words", ylabel="independent judge, nats per character"
-    )
-    left.legend(frameon=False, fontsize=7)
-    for line, row in enumerate(gaps):
-        right.plot([row["gap_low"], row["gap_high"]], [line, line], color=colours[row["role"]])
-        right.plot(row["gap"], line, "o", ms=4, color=colours[row["role"]])
-    right.axvline(0, color="0.6", lw=1)
-    right.set(
-        yticks=range(len(gaps)),
-        yticklabels=[row["arm"] for row in gaps],
-        xlabel="judge minus plain sampling at equal diversity\n(left: better; 95% interval)",
-    )
-    figure.savefig(study / "frontier.png", dpi=110, metadata={"Software": None})
-    return study / "frontier.png"
-
-
 def regenerate(folder: Path) -> list[Path]:
     """Tables and picture of every study at or below `folder`, anew. Raises DataError for none."""
     studies = sorted({path.parent.parent for path in folder.rglob("arms/*.json")})
@@ -188,7 +139,7 @@ def _markdown(study: Path, rows: Rows) -> str:
         "| rep-16c | loops | Zipf | JSD-3 | effect | tokens/s |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for role, members in _by_role(rows):
+    for role, members in by_role(rows):
         lines.append(f"| **{role}** |{' |' * 13}")
         lines += [
             f"| {r['arm']} | {r['diversity']:.3f} ± {_text(r['diversity_sd'])} "
@@ -214,12 +165,6 @@ def _markdown(study: Path, rows: Rows) -> str:
         if r["against"] or r["gap"] is not None
     ]
     return "\n".join(lines) + "\n"
-
-
-def _by_role(rows: Rows) -> Iterable[tuple[str, Rows]]:
-    for role, title in ROLES.items():
-        if members := [row for row in rows if row["role"] == role]:
-            yield title, members
 
 
 def _text(value: float | None, digits: int = 3) -> str:

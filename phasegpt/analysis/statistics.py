@@ -32,7 +32,8 @@ class Comparison:
     """What one test found.
 
     `effect` has the unit of what was compared and a two-sided 95% interval; `p` is one-sided, for
-    the claim, and `against` for its opposite. What a test does not define is None.
+    the claim, and `against` for its opposite; of `differ` and `solve` p is two-sided. What a test
+    does not define is None.
     """
 
     n: int
@@ -144,6 +145,37 @@ def less(of: Sequence[float], than: Sequence[float] | None = None) -> Comparison
     )
 
 
+def differ(of: Sequence[float], than: Sequence[float]) -> Comparison:
+    """Do paired values differ? The effect is mean(of - than); two-sided paired t-test.
+
+    `size` is None. With one pair, or without any spread, t is undefined: p is 1.
+    """
+    from scipy.stats import ttest_1samp
+
+    x = np.array(of) - np.array(than)
+    mean, sd, low, high = interval(x.tolist())
+    if mean is None:
+        raise ValueError("there is nothing to compare; give at least one pair")
+    tiny = np.finfo(float).eps * max(1.0, float(np.abs(x).max()))  # spread by rounding alone
+    p = float(ttest_1samp(x, 0.0).pvalue) if sd and sd > 8 * tiny else 1.0
+    return Comparison(n=len(x), effect=mean, low=low, high=high, p=p)
+
+
+def solve(of: Sequence[bool], than: Sequence[bool]) -> Comparison:
+    """Do runs of one arm solve a task where those of another with the same seed do not?
+
+    The effect is the difference of the shares, without an interval; p is McNemar's exact two-sided
+    one: of the pairs that disagree, each way is equally likely. Its least value is 2^(1-n), so
+    n >= 6 for p <= 0.05.
+    """
+    from scipy.stats import binomtest
+
+    won = sum(a and not b for a, b in zip(of, than, strict=True))
+    lost = sum(b and not a for a, b in zip(of, than, strict=True))
+    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
+    return Comparison(n=len(of), effect=(won - lost) / len(of), p=p)
+
+
 def within(values: Sequence[float], band: Sequence[float]) -> Comparison:
     """Does the mean lie inside the band? Two one-sided t-tests, p the larger; the effect: the mean.
 
@@ -220,15 +252,16 @@ def verdict(
     return NOT_SUPPORTED if against <= alpha else INCONCLUSIVE
 
 
-def detectable(n: int, *, alpha: float = 0.05) -> float:
-    """The smallest true d_z that a one-sided paired t-test with n pairs finds with power POWER.
+def detectable(n: int, *, alpha: float = 0.05, two_sided: bool = False) -> float:
+    """The smallest true d_z that a paired t-test with n >= 3 pairs finds with power POWER.
 
     Solves P(T > t_alpha) = POWER for T noncentral t, n - 1 degrees of freedom, noncentrality
-    d_z sqrt(n).
+    d_z sqrt(n); two-sided, P(|T| > t_(alpha/2)).
     """
     from statsmodels.stats.power import TTestPower
 
-    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=POWER, alternative="larger"))
+    sides = "two-sided" if two_sided else "larger"
+    return float(TTestPower().solve_power(nobs=n, alpha=alpha, power=POWER, alternative=sides))
 
 
 def perplexity_difference(

@@ -35,7 +35,7 @@ LAST_PART = 0.75
 #: Where `python -m phasegpt.evaluate split=test` leaves its result in a run folder.
 TEST_FILE = "evaluation-test.json"
 
-_CURVES = r"val/ppl|val/accuracy(/\w+)?|train/loss|phase/R/layer\d+|phase/val/R_end/layer\d+"
+_CURVES = r"val/ppl|val/accuracy(/\w+)?|train/loss|phase/R/layer\d+|phase/val/(R_end|dR)/layer\d+"
 _POINTS = 300  # of a curve of training
 _BINS = 50  # of a histogram of R over [0, 1]
 
@@ -47,8 +47,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
 
     A record is run.json with the curves of perplexity, loss and R per layer from metrics.csv, the
     histograms of R from the folder phase, and under best the perplexity of `best_test_score`.
-    Raises ConfigError where the study has runs of another size, as scales are not mixed, or a
-    record of the same name with another configuration; then nothing is written.
+    Raises ConfigError where the study has runs of another size on the same data, as scales are not
+    mixed, or a record of the same name with another configuration; then nothing is written.
     """
     # The finished runs; one size and one configuration by name, with what the study has already.
     records = {path.parent: read_record(path.parent) for path in sorted(runs.glob("*/run.json"))}
@@ -57,12 +57,16 @@ def collect(runs: Path, study: Path) -> list[Path]:
         tell(f"left out, as smoke runs: {', '.join(smoke)}")
         records = {path: r for path, r in records.items() if not r.get("smoke")}
     there = read_records(study)
-    sizes = {_size(r) for r in (*records.values(), *there.values())}
-    if len(sizes) > 1:
-        raise ConfigError(
-            f"{runs} and {study} hold runs of different sizes {sorted(sizes)}; give each scale a "
-            f"study of its own, such as results/phase_a and results/phase_a_full"
-        )
+    sizes: dict[Any, set[tuple[Any, ...]]] = defaultdict(set)
+    for record in (*records.values(), *there.values()):
+        sizes[record.get("config", {}).get("data", {}).get("corpus")].add(_size(record))
+    for corpus, found in sizes.items():
+        if len(found) > 1:
+            raise ConfigError(
+                f"{runs} and {study} hold runs of different sizes {sorted(found)} on {corpus}; "
+                f"give each scale a study of its own, such as results/phase_a and "
+                f"results/phase_a_full"
+            )
     for folder, record in records.items():
         old, new = there.get(folder.name, record).get("config_hash"), record.get("config_hash")
         if old != new:
@@ -126,12 +130,9 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
     files = sorted((folder / "phase").glob("step-*.npz"))
     if not files:
         return {}
-    from phasegpt.attention import coupled_axis  # they load torch, which a study does not need
-    from phasegpt.phase import first_prefix
+    from phasegpt.phase import first_prefix  # loads torch, which a study does not need
 
-    code = record.get("attention_code") or {}  # of another package, which need not be here
-    axis = code.get("coupled_axis") or coupled_axis(record["config"]["attention"])
-    over_prefix = axis == "prefix"
+    over_prefix = coupled_over(record) == "prefix"
     found = {}
     with np.load(files[-1]) as arrays:
         for name in sorted(name for name in arrays.files if name.endswith("/R_HT")):
@@ -140,6 +141,14 @@ def _histograms(folder: Path, record: dict[str, Any]) -> dict[str, list[int]]:
             layer = name.removesuffix("/R_HT")
             found[layer] = np.histogram(counted, _BINS, (0.0, 1.0))[0].tolist()
     return found
+
+
+def coupled_over(record: dict[str, Any]) -> str:
+    """What the phases of a run are coupled over: phasegpt.attention.coupled_axis."""
+    from phasegpt.attention import coupled_axis  # loads torch, which a study does not need
+
+    code = record.get("attention_code") or {}  # of another package, which need not be here
+    return code.get("coupled_axis") or coupled_axis(record["config"]["attention"])
 
 
 def read_records(study: Path) -> dict[str, dict[str, Any]]:

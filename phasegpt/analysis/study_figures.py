@@ -1,108 +1,160 @@
-"""The figures of a study as PNG, drawn from phasegpt.analysis.study_view: same records, same bytes.
+"""The figures of a study, drawn from phasegpt.analysis.study_view: PNG files, and SVG for its page.
 
-Arms that see the future are in leaky.png and in no other.
+Arms have the colour of their mechanism's family, and a panel has at most figures.MOST lines. Arms
+that see the future are in leaky.png and in no other.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from phasegpt.analysis.report import unpack
+from phasegpt.analysis.attention_figure import attention
+from phasegpt.core import figures
 
 Arm = dict[str, Any]
 
-_BAND, _BASE, _PHASE = "#12805c", "#8a94a6", "#2f5bea"
+_WIDE = 10.0  # inches, of figures with many names
 _COLUMNS = 4  # of histograms
-_STYLES = ("-", "--", ":", "-.")
-_TOGETHER = 8  # arms of different colours in one panel
+_ROW = 0.22  # inches of an arm in a list
+_FAR = 1.5  # times the median perplexity; beyond it an arm is told in words
+_NULL, _BAND = "random phases", "target band"
 
 
-def draw(view: dict[str, Any], study: Path) -> list[Path]:
-    """Every figure that the records of a study allow; a figure that nothing is in is not there."""
+@figures.house()
+def draw(view: dict[str, Any], study: Path) -> tuple[list[Path], dict[str, bytes]]:
+    """Write every figure that the records of a study allow; its PNGs, and each as SVG by name.
+
+    A PNG that nothing would be in is deleted.
+    """
     causal = [arm for arm in view["arms"] if not arm["leaky"]]
     leaky = [arm for arm in view["arms"] if arm["leaky"]]
-    figures = {
-        "curves": _curves(causal, view["band"]),
+    made = {
+        "forest": _forest(causal, view["baseline"]),
+        "curves": _curves(causal, view),
+        "phases": _phases(causal, view["band"]),
         "histograms": _histograms(causal, view["band"]),
         "spread": _spread(causal),
-        "forest": _forest(causal, view["baseline"]),
-        "phases": _phases(causal),
-        "leaky": _leaky(leaky, view["baseline"]),
-        "attention": _attention(view["attention"]),
+        "leaky": _leaky(leaky, view),
+        "attention": attention(view["attention"]),
     }
-    written = []
-    for name, figure in figures.items():
+    written, drawn = [], {}
+    for name, figure in made.items():
         path = study / f"{name}.png"
         if figure is None:
             path.unlink(missing_ok=True)
             continue
-        figure.savefig(path, dpi=110, metadata={"Software": None})
-        written.append(path)
-    return written
+        written += figures.save(figure, path)
+        drawn[name] = figures.content(figure, "svg")
+    return written, drawn
 
 
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
+def _groups(arms: Sequence[Arm], most: int) -> list[list[Arm]]:
+    """Arms of one family together, at most so many."""
+    found: list[list[Arm]] = []
+    ranked = sorted(arms, key=_family)  # stable: best first within
+    for _, members in groupby(ranked, _family):
+        its = list(members)
+        size = math.ceil(len(its) / math.ceil(len(its) / most))
+        found += [its[i : i + size] for i in range(0, len(its), size)]
+    return found
 
-    return Figure(figsize=(width, height), layout="constrained")
+
+def _family(arm: Arm) -> str:
+    return figures.family(arm["mechanism"]) or arm["mechanism"]
 
 
-def _curves(arms: Sequence[Arm], target: Sequence[float]) -> Any:
-    """Validation perplexity and R of every arm over training, mean over seeds and range.
+def _common(arms: Sequence[Arm]) -> str | None:
+    """The mechanism of all, which their names need not repeat."""
+    found = {arm["mechanism"] for arm in arms}
+    return found.pop() if len(found) == 1 and all(a["short"] != a["whole"] for a in arms) else None
 
-    A row for every few arms, so that no two of one panel share a colour; the others are grey.
+
+def _colours(arms: Sequence[Arm]) -> list[str]:
+    """A shade of its family's colour for each arm of one panel."""
+    return figures.shades(figures.colour(arms[0]["mechanism"]), len(arms))
+
+
+def _named(arm: Arm, name: str = "whole") -> str:
+    return f"{arm[name]} (n {arm['n']})"
+
+
+def _curves(arms: Sequence[Arm], view: dict[str, Any]) -> Any:
+    """Perplexity and R of every arm over training, mean over seeds and range, a family a row.
+
+    The baseline is grey in every row.
     """
-    if not any(arm["curve"] for arm in arms):
+    arms = [arm for arm in arms if arm["curve"]]
+    base = next((arm for arm in arms if arm["whole"] == view["baseline"]), None)
+    groups = _groups([arm for arm in arms if arm is not base], figures.MOST - 1)
+    groups = groups or [list(arms)] * bool(arms)  # the baseline alone
+    if not groups:
         return None
-    groups = [arms[i : i + _TOGETHER] for i in range(0, len(arms), _TOGETHER)]
-    figure = _figure(12, max(4.0, 3.2 * len(groups)))
-    rows = figure.subplots(len(groups), 2, squeeze=False, sharex=True, sharey="col")
-    for (left, right), group in zip(rows, groups, strict=True):
-        for arm in arms:
-            if arm not in group and arm["curve"]:
-                left.plot(arm["curve"]["steps"], arm["curve"]["mean"], color="0.85", lw=0.8)
-        _perplexity(left, group)
-        for number, arm in enumerate(group):
-            for style, curve in zip(_STYLES * 9, arm["R_curves"].values(), strict=False):
-                _band(right, curve, f"C{number}", style=style)
-        if any(arm["R_curves"] for arm in arms):
-            right.axhspan(*target, color=_BAND, alpha=0.1, lw=0)
-            right.set(ylim=(0, 1))
-        else:
-            right.set_axis_off()
-        right.legend(
-            *left.get_legend_handles_labels(),
-            **{"loc": "center left", "bbox_to_anchor": (1.02, 0.5), "frameon": False},
-            fontsize=8,
-        )
-    rows[0][0].set_title("validation perplexity")
-    if rows[0][1].axison:
-        band = f"shaded: target band, {target[0]:.2f} to {target[1]:.2f}"
-        rows[0][1].set_title(f"R of training batches ({band})")
-    for axes in rows[-1]:
+    measured = any(arm["R_curves"] for arm in arms)
+    figure = figures.new(0.5 + 2.3 * len(groups), _WIDE if measured else figures.WIDTH)
+    panels = figure.subplots(len(groups), 1 + measured, squeeze=False, sharex=True)
+    for row, group in zip(panels, groups, strict=True):
+        _perplexity(row[0], group, base)
+        if measured and any(arm["R_curves"] for arm in group):
+            _orders(row[1], group, view["band"])
+        elif measured:
+            row[1].set_axis_off()
+    panels[0][0].set_title("validation perplexity")
+    if measured:
+        first = next(row[1] for row in panels if row[1].axison)
+        first.set_title("R of training batches, mean of an arm's phase layers")
+    for axes in panels[-1]:
         axes.set_xlabel("optimizer step")
+    figures.label_ends(*panels.flat)
     return figure
 
 
-def _perplexity(axes: Any, arms: Sequence[Arm]) -> None:
-    """Validation perplexity of every arm over training."""
-    for number, arm in enumerate(arms):
-        _band(axes, arm["curve"], f"C{number}", label=f"{arm['arm']} (n={arm['n']})")
-    axes.set(yscale="log")
-    for axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
-        axis("{x:g}")
+def _perplexity(axes: Any, arms: Sequence[Arm], base: Arm | None = None) -> None:
+    """Validation perplexity over training, with that of the baseline in grey."""
+    if base is not None and base not in arms:
+        _curve(axes, base["curve"], figures.colour("softmax"), base["whole"], "--")
+    common = _common(arms)
+    for arm, colour in zip(arms, _colours(arms), strict=True):
+        _curve(axes, arm["curve"], colour, _named(arm, "short" if common else "whole"))
+    axes.set(yscale="log", ylabel=common or _family(arms[0]))
+    axes.yaxis.set_major_locator(_ticks())
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
-def _band(axes: Any, curve: Arm | None, colour: Any, *, label: str = "", style: str = "-") -> None:
-    if curve is None:
-        return
-    axes.plot(curve["steps"], curve["mean"], style, color=colour, label=label or None, lw=1.3)
-    axes.fill_between(curve["steps"], curve["low"], curve["high"], color=colour, alpha=0.15, lw=0)
+def _ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5, steps=[1, 2, 5, 10])
+
+
+def _orders(axes: Any, arms: Sequence[Arm], target: Sequence[float]) -> None:
+    low, high = target
+    figures.band(axes, low, high, f"{_BAND} {low:g} to {high:g}")
+    for null in sorted({arm["null"] for arm in arms} - {None}):
+        figures.level(axes, null, f"{_NULL} {null:.2f}")
+    name = "short" if _common(arms) else "whole"
+    for arm, colour in zip(arms, _colours(arms), strict=True):
+        layers = [curve for curve in arm["R_curves"].values() if curve]
+        layers = [curve for curve in layers if curve["steps"] == layers[0]["steps"]]
+        if layers:
+            mean = {k: np.mean([curve[k] for curve in layers], 0) for k in ("mean", "low", "high")}
+            _curve(axes, {"steps": layers[0]["steps"], **mean}, colour, arm[name])
+    axes.set(ylim=(0, 1))
+
+
+def _curve(axes: Any, curve: Arm | None, colour: str, name: str, style: str = "-") -> None:
+    if curve is not None:
+        axes.plot(curve["steps"], curve["mean"], style, color=colour, label=name)
+        ends = curve["low"], curve["high"]
+        axes.fill_between(curve["steps"], *ends, color=colour, alpha=0.12, lw=0)
 
 
 def _histograms(arms: Sequence[Arm], target: Sequence[float]) -> Any:
@@ -110,152 +162,149 @@ def _histograms(arms: Sequence[Arm], target: Sequence[float]) -> Any:
     arms = [arm for arm in arms if arm["histogram"]]
     if not arms:
         return None
-    rows = math.ceil(len(arms) / _COLUMNS)
-    figure = _figure(11, 0.5 + 1.7 * rows)
-    panels = list(figure.subplots(rows, _COLUMNS, squeeze=False).flat)
+    rows, columns = math.ceil(len(arms) / _COLUMNS), min(_COLUMNS, len(arms))
+    figure = figures.new(0.6 + 1.5 * rows, max(4.0, _WIDE * columns / _COLUMNS))
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes, arm in zip(panels, arms, strict=False):
-        shares = arm["histogram"]
-        axes.stairs(shares, np.linspace(0, 1, len(shares) + 1), fill=True, color=_PHASE)
-        axes.axvspan(*target, color=_BAND, alpha=0.12, lw=0)
-        axes.set_title(f"{arm['arm']} (n={arm['n']})", fontsize=7)
-        axes.tick_params(labelsize=7)
-        axes.set(xlim=(0, 1), yticks=[])
+        shares, colour = arm["histogram"], figures.colour(arm["mechanism"])
+        axes.axvspan(*target, color=figures.BAND, lw=0)
+        axes.stairs(shares, np.linspace(0, 1, len(shares) + 1), fill=True, color=colour)
+        if arm["null"]:
+            axes.axvline(arm["null"], color=figures.INK, ls=":", lw=1)
+        name = re.sub(r"(?<!,) ", "\xa0", _named(arm))  # a line breaks after a comma alone
+        axes.set_title("\n".join(textwrap.wrap(name, 30)), fontsize=8)
+        axes.set(xlim=(0, 1), yticks=[], xticks=[0, 0.25, 0.5, 0.75])
     for axes in panels[len(arms) :]:
         axes.set_axis_off()
-    figure.supxlabel("R of a head and position, last validation", fontsize=8)
+    said = f"share of heads and positions at each R, last validation\nshaded: {_BAND}"
+    figure.supxlabel(said + f"; dotted: {_NULL}" * any(arm["null"] for arm in arms), fontsize=9)
     return figure
+
+
+def _listed(arms: Sequence[Arm], panels: int, extra: float = 0.8) -> tuple[Any, Any, list[int]]:
+    """A figure with a line for every arm, the first above, named at the left; panels; places."""
+    figure = figures.new(extra + _ROW * len(arms), _WIDE)
+    row = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+    places = list(range(len(arms), 0, -1))
+    row[0].set(yticks=places, yticklabels=[_named(arm) for arm in arms])
+    row[0].set_ylim(0.3, len(arms) + 0.7)
+    for axes in row:
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="y", color=figures.FAINT, lw=0.5)
+        axes.xaxis.set_major_locator(_ticks())
+    return figure, row, places
 
 
 def _spread(arms: Sequence[Arm]) -> Any:
     """Over seeds, the best perplexity about its mean; over training, the noise of the loss."""
-    shown = [arm for arm in arms if len(arm["spread"]) > 1]
-    if not shown:
+    arms = [arm for arm in arms if len(arm["spread"]) > 1]
+    if not arms:
         return None
-    panels = {
-        "log best perplexity, less the arm's mean: a seed each": "spread",
-        "sd of the training loss about its line, last quarter (nats)": "loss_sd",
+    figure, row, places = _listed(arms, 2)
+    panels: dict[str, Callable[[Arm], Any]] = {
+        "log of the best perplexity, minus the arm's mean": lambda arm: arm["spread"],
+        "sd of the training loss about its line,\nlast quarter, nats": lambda arm: arm["loss_sd"],
     }
-    figure = _figure(11, 1.0 + 0.26 * len(shown))
-    places = range(len(shown), 0, -1)
-    for axes, (label, name) in zip(figure.subplots(1, 2, sharey=True), panels.items(), strict=True):
-        values = [[v for v in arm[name] if v is not None] for arm in shown]
-        axes.boxplot(values, positions=list(places), orientation="horizontal", showfliers=False)
-        for y, found in zip(places, values, strict=True):
-            axes.plot(found, [y] * len(found), "o", ms=3, color=_PHASE)
-        axes.set(yticks=list(places), yticklabels=[f"{a['arm']} (n={a['n']})" for a in shown])
-        axes.set_xlabel(label, fontsize=9)
+    for axes, (label, of) in zip(row, panels.items(), strict=True):
+        for arm, y in zip(arms, places, strict=True):
+            found = [v for v in of(arm) if v is not None]
+            _seeds(axes, found, y, figures.colour(arm["mechanism"]))
+        axes.set_xlabel(f"{label}\na point is a seed")
     return figure
+
+
+def _seeds(axes: Any, values: Sequence[float], y: float, colour: str, **words: Any) -> None:
+    """A point for each seed, and a line from the lowest to the highest."""
+    if values:
+        axes.plot([min(values), max(values)], [y, y], color=colour, lw=1, alpha=0.5)
+        axes.plot(values, [y] * len(values), "o", color=colour, **{"ms": 4, **words})
 
 
 def _forest(arms: Sequence[Arm], baseline: str | None) -> Any:
     """Paired differences of perplexity with 95% intervals, to the baseline and to K = 0."""
     panels = {f"perplexity minus {baseline}": "difference", "minus its own K = 0": "off"}
     panels = {label: name for label, name in panels.items() if any(a[name] for a in arms)}
-    if not panels:
+    arms = [arm for arm in arms if any(arm[name] for name in panels.values())]
+    if not arms:
         return None
-    figure = _figure(11, 1.0 + 0.26 * len(arms))
-    for axes, (label, name) in zip(
-        figure.subplots(1, len(panels), squeeze=False).flat, panels.items(), strict=True
-    ):
-        far = _intervals(axes, arms, name)
-        axes.set_xlabel(f"{label}\npaired by seed, 95% interval{far}", fontsize=9)
+    figure, row, places = _listed(arms, len(panels), 1.1)
+    for axes, (label, name) in zip(row, panels.items(), strict=True):
+        _intervals(axes, arms, places, name, label)
     return figure
 
 
-def _intervals(axes: Any, arms: Sequence[Arm], name: str) -> str:
-    """An arm per line; returns what to say of the axis where it must be logarithmic far out."""
-    arms = [arm for arm in arms if arm[name]]
-    for y, arm in enumerate(reversed(arms)):
-        found = arm[name]
-        if found["low"] is not None:
-            axes.plot([found["low"], found["high"]], [y, y], color=_PHASE, lw=1.4)
-        axes.plot(found["effect"], y, "s", ms=4, color=_PHASE)
-    axes.axvline(0, color="0.5", lw=0.8)
-    labels = [f"{arm['arm']} (n={arm['n']})" for arm in reversed(arms)]
-    axes.set(yticks=range(len(arms)), yticklabels=labels)
-    sizes = sorted(abs(arm[name]["effect"]) for arm in arms)
+def _intervals(axes: Any, arms: Sequence[Arm], places: list[int], name: str, label: str) -> None:
+    """An effect and its interval on every arm's line; far out the axis may be logarithmic."""
+    far, sizes = "", sorted(abs(arm[name]["effect"]) for arm in arms if arm[name])
     typical = sizes[len(sizes) // 2]
     if typical and sizes[-1] > 20 * typical:
         axes.set_xscale("symlog", linthresh=4 * typical)
-        return f" (log beyond {4 * typical:.2g})"
-    return ""
+        axes.xaxis.set_major_formatter("{x:g}")
+        far = f"\nthe axis is logarithmic beyond {4 * typical:.2g}"
+    for arm, y in zip(arms, places, strict=True):
+        if found := arm[name]:
+            colour = figures.colour(arm["mechanism"])
+            if found["low"] is not None:
+                axes.plot([found["low"], found["high"]], [y, y], color=colour)
+            axes.plot(found["effect"], y, "s", color=colour)
+    axes.axvline(0, color=figures.SOFT, lw=0.8)
+    axes.set_xlabel(f"{label}\npaired by seed, 95% interval; below 0 is better{far}")
 
 
-def _phases(arms: Sequence[Arm]) -> Any:
-    """R after the integration and what of it is the coupling's (dR); perplexity against R."""
-    kept = [arm for arm in arms if arm["n"] and None not in (*arm["R"], *arm["dR"], *arm["ppl"])]
-    if not kept:
+def _phases(arms: Sequence[Arm], target: Sequence[float]) -> Any:
+    """R after the integration and what of it is the coupling's, and perplexity, ordered by R."""
+    arms = [arm for arm in arms if arm["n"] and None not in (*arm["R"], *arm["dR"], *arm["ppl"])]
+    if not arms:
         return None
-    ranked = sorted(kept, key=lambda arm: np.mean(arm["R"]))
-    figure = _figure(11, 0.9 + 0.26 * len(ranked))
-    left, right = figure.subplots(1, 2)
-    for y, arm in enumerate(ranked):
-        R, dR = np.array(arm["R"]), np.array(arm["dR"])
-        left.plot([np.mean(R - dR), np.mean(R)], [y, y], color="0.6", zorder=1)
-        left.scatter(R, [y] * len(R), s=14, color="C0", label=None if y else "R, a seed each")
-        left.scatter(R - dR, [y] * len(R), s=14, color="C1", label=None if y else "R at K = 0")
-        right.scatter(R, arm["ppl"], s=9, color="0.75", zorder=1)
-        right.annotate(
-            str(len(ranked) - y),
-            (float(np.mean(R)), float(np.mean(arm["ppl"]))),
-            **{"fontsize": 7, "ha": "center", "va": "center", "color": "white"},
-            bbox={"boxstyle": "circle,pad=0.15", "color": "C0"},
-        )
-    labels = [f"{arm['arm']}  {len(ranked) - y}" for y, arm in enumerate(ranked)]
-    left.set(yticks=range(len(ranked)), yticklabels=labels, xlabel="R of the last validation")
-    left.legend(frameon=False, fontsize=8)
-    right.set(xlabel="R of the last validation", ylabel="best validation perplexity")
-    right.set_title("numbers: means of the arms at the left; grey: seeds", fontsize=9)
+    arms = sorted(arms, key=lambda arm: -np.mean(arm["R"]))
+    figure, (left, right), places = _listed(arms, 2, 1.2)
+    left.axvspan(*target, color=figures.BAND, lw=0)
+    usual = _FAR * np.median([np.mean(arm["ppl"]) for arm in arms])
+    for arm, y in zip(arms, places, strict=True):
+        colour = figures.colour(arm["mechanism"])
+        R, free = np.array(arm["R"]), np.array(arm["R"]) - np.array(arm["dR"])
+        left.plot([free.mean(), R.mean()], [y, y], color=colour, lw=1, alpha=0.5)
+        left.plot(free, [y] * len(R), "o", color=colour, ms=4.5, mfc="white")
+        left.plot(R, [y] * len(R), "o", color=colour, ms=4)
+        if arm["null"]:
+            left.plot(arm["null"], y, "|", color=figures.INK, ms=8)
+        if np.mean(arm["ppl"]) > usual:
+            far = {"ha": "right", "va": "center", "fontsize": 8, "color": figures.ink(colour)}
+            far["transform"] = right.get_yaxis_transform()
+            right.text(0.99, y, f"beyond the axis, {np.mean(arm['ppl']):.1f}", **far)
+            continue
+        _seeds(right, arm["ppl"], y, colour)
+    nulls = f"; bar: {_NULL}" * any(arm["null"] for arm in arms)
+    left.set_xlabel(
+        "R of the last validation\nfilled: as trained; hollow: K = 0, the same weights\n"
+        f"shaded: {_BAND}{nulls}"
+    )
+    left.set_xlim(0, 1)
+    right.set_xlabel("best validation perplexity\na point is a seed")
     return figure
 
 
-def _leaky(arms: Sequence[Arm], baseline: str | None) -> Any:
+def _leaky(arms: Sequence[Arm], view: dict[str, Any]) -> Any:
     """The arms that see the future, by themselves: curves, and what the leak buys."""
-    if not any(arm["curve"] for arm in arms):
+    arms = [arm for arm in arms if arm["curve"]]
+    if not arms:
         return None
-    figure = _figure(12, max(4.0, 0.6 + 0.26 * len(arms)))
-    left, right = figure.subplots(1, 2)
-    _perplexity(left, arms)
-    left.set(title="LEAKY, they see the future: validation perplexity", xlabel="optimizer step")
-    left.legend(frameon=False, fontsize=7)
-    if any(arm["difference"] for arm in arms):
-        far = _intervals(right, arms, "difference")
-        label = f"what the leak buys: minus {baseline}\npaired by seed, 95% interval{far}"
-        right.set_xlabel(label, fontsize=9)
-    else:
-        right.set_axis_off()
-    return figure
-
-
-def _attention(comparison: dict[str, Any] | None) -> Any:
-    """Entropy and distance of attention by layer of two runs, and maps of the phase layer."""
-    if comparison is None:
-        return None
-    layers = comparison["layers"]
-    mapped = next((layer for layer in layers if layer["maps"]), None)
-    heads = mapped["maps"]["phase"]["shape"][0] if mapped else 0
-    figure = _figure(11, 3.2 + (4.4 if heads else 0))
-    top, *bottom = figure.subfigures(2 if heads else 1, 1, squeeze=False)[:, 0]
-    for axes, measure in zip(top.subplots(1, 2), ("entropy", "distance"), strict=True):
-        for which, colour in (("baseline", _BASE), ("phase", _PHASE)):
-            found = [layer[measure][which] for layer in layers]
-            x, mean = [layer["layer"] for layer in layers], [f["mean"] for f in found]
-            axes.plot(x, mean, "o-", ms=3, color=colour, label=comparison[which]["name"])
-            ends = [[f[end] if f[end] is not None else f["mean"] for f in found]
-                    for end in ("low", "high")]  # fmt: skip
-            axes.fill_between(x, *ends, color=colour, alpha=0.2, lw=0)
-        for layer in layers:
-            if layer["phase"]:
-                axes.axvline(layer["layer"], color=_BAND, lw=0.8, ls=":")
-        axes.set(xlabel="layer (dotted: with oscillators)", ylabel=comparison["units"][measure])
-    top.axes[0].legend(frameon=False, fontsize=8)
-    if mapped is None:
-        return figure
-    panels = bottom[0].subplots(2, heads, squeeze=False)
-    for row, which in zip(panels, ("baseline", "phase"), strict=True):
-        for h, (axes, A_TT) in enumerate(zip(row, unpack(mapped["maps"][which]), strict=True)):
-            image = axes.imshow(np.sqrt(A_TT), vmin=0, vmax=1, cmap="Blues")
-            axes.set(xticks=[], yticks=[])
-            axes.set_title(f"{which}, layer {mapped['layer']}, head {h}", fontsize=7)
-    bottom[0].colorbar(image, ax=list(panels.flat), label="square root of the weight", shrink=0.8)
+    differing = [arm for arm in arms if arm["difference"]]
+    groups = _groups(arms, figures.MOST)
+    heights = [0.5 + 2.3 * len(groups), *([0.9 + _ROW * len(differing)] * bool(differing))]
+    figure = figures.new(sum(heights), _WIDE)
+    parts = figure.subfigures(len(heights), 1, squeeze=False, height_ratios=heights)[:, 0]
+    panels = parts[0].subplots(len(groups), 1, squeeze=False)[:, 0]
+    panels[0].set_title("these arms see the future: validation perplexity")
+    for axes, group in zip(panels, groups, strict=True):
+        _perplexity(axes, group)
+    panels[-1].set_xlabel("optimizer step")
+    if differing:
+        axes = parts[1].subplots()
+        places = list(range(len(differing), 0, -1))
+        label = f"what the leak buys: perplexity minus {view['baseline']}"
+        _intervals(axes, differing, places, "difference", label)
+        axes.set(yticks=places, yticklabels=[_named(arm) for arm in differing])
+    figures.label_ends(*panels)
     return figure

@@ -1,4 +1,4 @@
-"""What the figures of a study show, as plain JSON: the same numbers for the PNGs and for the page.
+"""What the tables and figures of a study show, as plain JSON; its PNGs and its page.
 
 A curve of an arm is the mean over its seeds with their range, at the steps that all of them have.
 """
@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from phasegpt.analysis import statistics, study_figures
+from phasegpt.analysis.names import Name
 from phasegpt.analysis.report import study_page
-from phasegpt.analysis.study import PHASES, best_validation, loss_sd, phase_value
+from phasegpt.analysis.study import PHASES, best_validation, coupled_over, loss_sd, phase_value
 from phasegpt.analysis.tables import LEAKY, Row, Summary, caption, cells, summary, write_tables
 from phasegpt.core.files import read_json, write_atomic
 from phasegpt.training.callback_config import PhaseMonitorConfig
@@ -36,37 +37,49 @@ def study_view(study: Path, found: Summary) -> dict[str, Any]:
 
     `found` is summary(study).
     """
-    arms, baseline, rows = found
-    comparison = study / "attention.json"
+    apart = [[row for row in found.rows if row["leaky"] is leaky] for leaky in (False, True)]
     return {
         "name": study.resolve().name,
-        "baseline": baseline,
-        "band": list(target_band(arms)),
+        "baseline": found.against,
+        "band": list(target_band(found.arms)),
         "minimum": statistics.MINIMUM,
-        "caption": caption(rows),
+        "caption": caption(found.rows),
         "leaky_note": LEAKY,
-        "tables": [
-            cells(kept, baseline) if (kept := [r for r in rows if r["leaky"] is leaky]) else []
-            for leaky in (False, True)
+        "tables": [cells(kept, found.against) if kept else [] for kept in apart],
+        "arms": [
+            arm_view(row, found.arms[row["arm"]], found.names[row["arm"]]) for row in found.rows
         ],
-        "arms": [arm_view(row, arms[row["arm"]]) for row in rows],
-        "attention": read_json(comparison) if comparison.is_file() else None,
+        "attention": _attention(study / "attention.json", found),
     }
 
 
-def arm_view(row: Row, records: list[Record]) -> dict[str, Any]:
+def _attention(file: Path, found: Summary) -> dict[str, Any] | None:
+    """What scripts/compare_attention.py wrote, where it did, with the names of its two arms."""
+    if not file.is_file():
+        return None
+    comparison = read_json(file, "baseline", "phase")
+    for which in ("baseline", "phase"):
+        arm, _, seed = comparison[which]["name"].rpartition("-seed")
+        if arm in found.names:
+            comparison[which]["name"] = f"{found.names[arm].whole}, seed {seed}"
+    return comparison
+
+
+def arm_view(row: Row, records: list[Record], name: Name) -> dict[str, Any]:
     """One arm: curves {steps, mean, low, high} of perplexity and of R by layer, the rest by seed.
 
     `histogram` is the share of heads and positions in equal bins of R over [0, 1], all seeds
     together; `ppl` has the best of every seed, `spread` the logs of these over their mean,
     `loss_sd` see phasegpt.analysis.study.loss_sd; `difference` and `off` are {effect, low, high}
-    of the table.
+    of the table; `null` is R of random phases where R is over the oscillators of a head.
     """
     names = {name for r in records for name in r.get("curves", {}) if name.startswith("phase/R/")}
     R, dR = ([phase_value(r, PHASES[column]) for r in records] for column in ("R", "dR"))
     ppl = [best_validation(r) for r in records]
     return {
         "arm": row["arm"],
+        **name._asdict(),
+        "null": _null(records[0]),
         "n": row["n"],
         "leaky": row["leaky"],
         "seeds": [r["seed"] for r in records],
@@ -81,6 +94,15 @@ def arm_view(row: Row, records: list[Record]) -> dict[str, Any]:
         "difference": _effect(row, "difference"),
         "off": _effect(row, "off"),
     }
+
+
+def _null(record: Record) -> float | None:
+    n = record.get("config", {}).get("attention", {}).get("num_oscillators")
+    if not n or coupled_over(record) != "oscillators":
+        return None
+    from phasegpt.phase import null_order_parameter  # loads torch, which tables do not need
+
+    return round(null_order_parameter(float(n)), 6)
 
 
 def _effect(row: Row, name: str) -> dict[str, float] | None:
@@ -119,7 +141,8 @@ def write_study(study: Path) -> list[Path]:
     found, page = summary(study), study / "report.html"
     tables, view = write_tables(study, found), study_view(study, found)
 
-    # The page holds the tables as text too; PNGs show the same view.
+    # The page holds the tables as text too, and the figures that are PNGs beside it.
     sources = {path.name: path.read_text() for path in tables if path.stem == "table"}
-    write_atomic(page, study_page({**view, "sources": sources}).encode())
-    return [*tables, *study_figures.draw(view, study), page]
+    pictures, drawn = study_figures.draw(view, study)
+    write_atomic(page, study_page(view, sources, drawn).encode())
+    return [*tables, *pictures, page]

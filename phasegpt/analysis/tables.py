@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from phasegpt.analysis import statistics
+from phasegpt.analysis.names import Name, arm_names
 from phasegpt.analysis.study import (
     MEASURED,
     PHASES,
@@ -22,6 +23,8 @@ from phasegpt.analysis.study import (
     phase_value,
     runs,
 )
+from phasegpt.analysis.text_table import number as _number
+from phasegpt.analysis.text_table import span as _range
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import csv_text, write_atomic
 from phasegpt.training.preregistration import config_fields
@@ -75,11 +78,17 @@ def _off_fields(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class Summary(NamedTuple):
-    """A study's records by arm, the baseline of its differences, and the rows of its tables."""
+    """A study's records by arm, the baseline of its differences, the rows of its tables, names."""
 
     arms: dict[str, Records]
     baseline: str | None
     rows: list[Row]
+    names: dict[str, Name]
+
+    @property
+    def against(self) -> str | None:
+        """The name of the baseline for people."""
+        return None if self.baseline is None else self.names[self.baseline].whole
 
 
 def summary(study: Path, baseline: str | None = None) -> Summary:
@@ -103,10 +112,13 @@ def summary(study: Path, baseline: str | None = None) -> Summary:
     if baseline and baseline not in arms:
         raise ConfigError(f"{study} has no arm {baseline!r}; choose from: {', '.join(arms)}")
     baseline = baseline or baseline_of(arms)
-    return Summary(arms, baseline, _rows(arms, baseline))
+    names = arm_names(arms)
+    return Summary(arms, baseline, _rows(arms, baseline, names), names)
 
 
-def _rows(arms: Mapping[str, Records], baseline: str | None) -> list[Row]:
+def _rows(
+    arms: Mapping[str, Records], baseline: str | None, names: Mapping[str, Name]
+) -> list[Row]:
     rows = []
     for arm, records in arms.items():
         mean, sd, low, high = statistics.interval(list(_best(records).values()))
@@ -116,6 +128,7 @@ def _rows(arms: Mapping[str, Records], baseline: str | None) -> list[Row]:
         rows.append(
             {
                 "arm": arm,
+                "name": names[arm].whole,
                 "n": len(_best(records)),
                 "seeds": " ".join(str(r["seed"]) for r in records),
                 **{"mean": mean, "sd": sd, "low": low, "high": high},
@@ -181,7 +194,7 @@ def write_tables(study: Path, found: Summary) -> list[Path]:
 
     `found` is summary(study).
     """
-    per_run, baseline = runs(found.arms), found.baseline
+    per_run, baseline = runs(found.arms), found.against
     causal, leaky = ([r for r in found.rows if r["leaky"] is which] for which in (False, True))
     written = {
         "metrics.csv": csv_text(list(per_run[0]), per_run, "{:.6g}"),
@@ -198,9 +211,13 @@ def write_tables(study: Path, found: Summary) -> list[Path]:
 
 
 def cells(rows: Sequence[Row], baseline: str | None) -> list[list[str]]:
-    """A table for people: its header and its rows as text; columns without a value are left out."""
+    """A table for people: its header and its rows as text; columns without a value are left out.
+
+    `baseline` is its name (Summary.against). The last column is the arm's name in runs/ and in CSV
+    files, where that is another.
+    """
     columns: dict[str, Callable[[Row], str]] = {
-        "arm": lambda r: r["arm"],
+        "arm": lambda r: r["name"],
         "K S dt": lambda r: _number(r["budget"], "{:.4g}"),
         "n": lambda r: str(r["n"]),
         "mean": lambda r: _number(r["mean"]),
@@ -218,6 +235,7 @@ def cells(rows: Sequence[Row], baseline: str | None) -> list[list[str]]:
         "collapsed": lambda r: str(r["collapsed"] or ""),
         "parameters": lambda r: _number(r["parameters"], "{:,}"),
         "steps": lambda r: _number(r["steps"], "{:,}"),
+        "records": lambda r: r["arm"] if r["arm"] != r["name"] else "",
     }
     table = {name: [text(row) for row in rows] for name, text in columns.items()}
     kept = {name: column for name, column in table.items() if any(column)}
@@ -264,14 +282,6 @@ def _latex(baseline: str | None, causal: Sequence[Row], leaky: Sequence[Row]) ->
 def _escaped(cell: str) -> str:
     """LaTeX text, with minus signs that are longer than hyphens."""
     return re.sub(r"(?<!\w)-(?=\d)", "$-$", re.sub(r"([%&#_])", r"\\\1", cell))
-
-
-def _number(value: float | None, form: str = "{:.3f}") -> str:
-    return "" if value is None else re.sub(r"^-(0\.?0*)$", r"\1", form.format(value))
-
-
-def _range(low: float | None, high: float | None, form: str) -> str:
-    return "" if low is None else f"{_number(low, form)} to {_number(high, form)}"
 
 
 def _estimate(row: Row, name: str, form: str = "{:+.3f}") -> str:

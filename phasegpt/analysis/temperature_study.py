@@ -18,6 +18,7 @@ from torch import Tensor
 
 from phasegpt.analysis.statistics import interval
 from phasegpt.analysis.texts import NGramJudge, distinct, real_word_rate, repetition, words
+from phasegpt.core import figures
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import csv_text, read_json, write_atomic
 from phasegpt.data.corpus import Corpus
@@ -134,38 +135,38 @@ def write_table(study: Path) -> list[dict[str, Any]]:
 _ENDS = ("sd", "low", "high")
 
 
+@figures.house()
 def draw_curve(study: Path, rows: Sequence[dict[str, Any]]) -> Path | None:
     """study/curve.png: quality by temperature, of the arms called T=number; None without any."""
-    from matplotlib.figure import Figure
-
     by_arm = {row["arm"]: row for row in rows}
     T = {arm: float(arm[2:]) for arm in by_arm if re.fullmatch(r"T=[^ ]+", arm)}
     arms = sorted(T, key=lambda arm: (T[arm] < 0, T[arm]))  # falling 1 / T
     if not arms:
         return None
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True)
-    for axes, names in (
-        (above, {"judge_nats": "judge", "nll_at_one": "the model itself"}),
-        (below, {"real_words": "real words", "distinct_2": "distinct 2-grams of words",
-                 "accepted": "accepted by the judge"}),
-    ):  # fmt: skip
-        for name, label in names.items():
+    figure = figures.new(height=5.6, width=8)
+    panels = figure.subplots(2, 1, sharex=True)
+    shown = (
+        {"judge_nats": "judge", "nll_at_one": "the model itself"},
+        {"real_words": "real words", "distinct_2": "distinct 2-grams\nof words",
+         "accepted": "accepted\nby the judge"},
+    )  # fmt: skip
+    for axes, names in zip(panels, shown, strict=True):
+        for (name, label), colour in zip(names.items(), figures.PLAIN, strict=False):
             y = [by_arm[arm][name] for arm in arms]
             bars = [(by_arm[arm][f"{name}_high"] or v) - v for arm, v in zip(arms, y, strict=True)]
-            axes.errorbar(range(len(arms)), y, yerr=bars, marker=".", capsize=2, label=label)
-        axes.legend()
-        axes.grid(alpha=0.3)
+            axes.errorbar(range(len(arms)), y, bars, fmt="none", ecolor=colour, capsize=2, lw=1)
+            axes.plot(range(len(arms)), y, "o-", color=colour, label=label)
+    above, below = panels
     if "human" in by_arm:
-        above.axhline(by_arm["human"]["judge_nats"], color="C0", ls=":", label="human, judge")
-    above.set_ylabel("nats per character or token")
-    above.set_yscale("log")
-    below.set_ylabel("share")
-    below.set_ylim(-0.05, 1.05)  # an interval over three seeds may leave it
+        figures.level(above, by_arm["human"]["judge_nats"], "human text, judge")
+    above.set(yscale="log", ylabel="nats per character or token")
+    above.yaxis.set_major_formatter("{x:g}")
+    above.yaxis.set_minor_formatter("")
+    below.set(ylim=(-0.05, 1.05), ylabel="share")  # an interval over three seeds may leave it
     below.set_xticks(range(len(arms)), [arm.removeprefix("T=") for arm in arms], rotation=90)
-    below.set_xlabel("temperature, in the order of 1 / T")
-    figure.savefig(study / "curve.png", dpi=130, metadata={"Software": None})
-    return study / "curve.png"
+    below.set_xlabel("temperature, in the order of 1 / T; bars: 95% interval over seeds")
+    figures.label_ends(*panels)
+    return figures.save(figure, study / "curve.png")[0]
 
 
 def _records(study: Path) -> dict[str, list[dict[str, Any]]]:

@@ -136,11 +136,14 @@ class Off(NamedTuple):
     "softmax": softmax attention with the same projections. "alone": no token sees another.
     "uniform": the mean of the same values over the prefix. "own": another layer, which tests of
     the mechanism's own compare. `positions`: the model.positions with which it is so, if one alone.
+    `decisive`: the options of the control that credits the coupling, where it is another: one that
+    leaves all but the pull as it is, or whose switch is not learned away in training.
     """
 
     options: Mapping[str, Any]
     equals: Literal["softmax", "alone", "uniform", "own"]
     positions: str | None = None
+    decisive: Mapping[str, Any] | None = None
 
 
 class Flops(NamedTuple):
@@ -231,6 +234,8 @@ class Attention(nn.Module, ABC):
     Config: ClassVar[type[AttentionConfig]] = AttentionConfig
     #: Learning-rate factors of oscillator parameters by name; these are also never decayed.
     lr_factors: ClassVar[Mapping[str, float]] = {}
+    #: Options that say nothing but where a learned parameter begins: name of each, and parameter's.
+    starts: ClassVar[Mapping[str, str]] = {}
     #: Whether `forward` has phases to return; without, what acts on phases is refused by name.
     has_phases: bool = False
     #: Its off control; a mechanism without one cannot be told from what it is compared with.
@@ -240,6 +245,8 @@ class Attention(nn.Module, ABC):
     #: False for a control that mixes no tokens, or mixes them whatever their order.
     mixes: bool = True
     knows_order: bool = True
+    #: Whether parameters belong to positions: beyond those it was trained at it can do nothing.
+    per_position: bool = False
     #: Parameters without a gradient at the start, at GPT-2's width: of a named, dead control.
     dead: ClassVar[tuple[str, ...]] = ()
     #: What runs between the blocks of a mechanism whose layers hand a state on; `forward` then

@@ -5,6 +5,8 @@ Shapes: B batch, T time (Tq queries, Tk keys), D model width, H heads, E head wi
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -27,11 +29,48 @@ def rotary_angles(
     """Angles t base^(-k/pairs) for t in [start, start+time), radians in [0, 2 pi), [T,pairs].
 
     Computed in float64 and reduced, so that far positions keep their precision in float32.
+    Every layer of a model asks for the same: what was asked last is kept, so leave it as it is.
     Source: Su et al., RoFormer, arXiv 2104.09864.
     """
+    if torch.compiler.is_compiling():  # a graph computes what is the same once by itself
+        return _angles(start, time, pairs, device, base)
+    return _kept_angles(start, time, pairs, device, base)
+
+
+def rotary(
+    start: int,
+    time: int,
+    pairs: int,
+    like: Tensor,
+    base: float = 10_000.0,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary_angles, [T,pairs], for `turn`; in float32 at least, as `like`."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    if torch.compiler.is_compiling():
+        angles = _angles(start, time, pairs, like.device, base)
+        return angles.cos().to(dtype), angles.sin().to(dtype)
+    return _kept_turn(start, time, pairs, like.device, base, dtype)
+
+
+def _angles(start: int, time: int, pairs: int, device: torch.device, base: float) -> Tensor:
     frequency = base ** (-torch.arange(pairs, device=device, dtype=torch.float64) / pairs)
     position = torch.arange(start, start + time, device=device, dtype=torch.float64)
     return torch.outer(position, frequency).remainder(2 * torch.pi)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # what is kept serves a training too
+def _kept_angles(start: int, time: int, pairs: int, device: torch.device, base: float) -> Tensor:
+    return _angles(start, time, pairs, device, base)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _kept_turn(
+    start: int, time: int, pairs: int, device: torch.device, base: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    angles = _angles(start, time, pairs, device, base)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def rotate(x_BHTE: Tensor, angles_TP: Tensor) -> Tensor:

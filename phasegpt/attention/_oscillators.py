@@ -5,6 +5,7 @@ Shapes: B batch, T time, D model width, H heads, N oscillators, S steps.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -16,6 +17,9 @@ from torch.nn import functional as F
 from phasegpt.attention import AttentionConfig, LayerShape
 from phasegpt.core.sections import option
 from phasegpt.phase.steering import NoiseKey, Perturbation, draw_perturbation, integrate_perturbed
+
+#: |K| dt from which on an Euler step moves two locked phases further apart than they were.
+OVERSHOOTS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +35,14 @@ class OscillatorConfig(AttentionConfig):
     )
     dt: float = option(0.1, "length of a step, time", gt=0, le=1000)
     coupling: float = option(
-        1.0, "K, attracting, per time; the initial value of every head if learned", ge=-1e6, le=1e6
+        1.0, "K, attracting, per time; the initial value of every head if learned", ge=-1e3, le=1e3
     )
     learn_coupling: bool = option(True, "false: K stays as it is")
     theta_init: Literal["spread", "gpt2"] = option(
         "spread", "initial phases: of standard deviation theta_std, or clustered (weights of 0.02)"
     )
     theta_std: float = option(
-        1.6, "standard deviation of the initial phases, radians, at any width", gt=0, le=1e6
+        1.6, "standard deviation of the initial phases, radians, at any width", gt=0, le=1e3
     )
     omega_std: float = option(
         0.1, "of the natural frequencies, radians per time, learned", ge=0, le=1e6
@@ -138,10 +142,28 @@ class Oscillators(CoupledPhases):
     lr_factors: ClassVar[Mapping[str, float]] = {
         f"oscillators.{name}": 1.0 for name in ("phase.weight", "phase.bias", "omega", "coupling")
     }
+    #: Attention.starts of such a layer.
+    starts: ClassVar[Mapping[str, str]] = {
+        "coupling": "oscillators.coupling",
+        "theta_init": "oscillators.phase.weight",
+        "theta_std": "oscillators.phase.weight",
+        "omega_std": "oscillators.omega",
+    }
     disorder: Tensor | None
 
     def __init__(self, config: LayerShape, options: OscillatorConfig) -> None:
-        """Parameters `phase`, `omega`, `coupling`; the buffer `disorder` if there is some."""
+        """Parameters `phase`, `omega`, `coupling`; the buffer `disorder` if there is some.
+
+        Warns of steps that overshoot.
+        """
+        if options.steps and abs(options.coupling) * options.dt > OVERSHOOTS:
+            warnings.warn(
+                f"attention.coupling={options.coupling:g} with attention.dt={options.dt:g} turns a "
+                f"phase by up to {abs(options.coupling) * options.dt:g} in a step, and beyond "
+                f"{OVERSHOOTS:g} a step overshoots: this is no integration of the equation, and "
+                f"rounding decides where phases end. Lower attention.dt, or the coupling",
+                stacklevel=2,
+            )
         H, N = config.n_head, options.num_oscillators
         super().__init__(H, N, steps=options.steps, dt=options.dt)
         self.options = options

@@ -46,7 +46,7 @@ class AsCodedConfig(OscillatorConfig):
     """Options of `as_coded`."""
 
     coupling: float = option(
-        1.0, "K, repelling, per time; the initial value of every head if learned", ge=-1e6, le=1e6
+        1.0, "K, repelling, per time; the initial value of every head if learned", ge=-1e3, le=1e3
     )
     theta_std: float = option(
         1.6, "standard deviation of W x, before pi tanh, at any width", gt=0, le=1e6
@@ -63,6 +63,7 @@ class AsCoded(Attention):
     leaky = True
     coupled_axis = "prefix"  # what is reported of it, as of phase_sync; it couples all tokens
     lr_factors: ClassVar[Mapping[str, float]] = Oscillators.lr_factors
+    starts: ClassVar[Mapping[str, str]] = Oscillators.starts
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Oscillators and the readout c_proj. ConfigError for rotary positions; warns."""

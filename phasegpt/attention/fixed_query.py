@@ -77,6 +77,8 @@ class FixedQuery(Softmax):
     options: FixedQueryConfig
     off = Off({"p": 0.0}, "uniform")
     lr_factors: ClassVar[Mapping[str, float]] = {"anchors": 1.0, "p": 10.0}
+    starts: ClassVar[Mapping[str, str]] = {"p": "p"}
+    per_position = True
 
     def __init__(self, config: LayerShape, options: FixedQueryConfig, layer: int) -> None:
         """Softmax's projections, `anchors` [H, block_size, d] and the exponents `p` [H]."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,13 @@ class HybridConfig(AttentionConfig):
         theirs = {k: v for k, v in values.items() if k not in own}
         names = [*own, *(f.name for f in fields(partner))]
         for key in theirs:
+            if key in _of_others(mine.partner) and key not in names:
+                raise ConfigError(
+                    f"attention.{key} is no option of the partner {mine.partner}; name both on the "
+                    f"command line, attention=hybrid attention.partner={mine.partner}, which then "
+                    f"begins with the partner's own options (to sweep over partners sweep over "
+                    f"attention=hybrid,hybrid_phase_sync)"
+                )
             if key not in names:
                 raise ConfigError(unknown(f"attention.{key}", [f"attention.{n}" for n in names]))
         return replace(mine, partner_options=partner.parse(theirs))
@@ -70,6 +77,12 @@ class HybridConfig(AttentionConfig):
         return {**own.pop("partner_options"), **own}
 
 
+def _of_others(partner: str) -> set[str]:
+    """Names of options that another partner has."""
+    others = {*get_args(get_type_hints(HybridConfig)["partner"])} - {partner}
+    return {f.name for other in others for f in fields(layer_class(other).Config)}
+
+
 class Hybrid(Attention):
     """Softmax and `partner` side by side, blended; blend = 0 equals softmax exactly."""
 
@@ -78,6 +91,7 @@ class Hybrid(Attention):
     has_phases = True
     off = Off({"blend": 0.0}, "softmax")
     lr_factors: ClassVar[Mapping[str, float]] = {"blend": 1.0}
+    starts: ClassVar[Mapping[str, str]] = {"blend": "blend"}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Both layers, and the blend."""

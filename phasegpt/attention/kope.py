@@ -127,10 +127,16 @@ class Kope(Softmax):
     Config = KopeConfig
     options: KopeConfig
     has_phases = True
-    off = Off({"coupling": 0.0, "mix": False, "rotate_values": False}, "softmax", positions="rope")
+    off = Off(
+        {"coupling": 0.0, "mix": False, "rotate_values": False},
+        "softmax",
+        positions="rope",
+        decisive={"coupling": 0.0},
+    )
     coupled_axis = "prefix"
     link = Pull
     lr_factors: ClassVar[Mapping[str, float]] = {"mixing": 1.0, "oscillators.coupling": 1.0}
+    starts: ClassVar[Mapping[str, str]] = {"coupling": "oscillators.coupling"}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Softmax's projections, M, and K, which is 0 in the first layer: nothing pulls there.

@@ -71,12 +71,13 @@ class Kuramoto(Softmax):
     Config = KuramotoConfig
     options: KuramotoConfig
     has_phases = True
-    off = Off({"readout": "bias", "beta": 0.0}, "softmax")
+    off = Off({"readout": "bias", "beta": 0.0}, "softmax", decisive={"coupling": 0.0})
     lr_factors: ClassVar[Mapping[str, float]] = {
         **Oscillators.lr_factors,
         "beta": 10.0,
         "gate": 1.0,
     }
+    starts: ClassVar[Mapping[str, str]] = {**Oscillators.starts, "beta": "beta"}
 
     def __init__(self, config: LayerShape, options: KuramotoConfig, layer: int) -> None:
         """Softmax's projections, the oscillators, and one readout strength per head."""

@@ -37,9 +37,9 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import (
     causal_attention,
     join_heads,
-    rotary_angles,
-    rotate,
+    rotary,
     split_heads,
+    turn,
 )
 from phasegpt.attention._oscillators import CoupledPhases, projected_phases
 from phasegpt.core.errors import ConfigError
@@ -96,6 +96,7 @@ class Lohe(Attention):
     off = Off({"steps": 0}, "alone")
     coupled_axis = "prefix"
     lr_factors: ClassVar[Mapping[str, float]] = {"omega": 1.0}
+    starts: ClassVar[Mapping[str, str]] = {"omega": "omega"}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """c_start W_0 [D,D], c_couple q, k, v of x [3D,D], c_join W_j, c_read U [2D,D], c_proj."""
@@ -224,9 +225,8 @@ class Lohe(Attention):
         q, k, v = (split_heads(z, self.n_head) for z in self.c_couple(x_BTD).chunk(3, dim=-1))
         if self.rope:
             start, time = cache.length if cache is not None else 0, x_BTD.shape[1]
-            pairs = self.head_width // 2
-            angles = rotary_angles(start, time, pairs, x_BTD.device, self.rope_theta)
-            q, k = rotate(q, angles), rotate(k, angles)
+            waves = rotary(start, time, self.head_width // 2, q, self.rope_theta)
+            q, k = turn(q, *waves), turn(k, *waves)
         if cache is not None:
             k, v = cache.update(k, v)
         dropout = self.dropout if self.training else 0.0

@@ -63,6 +63,7 @@ class PhaseSync(Attention):
         **Oscillators.lr_factors,
         "forget_logit": 1.0,
     }
+    starts: ClassVar[Mapping[str, str]] = {**Oscillators.starts, "forget": "forget_logit"}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Oscillators and the readout c_proj."""

@@ -86,6 +86,7 @@ class SelectiveRope(Softmax):
         "up.weight": 1.0,
         "kernel": 1.0,
     }
+    starts: ClassVar[Mapping[str, str]] = {"increment_std": "kernel"}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """Softmax's projections, W_1, W_2 and w. ConfigError for heads of odd width."""

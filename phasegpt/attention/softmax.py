@@ -15,9 +15,9 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import (
     causal_attention,
     join_heads,
-    rotary_angles,
-    rotate,
+    rotary,
     split_heads,
+    turn,
 )
 from phasegpt.phase.steering import Perturbation
 
@@ -68,8 +68,8 @@ class Softmax(Attention):
         q, k, v = (split_heads(z, n) for z, n in zip(parts, (H, G, G), strict=True))
         if self.rope:
             start, time = cache.length if cache is not None else 0, x_BTD.shape[1]
-            angles = rotary_angles(start, time, E // 2, x_BTD.device, self.rope_theta)
-            q, k = rotate(q, angles), rotate(k, angles)
+            waves = rotary(start, time, E // 2, q, self.rope_theta)
+            q, k = turn(q, *waves), turn(k, *waves)
         if G < H:
             k, v = (z.repeat_interleave(H // G, dim=1) for z in (k, v))
         return q, k, v

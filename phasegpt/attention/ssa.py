@@ -17,6 +17,7 @@ head, C = H N channels.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -43,7 +44,7 @@ from phasegpt.attention._functional import join_heads, rotary_angles, rotate, sp
 from phasegpt.attention._kernels import causal, check_table, mixed, normalized
 from phasegpt.attention._oscillators import CoupledPhases, projected_phases
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import option
+from phasegpt.core.sections import option, shown
 from phasegpt.phase import prefix_order_parameter
 from phasegpt.phase.order import cumulative_sum
 from phasegpt.phase.polar import modulus
@@ -51,6 +52,8 @@ from phasegpt.phase.steering import Perturbation
 
 #: dw / (K r J) beyond which the root stays as it is: its slope diverges where pairs unlock.
 EDGE = 1 - 1e-4
+#: Share of pairs that lock at the start, below which the layer is called dead: one in a thousand.
+FEW = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +71,7 @@ class SsaConfig(AttentionConfig):
         "spread", "frequencies of variance 1, phases of theta_std; or weights of 0.02, as published"
     )
     theta_std: float = option(
-        0.5, "standard deviation of the phases at the start, radians", gt=0, le=1e6
+        0.5, "standard deviation of the phases at the start, radians", gt=0, le=1e3
     )
     bandwidth: float = option(
         1.3133, "alpha, how fast coupling falls with the distance, at the start", gt=0, le=1000
@@ -122,6 +125,12 @@ class Ssa(Attention):
         "oscillators.phase.weight": 1.0,
         "oscillators.coupling": 1.0,
     }
+    starts: ClassVar[Mapping[str, str]] = {
+        "init": "frequency.weight",
+        "theta_std": "oscillators.phase.weight",
+        "bandwidth": "bandwidth",
+        "coupling": "oscillators.coupling",
+    }
 
     def __init__(self, config: LayerShape, options: SsaConfig, layer: int) -> None:
         """Values `c_v`, projection `c_proj`, `frequency`, `bandwidth` [H] and the phases."""
@@ -141,8 +150,34 @@ class Ssa(Attention):
         self.frequency = nn.Linear(C, H * self.d_w, bias=False)
         self.bandwidth = nn.Parameter(torch.zeros(H))  # alpha is its softplus
         self.has_phases = self.phased(options)
+        share = self._locked_at_start()
+        if not self.dead and share < FEW:
+            warnings.warn(
+                f"with attention.scale={shown(options.scale)}, bandwidth={options.bandwidth:g} and "
+                f"coupling={options.coupling:g} a share of {share:.1g} of all pairs of tokens can "
+                f"lock at the start: every token attends to itself alone, and nothing learns; "
+                f"lower the scale or the bandwidth, or raise the coupling",
+                stacklevel=2,
+            )
         if options.locking:
             self.oscillators = _Phases(C, H, self.head_width, options)
+
+    def _locked_at_start(self) -> float:
+        """Share of pairs within the largest distance that locks, x = K exp(-alpha x^2), at r = 1.
+
+        |omega_t - omega_u|^2 is twice the variance of omega times chi squared of d_w.
+        """
+        o = self.options
+        if not o.locking:
+            return 1.0
+        low, high = 0.0, o.coupling
+        for _ in range(60):  # x - K exp(-alpha x^2) grows with x
+            x = (low + high) / 2
+            low, high = (low, x) if x > o.coupling * math.exp(-o.bandwidth * x * x) else (x, high)
+        variance = 1.0 if o.init == "spread" else 0.02**2 * self.n_embd
+        nearer = [self.d_w / 2, low**2 / (4 * self.unit * variance)]
+        a, z = torch.tensor(nearer, dtype=torch.float64, device="cpu")
+        return torch.special.gammainc(a, z).item()
 
     @classmethod
     def phased(cls, options: Any) -> bool:

@@ -61,11 +61,11 @@ class StepConfig(AttentionConfig):
     """Options of a layer that moves phases by one step of attention."""
 
     coupling: float = option(
-        1.0, "eta, the step; the initial value of every head if learned", ge=-1e6, le=1e6
+        1.0, "eta, the step; the initial value of every head if learned", ge=-1e3, le=1e3
     )
     learn_coupling: bool = option(True, "false: eta stays as it is")
     theta_std: float = option(
-        0.4, "standard deviation of the phases, radians, at any width", gt=0, le=1e6
+        0.4, "standard deviation of the phases, radians, at any width", gt=0, le=1e3
     )
 
 
@@ -102,6 +102,10 @@ class Torus(Attention):
         "phase.weight": 1.0,
         "tau": 1.0,
         "oscillators.coupling": 1.0,
+    }
+    starts: ClassVar[Mapping[str, str]] = {
+        "coupling": "oscillators.coupling",
+        "theta_std": "phase.weight",
     }
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:

@@ -119,14 +119,20 @@ def expanded(overrides: Sequence[str]) -> list[str]:
 
     logger=[csv,tensorboard] is several at once, where Hydra would merge their files and keep the
     last name. optimizer._target_=my.module.MyOpt begins from the group optimizer=own, unless
-    another is chosen: the keys of the default one are not its keys.
+    another is chosen: the keys of the default one are not its keys. attention=hybrid with a partner
+    that is not its YAML's begins from the group of that partner, for the same reason. share= and
+    records= are of a multirun and in no configuration.
     """
+    overrides = _beside_partner(overrides)
     chosen = any(word.startswith("optimizer=") for word in overrides)
     words = []
     for word in overrides:
         if not chosen and re.match(r"\+{0,2}optimizer\._target_=", word):
             words.append("optimizer=own")
             chosen = True
+        if word.startswith(("share=", "records=")):
+            words.append(f"++{word}")
+            continue
         read = _parsed(word) if word.startswith("logger=") else None
         names = None if read is None or read.is_sweep_override() else read.value()
         if isinstance(names, list) and names:
@@ -134,6 +140,24 @@ def expanded(overrides: Sequence[str]) -> list[str]:
         else:
             words.append(word)
     return words
+
+
+def _beside_partner(words: Sequence[str]) -> list[str]:
+    """The words with a mechanism's own keys beside those of the partner that is asked for."""
+    import yaml
+
+    given = dict(word.partition("=")[::2] for word in words)
+    name, partner = given.get("attention", ""), given.get("attention.partner", "")
+    files = [CONF_DIR / "attention" / f"{x}.yaml" for x in (name, partner) if x.isidentifier()]
+    if len(files) < 2 or not all(file.is_file() for file in files):
+        return [*words]
+    own = yaml.safe_load(files[0].read_text(encoding="utf-8"))
+    if own.get("partner") in (None, partner):
+        return [*words]
+    own.pop("defaults", None)
+    text = {k: v if isinstance(v, str) else shown(v) for k, v in own.items()}
+    beside = [f"++attention.{key}={value}" for key, value in text.items()]
+    return [*beside, *(f"attention={partner}" if w == f"attention={name}" else w for w in words)]
 
 
 def instantiate(node: Mapping[str, Any], *first: Any, **more: Any) -> Any:

@@ -116,9 +116,8 @@ class Section:
         known = {f.name: f for f in dataclasses.fields(cls)}
         for key in values:
             if key not in known:
-                raise ConfigError(
-                    unknown(cls.full_name(str(key)), [cls.full_name(k) for k in known])
-                )
+                said = unknown(cls.full_name(str(key)), [cls.full_name(k) for k in known])
+                raise ConfigError(said.replace(f", {cls.full_name('')}", ", "))
         for name, f in known.items():
             if name not in values and f.default is f.default_factory is dataclasses.MISSING:
                 raise ConfigError(f"{cls.full_name(name)} is missing; give it a value")

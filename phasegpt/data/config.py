@@ -83,19 +83,23 @@ class TaskConfig(DataSection, ABC):
     def time(self, load: int) -> int:
         """T, tokens of an example."""
 
-    def loads_with(self, positions: str) -> tuple[int, ...]:
-        """Those of a model: learned positions have no trained weights beyond the longest."""
+    def loads_with(self, extrapolates: bool) -> tuple[int, ...]:
+        """Those of a model: without, nothing was trained for positions beyond the longest."""
         longest = self.time(self.trained)
-        return tuple(n for n in self.loads if positions != "learned" or self.time(n) <= longest)
+        return tuple(n for n in self.loads if extrapolates or self.time(n) <= longest)
+
+
+#: Texts for which data.path is set.
+WITH_PATH = ("text", "enwik8", "tinystories")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(DataSection):
     """A text: which, how it is cut into tokens, and the batch."""
 
-    corpus: Literal["shakespeare", "wikitext2", "text", "hub", "synthetic"] = option(
-        REQUIRED, "the text"
-    )
+    corpus: Literal[
+        "shakespeare", "wikitext2", "enwik8", "tinystories", "text", "hub", "synthetic"
+    ] = option(REQUIRED, "the text")
     tokenizer: Literal["char", "byte", "gpt2", "bpe", "hf"] = option(
         "char", "what a token is; bpe: trained on the text; hf: of a file"
     )
@@ -109,7 +113,9 @@ class DataConfig(DataSection):
         None, "wikitext2 only: words with <unk>, or raw; null: tokens"
     )
     path: str | None = option(
-        None, "text only: a file, folder or glob: .txt, .jsonl, .json, .parquet, .gz"
+        None,
+        "text: a file, folder or glob: .txt, .jsonl, .json, .parquet, .gz; enwik8, tinystories: "
+        "the file, or the folder that holds it",
     )
     name: str | None = option(None, "hub only: OWNER/DATASET, or a folder")
     subset: str | None = option(None, "hub only: the configuration of the dataset")

@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from phasegpt.core.errors import ConfigError, DataError
-from phasegpt.data import hub, synthetic, tokenizers
-from phasegpt.data.config import DataConfig, DataSection, TaskConfig, task_class
+from phasegpt.data import hub, large_texts, synthetic, tokenizers
+from phasegpt.data.config import WITH_PATH, DataConfig, DataSection, TaskConfig, task_class
 from phasegpt.data.downloads import download, local_file, verify, where_to_put
 from phasegpt.data.encoding import Span
 from phasegpt.data.own_text import OwnText
@@ -72,17 +73,17 @@ def resolve(config: DataConfig, cache: Path, other: Path | None = None) -> RawCo
     `other` is a cache that is only read. Raises ConfigError for keys that do not fit the corpus,
     DataError for missing or bad text.
     """
-    for key, corpus in {
-        "path": "text",
-        "name": "hub",
-        "subset": "hub",
-        "variant": "wikitext2",
+    for key, corpora in {
+        "path": WITH_PATH,
+        "name": ("hub",),
+        "subset": ("hub",),
+        "variant": ("wikitext2",),
     }.items():
         value = getattr(config, key)
-        if value is not None and config.corpus != corpus:
+        if value is not None and config.corpus not in corpora:
             raise ConfigError(
-                f"data.{key}={value} belongs to data={corpus}, but data.corpus={config.corpus}; "
-                f"choose data={corpus} or remove data.{key}"
+                f"data.{key}={value} belongs to data={corpora[0]}, but data.corpus="
+                f"{config.corpus}; choose data={corpora[0]} or remove data.{key}"
             )
     if config.corpus == "synthetic":
         size = config.characters
@@ -101,6 +102,10 @@ def resolve(config: DataConfig, cache: Path, other: Path | None = None) -> RawCo
         variant = config.variant or "tokens"
         content = _hash(*_WIKITEXT[variant][2].values())
         return RawCorpus(f"wikitext2-{variant}", content, lambda _: _wikitext(variant))
+    if config.corpus in large_texts.FILES:
+        name, path = config.corpus, config.path
+        read = partial(large_texts.splits, name, path)
+        return RawCorpus(name, large_texts.content(name), read)
     if config.corpus == "text":
         own = OwnText(config)
         return RawCorpus("text", own.content, lambda scratch: {**own.splits(scratch)}, own.check)

@@ -74,8 +74,8 @@ def prepare(
     """The corpus of `config`, tokenised on first use and opened from the cache afterwards.
 
     `other_cache` is looked into first and never written to. `tokenizer` is a checkpoint's: in place
-    of the file of hf, and of the training of bpe. Raises ConfigError and DataError as
-    phasegpt.data.corpora does, DataError for a damaged cache.
+    of the file of hf, of the training of bpe, and of the characters of the text. Raises ConfigError
+    and DataError as phasegpt.data.corpora does, DataError for a damaged cache.
     """
     if isinstance(config, TaskConfig):
         task = task_class(config.corpus)(config)
@@ -84,11 +84,28 @@ def prepare(
     cache = diskcache.cache_dir(config.cache_dir)
     other = diskcache.cache_dir(other_cache) if other_cache else None
     raw = corpora.resolve(config, cache, other)
-    # Another tokenizer is a function of its name and the text: the key can be had without it.
-    named = config.tokenizer + " documents" * config.documents
     made = None
     if config.tokenizer in ("bpe", "hf"):
         made = tokenizer or _made(config, raw, cache, other)
+    corpus = _tokens(raw, config, cache, other, made)
+    if tokenizer is None or corpus.tokenizer.fingerprint == tokenizer.fingerprint:
+        return corpus
+    return _tokens(raw, config, cache, other, tokenizer)  # the text lacks characters, or has others
+
+
+def _tokens(
+    raw: corpora.RawCorpus,
+    config: DataConfig,
+    cache: Path,
+    other: Path | None,
+    made: tokenizers.Tokenizer | None,
+) -> Corpus:
+    """The tokens of a text, from a cache where they are in one; `made`: a tokenizer that is there.
+
+    Another is a function of its name and the text: the key of the cache can be had without it.
+    """
+    named = config.tokenizer + " documents" * config.documents
+    if made is not None:
         named += f" {made.fingerprint}"
     key = hashlib.sha256(f"{_FORMAT} {named} {raw.content}".encode()).hexdigest()[:16]
     folder = cache / "tokens" / f"{raw.name}-{config.tokenizer}-{key}"

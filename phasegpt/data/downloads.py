@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
+import shutil
 import socket
 import threading
 import urllib.parse
@@ -12,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from phasegpt.core import diskcache
+from phasegpt.core.console import tell
 from phasegpt.core.errors import DataError
 from phasegpt.core.files import expand, read_bytes
 
@@ -101,6 +104,22 @@ def download(url: str, sha256: str) -> bytes | None:
     except OSError as error:
         raise DataError(f"cannot download {url}: {error}") from error
     return verify(content, sha256, url)
+
+
+def save(url: str, target: Path) -> bool:
+    """Write the file at `url` to `target` as it comes; False where its host cannot be reached.
+
+    It is not verified. Raises DataError where the transfer ends early.
+    """
+    if not online(url):
+        return False
+    tell(f"downloading {url}")
+    try:
+        with urllib.request.urlopen(url, timeout=30) as response, target.open("wb") as file:
+            shutil.copyfileobj(response, file, 1 << 20)
+    except (OSError, http.client.HTTPException) as error:
+        raise DataError(f"cannot download {url}: {error}") from error
+    return True
 
 
 def build_once(folder: Path, build: Callable[[Path], None]) -> None:

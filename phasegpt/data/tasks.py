@@ -58,6 +58,12 @@ class Task(ABC):
         """Examples of val or test by number."""
         return self.draw(Draws(self.config.corpus, split, load, example_B=example_B), load)
 
+    @property
+    def scored_share(self) -> float:
+        """Share of the positions of training that are scored, of the first examples."""
+        rows = self.train(0, np.arange(_FINGERPRINTED))
+        return float((rows.targets != IGNORED).mean())
+
     def meta(self) -> dict[str, Any]:
         """What a run's record says of its data; the digests stand for the generator."""
         number_B = np.arange(_FINGERPRINTED)

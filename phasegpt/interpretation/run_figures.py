@@ -10,65 +10,61 @@ from typing import Any
 
 import numpy as np
 
+from phasegpt.core import figures
 from phasegpt.interpretation.synchronization import BAND, Measurement, locking
 from phasegpt.interpretation.tracing import Trace
 from phasegpt.phase import locking_clusters, null_order_parameter
 
 _HEADS = 4  # rows and columns of the pictures that have one panel per head
 _MAP_TOKENS = 64
-_COUPLED, _OFF, _NULL, _BAND = "#2f5bea", "#8a94a6", "#c2700c", "#12805c"
 
 
+@figures.house()
 def draw(measured: Measurement, folder: Path) -> list[Path]:
     """Pictures of every layer in `folder`: order, portraits, plv and attention, as PNG and SVG."""
-    import matplotlib as mpl
-
     folder.mkdir(parents=True, exist_ok=True)
     written = []
-    with mpl.rc_context({"svg.hashsalt": "phasegpt", "font.size": 9}):
-        for t in measured.traces:
-            figures = {"order": _order(t), "portraits": _portraits(t), "plv": _plv(t)}
-            if t.layer.index in measured.maps:
-                figures["attention"] = _attention(measured, t)
-            for name, figure in figures.items():
-                path = folder / f"layer{t.layer.index}-{name}"
-                figure.savefig(path.with_suffix(".png"), dpi=160, metadata={"Software": None})
-                figure.savefig(path.with_suffix(".svg"), metadata={"Date": None, "Creator": None})
-                written += [path.with_suffix(".png"), path.with_suffix(".svg")]
+    for t in measured.traces:
+        made = {"order": _order(t), "portraits": _portraits(t), "plv": _plv(t)}
+        if t.layer.index in measured.maps:
+            made["attention"] = _attention(measured, t)
+        for name, figure in made.items():
+            path = folder / f"layer{t.layer.index}-{name}"
+            written += figures.save(figure, *(path.with_suffix(kind) for kind in (".png", ".svg")))
     return written
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = figures.new(height, width)
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 def _order(t: Trace) -> Any:
-    """R over integration steps and over tokens, each head, with K = 0 and random phases."""
-    figure, ((left, right),) = _figure(1, 2, 8.5, 3.2)
+    """R over integration steps and over tokens, mean and range of heads, and with K = 0."""
+    figure, ((left, right),) = _figure(1, 2, 9.0, 3.2)
     null_T = null_order_parameter(t.count_THC).mean((1, 2)).clamp(max=1)
     tokens = range(1, len(null_T) + 1)
     steps = range(t.R_steps_HS.shape[1])
     null = float(null_T[t.first :].mean())
+    colour = figures.colour(t.layer.mechanism)
     panels = (
         (left, steps, t.R_steps_HS, t.R_steps_uncoupled_HS, [null] * len(steps)),
         (right, tokens, t.R_BTHC.mean((0, 3)).T, t.R_uncoupled_BTHC.mean((0, 3)).T, null_T.numpy()),
     )
     for axes, x, coupled, uncoupled, nothing in panels:
-        for h, (a, b) in enumerate(zip(coupled.numpy(), uncoupled.numpy(), strict=True)):
-            axes.plot(x, b, ":", color=_OFF, lw=1, label="K = 0" if h == 0 else None)
-            axes.plot(x, a, color=_COUPLED, lw=1.2, alpha=0.8, label="heads" if h == 0 else None)
-        axes.plot(x, nothing, "--", color=_NULL, lw=1, label="random phases")
         if not t.layer.over_prefix:
-            axes.axhspan(*BAND, color=_BAND, alpha=0.08, lw=0)
+            low, high = BAND
+            figures.band(axes, low, high, "band")
+        axes.plot(x, nothing, ":", color=figures.SOFT, lw=1, label="random phases")
+        for values, style, name in ((uncoupled, "--", "K = 0"), (coupled, "-", "as trained")):
+            axes.plot(x, values.mean(0).numpy(), style, color=colour, label=name)
+            ends = (values.amin(0).numpy(), values.amax(0).numpy())
+            axes.fill_between(x, *ends, color=colour, alpha=0.12, lw=0)
         highest = max(float(coupled.max()), float(uncoupled.max()))
-        axes.set(ylim=(0, min(1, max(0.65, 1.15 * highest))), ylabel="R")
-        axes.spines[["top", "right"]].set_visible(False)
+        axes.set(ylim=(0, min(1, max(0.65, 1.15 * highest))), ylabel="R, mean and range of heads")
     left.set_xlabel("integration step")
     right.set_xlabel("token")
-    left.legend(frameon=False)
+    figures.label_ends(left, right)
     return figure
 
 
@@ -81,12 +77,12 @@ def _portraits(t: Trace) -> Any:
     chosen = sorted({round(i * (len(t.steps) - 1) / 3) for i in range(4)})
     figure, panels = _figure(heads, len(chosen), 1.7 * len(chosen), 1.8 * heads)
     path_STHN, middle = t.path_STHN.numpy(), t.path_STHN.shape[1] // 2
-    circle = np.linspace(0, 2 * np.pi, 181)
+    circle, colour = np.linspace(0, 2 * np.pi, 181), figures.colour(t.layer.mechanism)
     for h in range(heads):
         for axes, s in zip(panels[h], chosen, strict=True):
             theta = path_STHN[s, middle, h]
-            axes.plot(np.cos(circle), np.sin(circle), color="#c7cedb", lw=0.8)
-            axes.plot(np.cos(theta), np.sin(theta), "o", color=_COUPLED, ms=4, mew=0, alpha=0.7)
+            axes.plot(np.cos(circle), np.sin(circle), color=figures.FAINT, lw=0.8)
+            axes.plot(np.cos(theta), np.sin(theta), "o", color=colour, mew=0, alpha=0.7)
             if not t.layer.over_prefix:
                 mean = (float(np.cos(theta).mean()), float(np.sin(theta).mean()))
                 axes.annotate("", mean, (0, 0), arrowprops={"arrowstyle": "->", "lw": 1.4})
@@ -98,7 +94,8 @@ def _portraits(t: Trace) -> Any:
             axes.set(xlim=(-1.12, 1.12), ylim=(-1.12, 1.12), aspect="equal")
             axes.set_axis_off()
             R = float(t.path_R_STH[s, middle, h])
-            axes.set_title(f"head {h}, step {t.steps[s]}, R {R:.2f}", fontsize=8)
+            title = f"head {h}, step {t.steps[s]}, R {R:.2f}"
+            axes.set_title(title, fontsize=7.5, loc="center")
     return figure
 
 
@@ -109,7 +106,7 @@ def _plv(t: Trace) -> Any:
     figure, (panels,) = _figure(1, heads, 2.4 * heads + 0.6, 2.6)
     for h, axes in enumerate(panels):
         order = locking_clusters(plv[h], threshold).sort(stable=True).indices
-        image = axes.imshow(plv[h][order][:, order].numpy(), vmin=0, vmax=1, cmap="Blues")
+        image = axes.imshow(plv[h][order][:, order].numpy(), vmin=0, vmax=1, cmap=figures.MAP)
         axes.set(title=f"head {h}", xticks=[], yticks=[])
     figure.colorbar(image, ax=list(panels), label="PLV", shrink=0.8)
     return figure
@@ -123,8 +120,8 @@ def _attention(measured: Measurement, t: Trace) -> Any:
     for h in range(heads):
         a, b = (x[0, h, :M, :M].numpy() for x in maps)
         for axes, z in zip(panels[h], (a, b), strict=False):
-            shades = axes.imshow(np.sqrt(z), vmin=0, vmax=1, cmap="Blues")
-        change = panels[h][2].imshow(a - b, vmin=-1, vmax=1, cmap="RdBu")
+            shades = axes.imshow(np.sqrt(z), vmin=0, vmax=1, cmap=figures.MAP)
+        change = panels[h][2].imshow(a - b, vmin=-1, vmax=1, cmap=figures.DIFFERENCE)
         panels[h][0].set_ylabel(f"head {h}, query")
     titles = ("with the coherence term", "without it", "difference")
     for axes, title in zip(panels[0], titles, strict=True):

@@ -182,6 +182,15 @@ class GPTConfig(ModelSection):
 
             object.__setattr__(self, "mlp_width", matched_width(self))
 
+    @property
+    def extrapolates(self) -> bool:
+        """Whether it can be asked about positions beyond those that it was trained at: not where
+        parameters belong to positions."""
+        from phasegpt.attention import layer_class
+
+        own = bool(self.attention_layers) and layer_class(self.attention).per_position
+        return self.positions != "learned" and not own
+
     @classmethod
     def from_sections(
         cls, model: ModelSection, attention: AttentionSection, vocab_size: int

@@ -304,12 +304,12 @@ def off_control(s: Subject) -> None:
     except ConfigError as error:
         raise NotApplicable(f"with these options there is none: {error}") from None
     on, layer = s.layer().double(), s.layer(**off.options).double()
-    switches = _switches(on, layer)
+    switched = switches(on, layer)
     initial = {name: p.detach().clone() for name, p in layer.named_parameters()}
     roughen(layer)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
-            if name in switches:
+            if name in switched:
                 parameter.copy_(initial[name])
     x = torch.randn(2, 30, 16, dtype=torch.float64)
     told = ", ".join(f"{k}={v}" for k, v in off.options.items())
@@ -369,7 +369,7 @@ def _counted(name: str, stated: Flops, module: nn.Module, *args: Tensor) -> None
     need(stated.causal <= stated.mixing, "flops().causal is more than mixing")
 
 
-def _switches(on: nn.Module, off: nn.Module) -> set[str]:
+def switches(on: nn.Module, off: nn.Module) -> set[str]:
     """Parameters of `off` that its options set."""
     old = dict(on.named_parameters())
     return {

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, Literal, get_args, get_origin
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phasegpt.attention import Attention
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import Section, hints_of
 from phasegpt.model.contract import Broken, NotApplicable, Subject, close, need, roughen, tokens
@@ -192,7 +195,52 @@ def _is_section(config: Any, name: str) -> bool:
 
 def options_act(s: Subject) -> None:
     """Every option changes something: logits, weights, gradients, noise; or check_idle refuses."""
-    Config, base = s.layer_class.Config, _signature(s, {})
+    base = _signature(s, {})
+    for name, values in _changes(s):
+        need(
+            not values or not all(_same(_signature(s, {name: value}), base) for value in values),
+            f"option {name} changes nothing when it is {', '.join(map(str, values))}; use it, or "
+            f"refuse it in Config.check_idle with self.refuse_idle",
+        )
+
+
+def starts(s: Subject) -> None:
+    """An option that says nothing but where a parameter begins is named in Attention.starts, so
+    that init_from does not pass it over."""
+    model = roughen(s.gpt(**s.shrunk()))
+    weights, base = dict(model.named_parameters()), _behaviour(model)
+    shapes = {name: p.shape for name, p in weights.items()}
+    named = {k: v for m in model.blocks[1].attn.modules() if isinstance(m, Attention)
+             for k, v in m.starts.items()}  # fmt: skip
+    for name, values in _changes(s):
+        for value in values[:2]:
+            other = s.gpt(**{**s.shrunk(), name: value})
+            if shapes != {k: p.shape for k, p in other.named_parameters()}:
+                break
+            other.load_state_dict(weights, strict=False)
+            if not _same(base, _behaviour(other)):
+                break
+        else:
+            need(not values or name in named, f"option {name} says where a parameter begins and "
+                 f"nothing more; name both in {s.layer_class.__name__}.starts")  # fmt: skip
+
+
+def per_position(s: Subject) -> None:
+    """A layer whose parameters grow with model.block_size says per_position: it cannot be asked
+    about positions beyond those that it was trained at."""
+    shapes = [
+        {name: p.shape for name, p in s.layer(block_size=size).named_parameters()}
+        for size in (96, 97)
+    ]
+    found = shapes[0] != shapes[1]
+    name = s.layer_class.__name__
+    need(found == s.layer_class.per_position, f"{name}.per_position is not {found}, and parameters "
+         f"{'depend' if found else 'do not depend'} on model.block_size; set it")  # fmt: skip
+
+
+def _changes(s: Subject) -> Iterator[tuple[str, list[Any]]]:
+    """Options, those of a section in a section too, and other values that may be asked for."""
+    Config = s.layer_class.Config
     inner = [v for v in vars(Config.parse(s.options)).values() if isinstance(v, Section)]
     parts: list[Any] = [Config, *map(type, inner)]
     for section in parts:
@@ -201,19 +249,11 @@ def options_act(s: Subject) -> None:
                 continue
             tried = []
             for value in _others(hints_of(section)[f.name], s.keys[f.name]):
-                try:
+                with suppress(ConfigError):
                     Config.parse({**s.options, f.name: value}).check_idle()
+                    s.gpt(**{f.name: value})
                     tried.append(value)
-                    if not _same(_signature(s, {f.name: value}), base):
-                        break
-                except ConfigError:
-                    continue
-            else:
-                need(
-                    not tried,
-                    f"option {f.name} changes nothing when it is {', '.join(map(str, tried))}; "
-                    f"use it, or refuse it in Config.check_idle with self.refuse_idle",
-                )
+            yield f.name, tried
 
 
 def _others(hint: Any, value: Any) -> list[Any]:
@@ -234,17 +274,22 @@ def _signature(s: Subject, changed: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for scale in (0.0, 0.2):
         model = roughen(s.gpt(**changed), scale)
-        idx = torch.arange(24).view(2, 12)
         found |= {f"{scale} {k}": v for k, v in model.state_dict().items()}
-        found[f"{scale} eval"] = model(idx).logits
-        model.train()
-        key = NoiseKey(seed=1, step=2, sample_B=(3, 4))
-        drawn = model.draw_perturbations(key, 12)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            found[f"{scale} train"] = _trained(model, idx, drawn)
-        found |= {f"{scale} grad {n}": p.grad for n, p in model.named_parameters()}
+        found |= {f"{scale} {k}": v for k, v in _behaviour(model).items()}
     return found
+
+
+def _behaviour(model: GPT) -> dict[str, Any]:
+    """What a model does with its weights, by name: logits in both modes, and gradients."""
+    idx = torch.arange(24).view(2, 12)
+    found: dict[str, Any] = {"eval": model.eval()(idx).logits}
+    model.train()
+    model.zero_grad()
+    drawn = model.draw_perturbations(NoiseKey(seed=1, step=2, sample_B=(3, 4)), 12)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found["train"] = _trained(model, idx, drawn)
+    return found | {f"grad {n}": p.grad for n, p in model.named_parameters()}
 
 
 def _trained(model: GPT, idx: Tensor, drawn: Any) -> Tensor:

@@ -34,7 +34,7 @@ from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.randomness import keyed_generator
 from phasegpt.model import growth, published
-from phasegpt.model.body import mlp, norm
+from phasegpt.model.body import Head, mlp, norm
 from phasegpt.model.config import AttentionSection, GPTConfig, check_memory
 from phasegpt.phase.steering import NoiseKey, Perturbation
 
@@ -127,7 +127,7 @@ class GPT(nn.Module):
                 f"model.n_kv_head={config.n_kv_head} does nothing: attention={config.attention} in "
                 f"every layer has no keys and values; leave it out"
             )
-        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = Head(config.n_embd, config.vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = parts["wte"].weight  # type: ignore[assignment]
         self.reset_parameters(int(torch.randint(2**31, ()).item()) if seed is None else seed)
@@ -182,8 +182,10 @@ class GPT(nn.Module):
             total -= sum(m.weight.numel() for m in self.modules() if isinstance(m, nn.Embedding))
         return total
 
-    def flops(self, time: int, *, backward: bool = False) -> Flops:
+    def flops(self, time: int, *, backward: bool = False, scored: float = 1.0) -> Flops:
         """FLOPs of one token among `time`: attention, links, MLPs and head, see attention.Flops.
+
+        `scored`: the share of tokens that the head runs for, see `only_BT` of forward.
 
         `backward`: of forward and backward together, three times as many, since a matrix product
         has two gradients of its size; activations that are computed again are not counted. The
@@ -192,8 +194,9 @@ class GPT(nn.Module):
         layers = [block.attn.flops(time) for block in self.blocks]
         if self.link is not None:
             layers += [self.link.flops(time)] * len(self._linked)
-        body = [m for m in (*(b.mlp for b in self.blocks), self.lm_head) if m is not None]
-        layers += [Flops(linear_flops(module), 0.0, 0.0) for module in body]
+        body = [block.mlp for block in self.blocks if block.mlp is not None]
+        weights = sum(map(linear_flops, body)) + scored * linear_flops(self.lm_head)
+        layers.append(Flops(weights, 0.0, 0.0))
         return Flops.sum(layers * (3 if backward else 1))
 
     @property

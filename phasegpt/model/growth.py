@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from phasegpt.attention import Attention
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.sections import shown
+from phasegpt.core.sections import Section, shown
 from phasegpt.model.config import GPTConfig, ModelSection
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ def taken(model: GPT, source: GPT, path: str) -> Taken:
     theirs, ours = source.state_dict(), model.state_dict()
     weights: dict[str, Tensor] = {}
     used = set()
-    for name, other in _pairs(model, source):
+    pairs = list(_pairs(model, source))
+    _check_starts(model, source, {name for name, _ in pairs}, path)
+    for name, other in pairs:
         value = theirs[other]
         if name == _POSITIONS:
             value = value[: model.config.block_size]
@@ -92,6 +94,34 @@ def taken(model: GPT, source: GPT, path: str) -> Taken:
         [name for name in ours if name not in weights],
         [name for name in theirs if name not in used],
         cut,
+    )
+
+
+def _check_starts(model: GPT, source: GPT, taken: set[str], path: str) -> None:
+    """ConfigError for options that say where a parameter begins, of one that goes on instead."""
+    for k, (block, theirs) in enumerate(zip(model.blocks, source.blocks, strict=True)):
+        others = dict(theirs.attn.named_modules())
+        for part, attn in block.attn.named_modules():
+            other = others.get(part)
+            if not isinstance(attn, Attention) or not isinstance(other, Attention):
+                continue
+            if type(other) is not type(attn):
+                continue
+            for option, parameter in attn.starts.items():
+                pair = [getattr(layer.options, option, None) for layer in (attn, other)]
+                name = ".".join(filter(None, (f"{_LAYERS}{k}.attn", part, parameter)))
+                if name in taken and pair[0] != pair[1]:
+                    raise ConfigError(_passed_over(path, option, pair, attn.options))
+
+
+def _passed_over(path: str, option: str, pair: list[Any], options: Section) -> str:
+    mine, other = (f"attention.{option}={_written(value)}" for value in pair)
+    held = ""
+    if hasattr(options, switch := f"learn_{option}"):
+        held = f", or attention.{switch}=false, which holds it at {_written(pair[0])}"
+    return (
+        f"{mine} says where a parameter begins, and here it goes on from what init_from={path} has "
+        f"learned, which began with {other}; set {other}{held}"
     )
 
 
@@ -128,8 +158,13 @@ def _layer(attn: Attention, other: Attention) -> Iterator[tuple[str, str]]:
 
 def _kept(module: nn.Module, other: nn.Module, whole: bool) -> Iterator[str]:
     """Names of what a module takes from another of its class; `whole`: buffers too."""
-    theirs, learned = other.state_dict(), {name for name, _ in module.named_parameters()}
-    return (name for name in module.state_dict() if name in theirs and (whole or name in learned))
+    theirs = other.state_dict()
+    mine, learned = (dict(m.named_parameters()) for m in (module, other))
+    return (
+        name
+        for name in module.state_dict()
+        if name in theirs and (whole or (name in mine and name in learned))
+    )
 
 
 def fill(model: GPT, found: Taken) -> None:

@@ -2,6 +2,13 @@
 
 Two models that differ in their attention differ in nothing but its layers and their link, so what
 these have more than softmax is taken from the MLPs.
+
+What is counted is what the model holds, whatever the strength of its coupling: a mechanism and its
+coupling=0 have the same width, and with one seed the same initial weights. Their difference is
+then the coupling's alone. Counted without the weights that coupling=0 leaves idle (of kope its
+link, of torus its gates) the control's MLP would be wider than its partner's, and the pair would
+differ in two things. Against softmax it is the mechanism that has an equal budget; its control has
+fewer weights that act. For a control with a full MLP leave match_parameters out.
 """
 
 from __future__ import annotations

@@ -66,6 +66,8 @@ def start(name: str, config: GPTConfig, tokenizer: Tokenizer | None = None) -> S
 
 def _check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
     """ConfigError unless a token means the same to both."""
+    if "symbols" in (tokenizer.name, source.tokenizer and source.tokenizer.name):
+        return _check_symbols(source, tokenizer)
     if source.folder is not None:
         return _check_published(source.path, source.folder, tokenizer)
     assert source.tokenizer is not None
@@ -82,6 +84,26 @@ def _check_tokenizer(source: Source, tokenizer: Tokenizer) -> None:
             f"init_from={source.path} has the tokenizer {theirs}, and data.tokenizer="
             f"{tokenizer.name} gives its tokens another meaning; {remedy}"
         )
+
+
+def _check_symbols(source: Source, tokenizer: Tokenizer) -> None:
+    """The same where one of them is of a generated task."""
+    theirs, ours = source.tokenizer, tokenizer
+    if theirs is not None and theirs.name == ours.name:
+        if theirs.vocab_size == ours.vocab_size:
+            return
+        said = (
+            f"a generated task of {theirs.vocab_size} symbols, and this one has {ours.vocab_size}"
+        )
+        remedy = "give it the sizes of that task"
+    else:
+        of = ("a generated task", "a text")
+        first, second = of if theirs is not None and theirs.name == "symbols" else of[::-1]
+        said = f"{first}, and this run is of {second}"
+        remedy = f"take a model of {second}, or train on {first}"
+    raise ConfigError(
+        f"init_from={source.path} is a model of {said}: its tokens mean something else; {remedy}"
+    )
 
 
 def _check_published(path: str, folder: Path, tokenizer: Tokenizer) -> None:

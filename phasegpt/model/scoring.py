@@ -25,6 +25,9 @@ from phasegpt.data.windows import IGNORED, EvalWindows, check_stride
 from phasegpt.model import documents
 from phasegpt.model.gpt import GPT
 
+#: A token with more others before it in its window is also scored apart.
+LATE = 64
+
 #: What one token is, by the tokenizer's name.
 UNITS = {
     **{"char": "character", "byte": "byte"},
@@ -57,33 +60,47 @@ class Tally:
 
     def __init__(self) -> None:
         """Nothing scored yet."""
-        self._sums: dict[int, Tensor] = {}  # nats, scored tokens, right ones: float64 [3]
+        self._sums: dict[int, Tensor] = {}  # what `sums` names: float64 [5]
 
-    def add(self, logits_MV: Tensor, targets_M: Tensor, load: int) -> None:
-        """The scored positions of some rows of one load."""
+    def add(self, logits_MV: Tensor, targets_BT: Tensor, load: int) -> None:
+        """Rows of one load; the logits are of their M scored positions, row by row."""
+        scored_BT = targets_BT != IGNORED
+        targets_M, row_M = targets_BT[scored_BT], scored_BT.nonzero()[:, 0]
         total, count = nats(logits_MV, targets_M)
-        right = (logits_MV.argmax(-1) == targets_M).sum()
-        found = torch.stack([total.detach(), count.double(), right.double()])
+        right_M = logits_MV.argmax(-1) == targets_M
+        wrong_B = torch.zeros(len(targets_BT), dtype=torch.int64, device=targets_M.device)
+        wrong_B.index_add_(0, row_M, (~right_M).long())
+        asked_B = scored_BT.any(1)
+        exact = (asked_B & (wrong_B == 0)).sum()
+        found = torch.stack([total.detach(), count, right_M.sum(), asked_B.sum(), exact])
         self._sums[load] = self._sums[load] + found if load in self._sums else found
 
     def sums(self) -> dict[int, list[float]]:
-        """By load: nats, scored tokens, right ones."""
+        """By load: nats, scored tokens, right ones, rows with some, rows that are right in all."""
         return {load: found.tolist() for load, found in self._sums.items()}
 
     @staticmethod
     def scores(sums: Mapping[int, Sequence[float]], trained: int) -> dict[str, float]:
-        """loss (nats per scored token), ppl and accuracy of the loads up to `trained`.
+        """loss (nats per scored token), ppl, accuracy and exact of the loads up to `trained`.
 
-        Of several loads accuracy/LOAD of each too, and accuracy/beyond, the mean over those above.
+        `accuracy` is the share of scored tokens that are right, `exact` that of rows in which all
+        are. Of several loads accuracy/LOAD and exact/LOAD of each too, and accuracy/beyond and
+        exact/beyond, the mean over those above.
         """
         within = [found for load, found in sums.items() if load <= trained]
-        total, count, right = (sum(column) for column in zip(*within, strict=True))
-        scores = {"loss": total / count, "ppl": perplexity(total, count), "accuracy": right / count}
-        each = {load: right / count for load, (_, count, right) in sums.items()}
-        if len(each) > 1:
-            scores |= {f"accuracy/{load}": value for load, value in each.items()}
-        beyond = [value for load, value in each.items() if load > trained]
-        return scores | ({"accuracy/beyond": sum(beyond) / len(beyond)} if beyond else {})
+        total, count, right, rows, whole = (sum(column) for column in zip(*within, strict=True))
+        scores = {"loss": total / count, "ppl": perplexity(total, count)}
+        each = {
+            "accuracy": {load: found[2] / found[1] for load, found in sums.items()},
+            "exact": {load: found[4] / found[3] for load, found in sums.items()},
+        }
+        for name, value in (("accuracy", right / count), ("exact", whole / rows)):
+            scores[name] = value
+            if len(sums) > 1:
+                scores |= {f"{name}/{load}": share for load, share in each[name].items()}
+            beyond = [share for load, share in each[name].items() if load > trained]
+            scores |= {f"{name}/beyond": sum(beyond) / len(beyond)} if beyond else {}
+        return scores
 
 
 def score_task(
@@ -98,7 +115,7 @@ def score_task(
 
     Raises ConfigError for another split and for examples that do not fit the model.
     """
-    loads = task.config.loads_with(model.config.positions)
+    loads = task.config.loads_with(model.config.extrapolates)
     longest = max(map(task.config.time, loads))
     if longest > model.config.block_size:
         raise ConfigError(
@@ -113,7 +130,7 @@ def score_task(
         only_BT = targets_BT != IGNORED
         with inference(model):
             logits_MV = model(idx_BT, only_BT=only_BT).logits
-        tally.add(logits_MV, targets_BT[only_BT], int(batch["load"]))
+        tally.add(logits_MV, targets_BT, int(batch["load"]))
     return Tally.scores(tally.sums(), trained=task.config.trained)
 
 
@@ -134,6 +151,8 @@ class Score:
     context: int
     stride: int
     floor_nats: float | None = None
+    late_nats: float = 0.0  # of tokens with more than LATE others before them in their window
+    late_bytes: int = 0
 
     @property
     def loss(self) -> float:
@@ -149,6 +168,11 @@ class Score:
     def bits_per_byte(self) -> float:
         """nats / (ln 2 bytes): compares across tokenizers."""
         return self.nats / math.log(2) / self.bytes
+
+    @property
+    def late_bits_per_byte(self) -> float | None:
+        """The same of tokens with more than LATE others before them; None where there are none."""
+        return self.late_nats / math.log(2) / self.late_bytes if self.late_bytes else None
 
     @property
     def word_ppl(self) -> float | None:
@@ -194,9 +218,15 @@ def score(
     device = next(model.parameters()).device
     total = torch.zeros((), dtype=torch.float64, device=device)
     scored = torch.zeros((), dtype=torch.int64, device=device)
+    late_nats, late_bytes = torch.zeros_like(total), torch.zeros_like(scored)
+    bytes_V = bytes_by_token(corpus.tokenizer).to(device)
     for logits_BTV, targets_BT in _predictions(model, windows, batch_size, progress):
-        batch_nats, batch_tokens = nats(logits_BTV, targets_BT)
-        total, scored = total + batch_nats, scored + batch_tokens
+        nats_BT, scored_BT = token_nats(logits_BTV, targets_BT).double(), targets_BT != IGNORED
+        total, scored = total + nats_BT.sum(), scored + scored_BT.sum()
+        if begins is None:  # a window holds one text, so that a place in it is a context
+            bytes_BT = bytes_V[targets_BT * scored_BT] * scored_BT
+            late_nats = late_nats + nats_BT[:, LATE:].sum()
+            late_bytes = late_bytes + bytes_BT[:, LATE:].sum()
     meta = corpus.meta["splits"][split]
     scored_T = np.delete(tokens_T, 0 if begins is None else begins)
     return Score(
@@ -207,6 +237,8 @@ def score(
         context=context,
         stride=stride,
         floor_nats=meta["floor_nats"],
+        late_nats=late_nats.item(),
+        late_bytes=int(late_bytes),
     )
 
 

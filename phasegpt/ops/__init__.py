@@ -4,9 +4,9 @@ Coupling attracts: each phase is pulled by sin(theta_j - theta_i). Phases are in
 never wrapped, and are held in float32 at least (bf16 in gives float32 out, float64 stays).
 
 Backends: `reference`, plain PyTorch for any device, dtype and size, is the truth; `cpu` and
-`cuda` are one-pass kernels with exact adjoints, compiled at first use (float32, Euler, N <= 256,
-S <= 64). `auto` takes the kernels of theta's device where they can do it, and says once why when
-they cannot. `python -m phasegpt.ops` shows what there is here.
+`cuda` are one-pass kernels with exact adjoints, compiled at first use (float32, Euler, N <= 256;
+one pass for every 64 steps). `auto` takes the kernels of theta's device where they can do it, and
+says once why when they cannot. `python -m phasegpt.ops` shows what there is here.
 
 Shapes: B batch, T time, H heads, N oscillators, C channels, S integration steps.
 """
@@ -89,13 +89,13 @@ def kuramoto_rows(
     lag = lag.to(dtype) if isinstance(lag, Tensor) else lag
     field: MeanField | None
     with torch.autocast(theta0.device.type, enabled=False):
-        if _use_kernels(backend, theta, integrator, steps, N):
+        if _use_kernels(backend, theta, integrator, N):
             # The kernels see the lag as an angle of the coupling, K exp(-i lag).
             if isinstance(lag, Tensor):
                 pair = torch.stack((coupling * lag.cos(), coupling * lag.sin()), dim=-1)
             else:
                 pair = torch.stack((coupling * math.cos(lag), coupling * math.sin(lag)), dim=-1)
-            theta, *means = fused.rows(theta, omega, pair, steps, dt, return_order)
+            theta, *means = fused.all_rows(theta, omega, pair, steps, dt, return_order)
             field = MeanField(*means) if return_order else None
         else:
             theta, field = reference.rows(
@@ -170,14 +170,14 @@ def kuramoto_scan(
     forget = None if forget is None else forget.to(dtype)
     field: MeanField | None
     with torch.autocast(theta0.device.type, enabled=False):
-        if _use_kernels(backend, theta, "euler", steps, 1):
+        if _use_kernels(backend, theta, "euler", 1):
             if state is None:
                 zeros = theta.new_zeros(sums, theta.shape[0], C)
                 state = ScanState(zeros, zeros, theta.new_zeros(C))
             absent = theta.new_empty(0)
             forget = absent if forget is None else forget
             inputs = (theta, omega, coupling, forget, *(x.to(dtype) for x in state))
-            theta, *new, mean_cos, mean_sin = fused.scan(*inputs, steps, dt, return_order)
+            theta, *new, mean_cos, mean_sin = fused.all_scan(inputs, steps, dt, return_order)
             new_state = ScanState(*new)
             field = MeanField(mean_cos, mean_sin) if return_order else None
         else:
@@ -204,9 +204,7 @@ def _check_devices(theta0: Tensor, **others: Tensor | float | None) -> None:
             )
 
 
-def _use_kernels(
-    backend: str, theta: Tensor, integrator: str, steps: int, oscillators: int
-) -> bool:
+def _use_kernels(backend: str, theta: Tensor, integrator: str, oscillators: int) -> bool:
     """Whether the kernels of theta's device integrate; ConfigError if they are asked and cannot."""
     if backend == "reference":
         return False
@@ -215,7 +213,7 @@ def _use_kernels(
         raise ConfigError(
             f"backend={backend!r} needs tensors on the device {backend}; these are on {device}"
         )
-    why = fused.obstacle(device, theta.dtype == torch.float64, integrator, steps, oscillators)
+    why = fused.obstacle(device, theta.dtype == torch.float64, integrator, oscillators)
     if why is None:
         return True
     if backend != "auto":

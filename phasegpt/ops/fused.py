@@ -20,13 +20,11 @@ from phasegpt.ops import cpu, cuda
 
 KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda}
 MAX_OSCILLATORS = 256
-MAX_STEPS = 64
+MAX_STEPS = 64  # of one call; more are made in several
 
 
 @torch.compiler.assume_constant_result
-def obstacle(
-    device: str, double: bool, integrator: str, steps: int, oscillators: int
-) -> str | None:
+def obstacle(device: str, double: bool, integrator: str, oscillators: int) -> str | None:
     """Why the kernels of `device` cannot do this integration; None if they can."""
     if device not in KERNELS:
         return f"there are no kernels for the device {device}"
@@ -34,8 +32,6 @@ def obstacle(
         return "the kernels are float32, and float64 is kept"
     if integrator != "euler":
         return f"integrator={integrator} has no kernel"
-    if steps > MAX_STEPS:
-        return f"steps={steps} is above the kernels' {MAX_STEPS}"
     if oscillators > MAX_OSCILLATORS:
         return f"N={oscillators} is above the kernels' {MAX_OSCILLATORS}"
     return KERNELS[device].unavailable()
@@ -45,6 +41,20 @@ def _prepared(*tensors: Tensor) -> list[Tensor]:
     """Contiguous, and aligned to the 16 bytes that a vector load needs."""
     tensors_ = (x.contiguous() for x in tensors)
     return [x if x.data_ptr() % 16 == 0 else x.clone() for x in tensors_]
+
+
+def _lengths(steps: int) -> list[int]:
+    """Of the calls in which so many steps are made."""
+    return [min(MAX_STEPS, steps - done) for done in range(0, steps, MAX_STEPS)] or [0]
+
+
+def _joined(parts: list[Tensor], dim: int, shared: bool) -> Tensor:
+    """One after the other along `dim`; `shared`: the last of each is the first of the next."""
+    if len(parts) == 1 or not parts[-1].numel():
+        return parts[-1]
+    *earlier, last = parts
+    earlier = [x.narrow(dim, 0, x.shape[dim] - shared) for x in earlier]
+    return torch.cat([*earlier, last], dim)
 
 
 def _second_derivative(*_: Any) -> None:
@@ -118,6 +128,18 @@ def _rows_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 rows.register_autograd(_rows_backward, setup_context=_rows_context)
 rows_adjoint.register_autograd(_second_derivative)
+
+
+def all_rows(
+    theta: Tensor, omega: Tensor, coupling: Tensor, steps: int, dt: float, order: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`rows` of any number of steps, which keeps the phases every MAX_STEPS for its adjoint."""
+    cos, sin = [], []
+    for length in _lengths(steps):
+        theta, mean_cos, mean_sin = rows(theta, omega, coupling, length, dt, order)
+        cos.append(mean_cos)
+        sin.append(mean_sin)
+    return theta, _joined(cos, -1, True), _joined(sin, -1, True)
 
 
 # --- scan ------------------------------------------------------------------------------------
@@ -232,3 +254,23 @@ def _scan_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
 
 scan.register_autograd(_scan_backward, setup_context=_scan_context)
 scan_adjoint.register_autograd(_second_derivative)
+
+
+def all_scan(inputs: tuple[Tensor, ...], steps: int, dt: float, order: bool) -> tuple[Tensor, ...]:
+    """`scan` of any number of steps, as all_rows; `inputs` are the seven tensors that it takes."""
+    lengths = _lengths(steps)
+    if len(lengths) == 1:
+        return scan(*inputs, steps, dt, order)
+    theta, omega, coupling, forget, cos_sums, sin_sums, weight = inputs
+    found: list[list[Tensor]] = [[], [], [], []]  # sums of cosines and sines, and their means
+    done = 0
+    for length in lengths:
+        own = (x[done : done + length + order] for x in (cos_sums, sin_sums))
+        theta, cos, sin, after, mean_cos, mean_sin = scan(
+            theta, omega, coupling, forget, *own, weight, length, dt, order
+        )
+        for each, part in zip(found, (cos, sin, mean_cos, mean_sin), strict=True):
+            each.append(part)
+        done += length
+    cos, sin, mean_cos, mean_sin = (_joined(each, 0, order) for each in found)
+    return theta, cos, sin, after, mean_cos, mean_sin

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from phasegpt.core.randomness import keyed_generator
+from phasegpt.core.randomness import keyed_seed
 from phasegpt.phase import first_prefix, order_parameter, prefix_order_parameter
 
 
@@ -53,14 +53,16 @@ def draw_perturbation(
     if not noise_sigma and not frequency_jitter:
         return None
 
+    generator = torch.Generator(device)  # one, seeded anew: making one costs more than a draw
+
     def draw(kind: str, scale: float, shape: tuple[int, ...]) -> Tensor | None:
         if not scale:
             return None
-        rows = []
-        for sample in key.sample_B:
-            generator = keyed_generator(kind, key.seed, key.step, layer, int(sample), device=device)
-            rows.append(torch.randn(shape, generator=generator, device=device))
-        return torch.stack(rows) * scale
+        drawn = torch.empty((len(key.sample_B), *shape), device=device)
+        for row, sample in zip(drawn, key.sample_B, strict=True):
+            generator.manual_seed(keyed_seed(kind, key.seed, key.step, layer, int(sample)))
+            row.normal_(generator=generator)
+        return drawn.mul_(scale)
 
     noise_BSTHN = draw("noise", noise_sigma, (steps, time, heads, oscillators))
     jitter_BHN = draw("jitter", frequency_jitter, (heads, oscillators))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -34,6 +35,7 @@ from phasegpt.training.checkpointing import Saver, VerifiedIO
 from phasegpt.training.collapse_guard import CollapseGuard
 from phasegpt.training.config import RunConfig, run_config
 from phasegpt.training.datamodule import DataModule
+from phasegpt.training.gpus import compile_gain
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.loggers import extra_loggers
 from phasegpt.training.metrics_csv import AtSteps, MetricsCSV
@@ -45,9 +47,6 @@ from phasegpt.training.signals import StopSignals
 
 if TYPE_CHECKING:
     from phasegpt.training.ranks import Rank
-
-# torch.compile takes about a minute; shorter runs than this many steps would not earn it back.
-_COMPILE_FROM_STEPS = 3000
 
 
 class Assembled(NamedTuple):
@@ -70,7 +69,7 @@ class Assembled(NamedTuple):
         refuses of the user's own callbacks a ConfigError.
         """
         try:
-            with answering():
+            with answering(), _products(self.lit.run.trainer.tf32):
                 self.trainer.fit(
                     self.lit, datamodule=self.data, ckpt_path=resume_point, weights_only=True
                 )
@@ -122,20 +121,18 @@ def assemble(
     if t.precision == "64-true":
         lit.double()  # Lightning does it too, but after it has read a checkpoint
     sharded = t.processes > 1 and t.strategy == "fsdp"
-    if run.compile is True or (
-        run.compile == "auto"
-        and not sharded
-        and cuda
-        and t.steps >= _COMPILE_FROM_STEPS
-        and not getattr(run.data, "documents", False)  # whose lengths change from batch to batch
-    ):
-        model.compile()
 
     # What watches, saves and stops the run, in the order in which it is called.
     time = model.config.block_size
     if isinstance(run.data, TaskConfig):
         time = run.data.time(run.data.trained)
-    flops = model.flops(time, backward=True)
+    scored = 1.0 if corpus.task is None else corpus.task.scored_share
+    flops = model.flops(time, backward=True, scored=scored)
+    tokens = time * run.data.batch_size * t.accumulate_grad_batches  # of a step and process
+    index = gpu % max(1, torch.cuda.device_count()) if rank is None else rank.local
+    on = torch.cuda.get_device_name(index) if cuda else None
+    if compiles(run, flops.products * tokens, on):
+        model.compile()
     csv = MetricsCSV(folder.path / "metrics.csv")
     saver = Saver(
         folder,
@@ -166,7 +163,7 @@ def assemble(
     trainer = pl.Trainer(
         default_root_dir=folder.path,
         accelerator="cuda" if cuda else "cpu",
-        devices=[gpu % torch.cuda.device_count()] if cuda and rank is None else t.devices,
+        devices=[index] if cuda and rank is None else t.devices,
         num_nodes=t.num_nodes,
         strategy=_strategy(run),
         precision=None if sharded and t.precision == "64-true" else _precision(run, cuda),
@@ -196,8 +193,32 @@ def assemble(
     for logger in trainer.loggers:
         if isinstance(logger, AtSteps):
             logger.trainer = trainer
-    tokens_per_step = time * run.data.batch_size * t.accumulate_grad_batches * t.processes
-    return Assembled(trainer, lit, data, saver, guard, solved, cuda, tokens_per_step, flops)
+    return Assembled(trainer, lit, data, saver, guard, solved, cuda, tokens * t.processes, flops)
+
+
+@contextmanager
+def _products(tf32: bool) -> Iterator[None]:
+    """Float32 products in TF32, if so; else as the process has them, which torch begins exact."""
+    before = torch.get_float32_matmul_precision()
+    if tf32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def compiles(run: RunConfig, flops_per_step: float, gpu: str | None) -> bool:
+    """Whether the model is compiled: as asked, and for auto where it gains time on this `gpu`.
+
+    Not with whole documents, whose lengths change from batch to batch, nor split over processes.
+    """
+    if run.compile != "auto":
+        return bool(run.compile)
+    split = run.trainer.processes > 1 and run.trainer.strategy == "fsdp"
+    if gpu is None or split or getattr(run.data, "documents", False):
+        return False
+    return compile_gain(gpu, flops_per_step * run.trainer.steps) > 0
 
 
 def lightning(config: Any, corpus: Corpus | None = None) -> tuple[LitGPT, DataModule]:
@@ -241,6 +262,8 @@ def check_device(run: RunConfig) -> None:
         raise ConfigError(
             "trainer.precision=bf16-mixed is for GPUs; use 32-true, or auto to have it chosen"
         )
+    if run.trainer.tf32 and on_cpu:
+        raise ConfigError("trainer.tf32=true is for GPUs, and torch sees none here; leave it out")
 
 
 def _profiler(run: RunConfig, folder: Path) -> Profiler | None:

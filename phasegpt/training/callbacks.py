@@ -18,11 +18,9 @@ from tqdm import tqdm
 from phasegpt.core.console import tell
 from phasegpt.training.callback_config import EarlyStoppingConfig
 from phasegpt.training.checkpointing import step_done
+from phasegpt.training.gpus import peak_flops
 
 _SILENCE_S = 30.0  # a longer one without a line looks like a run that hangs
-
-# Dense bf16 tensor-core peak, FLOP/s, by a part of the device's name.
-_PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 class Metrics(Callback):
@@ -62,6 +60,7 @@ class Metrics(Callback):
     def _log(
         self, trainer: pl.Trainer, pl_module: Any, accumulation: int, penalty_weight: float
     ) -> None:
+        pl_module.settle()  # what follows waits for the device anyway
         reduce = trainer.strategy.reduce
         mean = {k: reduce(v / accumulation, reduce_op="mean") for k, v in self._sums.items()}
         metrics = {
@@ -69,6 +68,8 @@ class Metrics(Callback):
             "train/grad_norm": pl_module.grad_norm.item(),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
+        if pl_module.skipped is not None:
+            metrics["train/skipped_steps"] = pl_module.skipped
         if "penalty" in mean:
             metrics["reg/coherence"] = mean.pop("penalty").item()
             metrics["reg/lambda"] = penalty_weight
@@ -90,10 +91,9 @@ class Metrics(Callback):
     def _speed(self, tokens_per_s: float, device: torch.device, devices: int) -> dict[str, float]:
         speed = {"perf/tokens_per_s": tokens_per_s}
         if device.type == "cuda":
-            name = torch.cuda.get_device_name(device)
-            for part, peak in _PEAK_FLOPS.items():
-                if part in name:
-                    speed["perf/mfu"] = tokens_per_s * self.flops_per_token / (peak * devices)
+            peak = peak_flops(torch.cuda.get_device_name(device))
+            if peak is not None:
+                speed["perf/mfu"] = tokens_per_s * self.flops_per_token / (peak * devices)
         return speed
 
     def restart_clock(self) -> None:

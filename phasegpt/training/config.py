@@ -54,6 +54,8 @@ CAME_LATER: dict[str, Any] = {
     "model.mlp_width": None,
     "model.match_parameters": None,
     "model.tie_embeddings": True,
+    "trainer.skip_nonfinite": 0,
+    "trainer.tf32": False,
     "trainer.devices": 1,
     "trainer.num_nodes": 1,
     "trainer.fast_dev_run": 0,
@@ -177,7 +179,7 @@ class RunConfig(Section):
     seed: int = option(42, "of weights, batches, dropout, noise and sample", ge=0, lt=2**32)
     compile: Literal["auto"] | bool = option(
         "auto",
-        "torch.compile; auto: on a GPU, for runs long enough to earn its start-up",
+        "torch.compile; auto: on a GPU, where it saves more time than it takes",
         form="auto, true or false",
     )
     resume: bool | str = option(
@@ -215,7 +217,8 @@ class RunConfig(Section):
     def loads(self) -> tuple[int, ...]:
         """Loads of a task that this model is validated at; none of a text."""
         if isinstance(self.data, TaskConfig):
-            return self.data.loads_with(self.model.positions)
+            shape = GPTConfig.from_sections(self.model, self.attention, vocab_size=2)
+            return self.data.loads_with(shape.extrapolates)
         return ()
 
     def check_idle(self) -> None:
@@ -232,6 +235,11 @@ class RunConfig(Section):
         callbacks.phase_monitor.refuse_idle(phases, why, "band")
         if self.trainer.strategy == "fsdp":
             self._check_fsdp()
+        plain = self.optimizer.name != "schedule_free"
+        self.trainer.refuse_idle(
+            plain, "with optimizer=schedule_free, whose weights are ahead of themselves in a step",
+            "skip_nonfinite",
+        )  # fmt: skip
         of_R = ("R_low", "R_high", "patience", "coupling_factor")
         callbacks.collapse_guard.refuse_idle(phases, why, *of_R)
         task = isinstance(self.data, TaskConfig)

@@ -1,55 +1,96 @@
-"""Whether gradients are finite, found out without waiting for the GPU at every step."""
+"""Whether gradients are finite, known one step late, so that no step waits for the GPU."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-#: Steps after which the flags are read at the latest; the batches of as many are kept.
-MOST_STEPS = 32
+from torch.optim.lr_scheduler import LRScheduler
 
 
 class Failed(NamedTuple):
-    """The first step whose gradient was not finite."""
+    """A step whose gradient was not finite."""
 
     step: int
     batch: dict[str, Tensor]
 
 
-class FiniteWatch:
-    """Flags of the gradient norms on the device, read every few steps.
+class _Seen(NamedTuple):
+    step: int
+    batch: dict[str, Tensor]
+    flag: Tensor  # on the host, once `ready`
+    ready: torch.cuda.Event | None
 
-    From the first norm that is not finite on, the optimizer leaves the weights as they are (its
-    found_inf, which torch's fused optimizers know), so that what failed can still be looked at.
-    For other optimizers every flag is read at once.
+
+def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it leaves everything as it is where found_inf says so: torch's fused ones do."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def restorer(scheduler: LRScheduler) -> Callable[[], None]:
+    """What puts a schedule and its optimizer's groups back to where they are now."""
+    groups = scheduler.optimizer.param_groups
+    kept = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+    state, kept = copy.deepcopy((scheduler.state_dict(), kept))
+
+    def restore() -> None:
+        scheduler.load_state_dict(state)
+        for group, values in zip(groups, kept, strict=True):
+            group.update(values)
+
+    return restore
+
+
+class FiniteWatch:
+    """The flag of the last gradient norm, on its way to the host, and how many were bad.
+
+    An optimizer that skips_on_device is given the flag, and the host reads it when the next step
+    asks. Others must be told before they step, and all at the first step, which makes their state.
     """
 
-    def __init__(self, every: int) -> None:
-        """Read at step 1 and multiples of `every`, where a row of metrics waits for the device."""
-        self.every = every
-        self._bad: Tensor | None = None
-        self._seen: list[tuple[int, dict[str, Tensor], Tensor]] = []
+    def __init__(self, allowed: int) -> None:
+        """Nothing seen yet; `allowed` is how many in a row may be bad."""
+        self.allowed, self.skipped, self.in_a_row = allowed, 0, 0
+        #: Whether the last one that was read was bad, until the next is seen.
+        self.skipping = False
+        self._last: _Seen | None = None
+        self._made = False  # whether a step was
+        self._pinned: Tensor | None = None
 
     def see(
         self, norm: Tensor, step: int, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer
-    ) -> Failed | None:
-        """Remember the norm before the update after `step` earlier ones; what failed, if read."""
-        bad = (~norm.isfinite()).float()
-        self._bad = bad if self._bad is None else torch.maximum(self._bad, bad)
-        self._seen.append((step, batch, self._bad))
-        skips = getattr(optimizer, "_step_supports_amp_scaling", False)
-        if skips:
-            optimizer.grad_scale, optimizer.found_inf = None, self._bad  # type: ignore[attr-defined]
-        due = step == 0 or (step + 1) % self.every == 0 or len(self._seen) >= MOST_STEPS
-        return self.read() if due or not skips else None
+    ) -> bool:
+        """Remember the norm before the update after `step` earlier ones, the last one read.
+
+        True: read it before the optimizer steps, and leave that out if it was bad.
+        """
+        self.skipping = False
+        bad, ready = (~norm.isfinite()).float(), None
+        flag = bad
+        if bad.is_cuda:
+            if self._pinned is None:
+                self._pinned = torch.empty((), pin_memory=True)
+            flag, ready = self._pinned.copy_(bad, non_blocking=True), torch.cuda.Event()
+            ready.record()
+        self._last = _Seen(step, batch, flag, ready)
+        if skips_on_device(optimizer):
+            optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
+            return not self._made
+        return True
 
     def read(self) -> Failed | None:
-        """The first step of those not read yet whose gradient was not finite. Waits for the GPU."""
-        seen, self._seen = self._seen, []
-        flags = torch.stack([bad for *_, bad in seen]).tolist() if seen else []
-        for (step, batch, _), flag in zip(seen, flags, strict=True):
-            if flag:
-                return Failed(step, batch)
-        return None
+        """The last step, unless it was read before or its gradient was finite; counts it."""
+        last, self._last = self._last, None
+        if last is None:
+            return None
+        if last.ready is not None:
+            last.ready.synchronize()  # of the norm, not of what was queued after it
+        self.skipping = bool(last.flag.numpy())
+        if not self.skipping:
+            self.in_a_row, self._made = 0, True
+            return None
+        self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
+        return Failed(last.step, last.batch)

@@ -9,16 +9,18 @@ Shapes: B batch, T time, H heads, N oscillators, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
+from torch.nn import functional as F
 
 from phasegpt.attention import Phase
-from phasegpt.core import targets
+from phasegpt.core import arguments, targets
 from phasegpt.core.errors import Collapsed, ConfigError
 from phasegpt.data.config import TaskConfig
 from phasegpt.data.tokenizers import from_state
@@ -36,7 +38,8 @@ from phasegpt.phase.steering import (
 from phasegpt.training.callbacks import Metrics
 from phasegpt.training.checkpointing import step_done
 from phasegpt.training.config import RunConfig
-from phasegpt.training.finite import Failed, FiniteWatch
+from phasegpt.training.diagnosis import diagnosis, gradients_again
+from phasegpt.training.finite import FiniteWatch, restorer
 from phasegpt.training.optim import build_optimizer, build_schedule
 from phasegpt.training.optimizers import ScheduleFree
 from phasegpt.training.sharding import Sharded, whole
@@ -64,7 +67,9 @@ class LitGPT(pl.LightningModule):
         )
         self._order: list[Tensor] = []  # R of each micro-batch, for an adaptive weight
         self.grad_norm: Tensor | None = None
-        self._finite = FiniteWatch(self.run.trainer.log_every_n_steps)
+        self._finite = FiniteWatch(self.run.trainer.skip_nonfinite)
+        self._undo: list[Callable[[], None]] = []  # of what counts the last step as made
+        self.register_state_dict_pre_hook(_settled)
         self._bytes_V: Tensor | None = None  # of every token, once a validation has begun
         self._task = self.run.data if isinstance(self.run.data, TaskConfig) else None
         self.validation: dict[str, float] = {}
@@ -157,9 +162,9 @@ class LitGPT(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Add the batch's summed nats, scored tokens or those of a task; return phases."""
-        out = self._predict(batch, return_phase=True)
+        out = self._of_all_rows(batch)
         if self._task is not None:
-            self._tally.add(out.logits, self._targets(batch), int(batch["load"]))
+            self._tally.add(out.logits, batch["targets"], int(batch["load"]))
             return {"phase": out.phase}
         total, count = nats(out.logits, batch["targets"])
         self._val_nats += total.double()
@@ -169,9 +174,23 @@ class LitGPT(pl.LightningModule):
         self._val_bytes += (self._bytes_V[batch["targets"] * scored] * scored).sum()
         return {"phase": out.phase}
 
+    def _of_all_rows(self, batch: dict[str, Tensor]) -> GPTOutput | documents.Packed:
+        """The model on a batch with its phases; compiled always on as many rows.
+
+        The last batch of a split would cost a graph of its own.
+        """
+        rows, full = len(batch["idx"]), self.run.data.batch_size
+        plain = "begins" not in batch and self._task is None
+        if not plain or rows >= full or self.model._compiled_call_impl is None:
+            return self._predict(batch, return_phase=True)
+        idx_BT = F.pad(batch["idx"], (0, 0, 0, full - rows))
+        out = self.model(idx_BT, return_phase=True)
+        phase = {layer: Phase(*(x[:rows] for x in found)) for layer, found in out.phase.items()}
+        return GPTOutput(out.logits[:rows], phase)
+
     def on_validation_epoch_start(self) -> None:
         """Start the sums of a validation, of weights that a finite gradient has made."""
-        self._stop_if(self._finite.read())
+        self.settle()
         if self._task is not None:
             self._tally = Tally()
             return
@@ -184,7 +203,7 @@ class LitGPT(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """`val/loss` (nats per token), `val/ppl` and `val/bpb` of what was scored.
 
-        Of a task `val/accuracy` in place of the last, and `val/accuracy/LOAD` of several.
+        Of a task `val/accuracy` and `val/exact` in place of the last, and /LOAD of several.
         """
         self.validation = self._scores("val")
 
@@ -211,7 +230,7 @@ class LitGPT(pl.LightningModule):
             bits = total / math.log(2) / count
             found = {"loss": total / tokens, "ppl": perplexity(total, tokens), "bpb": bits}
         if not math.isfinite(found["loss"]):
-            raise Collapsed(self._diagnosis(self.global_step, self._last_batch["idx"]))
+            raise Collapsed(diagnosis(self.model, self.global_step, self._last_batch["idx"]))
         scores = {f"{split}/{name}": value for name, value in found.items()}
         self.log_dict(scores, logger=self._reports)
         return scores
@@ -240,20 +259,30 @@ class LitGPT(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Adapt lambda, once per optimizer step and before anything is saved."""
+        self.settle()
+        weight = self.penalty_weight
+        self._undo = [partial(weight.load_state_dict, weight.state_dict())]
         if self._order:
             order = torch.stack(self._order).mean()
             self.penalty_weight.update(self.trainer.strategy.reduce(order, reduce_op="mean").item())
             self._order = []
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep an adaptive lambda; other schedules have no state. Nothing after a collapse."""
-        self._stop_if(self._finite.read())
+        """Keep an adaptive lambda, other schedules have no state, and the count of skipped steps.
+
+        Nothing after a collapse.
+        """
+        self.settle()
+        if self._finite.skipped:
+            checkpoint["skipped"] = [self._finite.skipped, self._finite.in_a_row]
         if self.run.regularizer.schedule == "adaptive":
             checkpoint["regularizer"] = self.penalty_weight.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with it; a module that is made from a checkpoint (no trainer has it) knows that."""
         self._read |= self._trainer is None
+        counts = (arguments.whole("skipped", n, 0) for n in checkpoint.get("skipped", (0, 0)))
+        self._finite.skipped, self._finite.in_a_row = counts
         if self.run.regularizer.schedule == "adaptive":
             self.penalty_weight.load_state_dict(checkpoint["regularizer"])
 
@@ -263,7 +292,10 @@ class LitGPT(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip by norm or value; remember the norm before: one that is not finite ends the run."""
+        """Clip by norm or value; a norm before that is not finite skips the step, or ends the run.
+
+        Which, `settle` finds out: one step late, if the optimizer needs no telling.
+        """
         limit = math.inf if gradient_clip_val is None else gradient_clip_val
         by_value = gradient_clip_algorithm == "value"
         parameters = list(self.model.parameters())
@@ -271,27 +303,42 @@ class LitGPT(pl.LightningModule):
         self.grad_norm = whole(norm)
         if by_value:
             nn.utils.clip_grad_value_(parameters, limit)
-        self._stop_if(
-            self._finite.see(self.grad_norm, self.global_step, self._last_batch, optimizer)
-        )
+        at_once = self._finite.see(self.grad_norm, self.global_step, self._last_batch, optimizer)
+        if at_once and self.settle():
+            optimizer.zero_grad()  # what has no gradient is not moved
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Step a schedule, but not for an optimizer's step that is known to be skipped."""
+        if self._finite.skipping:
+            return
+        if self._finite.allowed:
+            self._undo.append(restorer(scheduler))
+        super().lr_scheduler_step(scheduler, metric)
+
+    def settle(self) -> bool:
+        """Read whether the last step was skipped; if so take back what counts steps that are made.
+
+        Collapsed, with a diagnosis, where more than trainer.skip_nonfinite in a row were.
+        """
+        failed = self._finite.read()
+        if failed is None:
+            return False
+        if self._finite.in_a_row > self._finite.allowed:
+            if failed.step < self.global_step:  # its gradients are gone, its weights are there
+                gradients_again(self.model, failed.batch)
+            raise Collapsed(diagnosis(self.model, failed.step, failed.batch["idx"]))
+        for undo in self._undo:
+            undo()
+        return True
+
+    @property
+    def skipped(self) -> int | None:
+        """Steps that were skipped; None: none may be."""
+        return self._finite.skipped if self._finite.allowed else None
 
     def on_train_end(self) -> None:
-        """Look at the last steps, where no validation did."""
-        self._stop_if(self._finite.read())
-
-    def _stop_if(self, failed: Failed | None) -> None:
-        """Collapsed, with a diagnosis of the step that failed."""
-        if failed is None:
-            return
-        if failed.step < self.global_step:  # its gradients are gone, its weights are there
-            with torch.inference_mode(False), torch.enable_grad():
-                out = self._uncompiled(failed.batch["idx"])
-                total, _ = nats(out.logits, failed.batch["targets"])
-                parameters = list(self.model.parameters())
-                found = torch.autograd.grad(total, parameters, allow_unused=True)
-            for parameter, gradient in zip(parameters, found, strict=True):
-                parameter.grad = gradient
-        raise Collapsed(self._diagnosis(failed.step, failed.batch["idx"]))
+        """Look at the last step, where no validation did."""
+        self.settle()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Take a schedule-free optimizer's gradients where it wants them."""
@@ -329,43 +376,12 @@ class LitGPT(pl.LightningModule):
             self._order.append(torch.stack(order).mean())
         return torch.stack(terms).sum()
 
-    @torch.no_grad()
-    def _diagnosis(self, step: int, idx_BT: Tensor) -> str:
-        """Where the numbers stopped being finite at this batch: step, layer and R."""
-        broken: list[int] = []
-        hooks = [
-            block.register_forward_hook(
-                lambda _module, _args, out, layer=layer: (
-                    None if torch.isfinite(out.y).all() else broken.append(layer)
-                )
-            )
-            for layer, block in enumerate(self.model.blocks)
-        ]
-        with torch.random.fork_rng(devices=[]):
-            out = self._uncompiled(idx_BT, return_phase=True)
-        for hook in hooks:
-            hook.remove()
-        where = f"layer {broken[0]} in the forward pass" if broken else self._broken_gradient()
-        order = ", ".join(f"layer {k}: {p.R.mean():.3f}" for k, p in out.phase.items())
-        return (
-            f"step {step}: the loss or its gradient is not finite, first in {where}; "
-            f"R is {order or 'not defined (no phase layer)'}. Lower optimizer.lr or "
-            f"attention.coupling"
-        )
-
-    def _uncompiled(self, idx_BT: Tensor, **words: Any) -> GPTOutput:
-        """The model's output, with hooks of its blocks, which a compiled model leaves out."""
-        run = self.model if isinstance(self.model, FSDPModule) else self.model.forward
-        return run(idx_BT, **words)
-
-    def _broken_gradient(self) -> str:
-        """The parameter nearest the loss whose gradient is not finite."""
-        for name, p in reversed(list(self.model.named_parameters())):
-            if p.grad is not None and not torch.isfinite(whole(p.grad)).all():
-                return f"the gradient of {name}"
-        return "the gradient norm"
-
 
 def _per_head(phase: Phase) -> Tensor:
     """R averaged over everything but heads, [H]."""
     return phase.R.detach().transpose(0, 2).flatten(1).mean(1)
+
+
+def _settled(lit: LitGPT, *_: Any) -> None:
+    """Before a checkpoint is put together, which begins with the weights."""
+    lit.settle()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 
+from phasegpt.core import figures
 from phasegpt.core.console import tell
 from phasegpt.core.errors import ConfigError, Interrupted
 from phasegpt.core.secrets import masked_arguments
@@ -239,14 +240,15 @@ def finish(folder: RunFolder) -> None:
     wandb.finish(exit_code=0 if folder.record.get("status") == "ok" else 1)
 
 
+@figures.house()
 def heat_map(values: np.ndarray, rows: list[str], title: str, xlabel: str) -> np.ndarray:
     """A picture of values in [0, 1] with one named row each, [height, width, 3] bytes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     height, width = values.shape
     size = (min(max(4.0, 0.35 * width), 12) + 2, min(max(1.6, 0.28 * height), 16) + 1)
-    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    figure = figures.new(size[1], size[0])
+    figure.set_dpi(100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     image = axes.imshow(values, vmin=0, vmax=1, aspect="auto", cmap="viridis")

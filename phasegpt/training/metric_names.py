@@ -57,6 +57,8 @@ LOGGED = {
     "train/loss": "cross-entropy of the training batch alone, nats per token",
     "train/grad_norm": "global norm of the gradient before clipping",
     "train/lr": "learning rate of the step",
+    "train/skipped_steps": "steps left out so far because their gradient was not finite (with "
+    "trainer.skip_nonfinite alone)",
     "val/loss": "cross-entropy of the validation split, nats per token",
     "val/ppl": "its exponential, perplexity per token",
     "val/bpb": "the same in bits per byte of text (of a generated task there is none)",
@@ -64,6 +66,9 @@ LOGGED = {
     "right; as val/loss over the loads that were trained on",
     "val/accuracy/LOAD": "the same of one length, or what else the task is harder by, of several",
     "val/accuracy/beyond": "mean over the loads beyond the training, where there are some",
+    "val/exact": "of a generated task: share of rows in which every scored position is right, as "
+    "scores per string are; over the loads that were trained on",
+    "val/exact/LOAD": "the same of one load, of several; val/exact/beyond as above",
     "phase/R/layerN": "R of the training batch as it was trained on, with its noise: mean over all "
     "tokens, heads and micro-batches (over a prefix also over short ones); null sqrt(pi / 4n)",
     "phase/R/layerN/headH": "the same of one head",
@@ -78,7 +83,7 @@ LOGGED = {
     "guard/collapsed": "1 where this validation was a collapse",
     "perf/tokens_per_s": "training speed, tokens per second of all processes",
     "perf/mfu": "model FLOPs utilization: flops_per_token of run.json, with all keys, as a "
-    "share of the GPUs' dense bf16 peak",
+    "share of the GPUs' dense bf16 peak; of a task the head counts where something is scored",
 }
 
 #: Names of earlier versions and today's; [val/] may stand there. They are read everywhere.

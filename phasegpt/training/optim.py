@@ -19,6 +19,9 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.training.optimizer_config import OptimizerConfig, OwnConfig, ScheduledConfig
 from phasegpt.training.optimizers import Lion, MuonAdamW, ScheduleFree
 
+#: Optimizers that are fused on a GPU, so that they skip a bad gradient there; see finite.
+SKIP_ON_DEVICE = ("adamw", "sgd")
+
 
 def parameter_groups(model: nn.Module, config: OptimizerConfig) -> list[dict]:
     """Groups for any optimizer: matrices decay, vectors do not, oscillator parameters never.
@@ -67,7 +70,8 @@ def build_optimizer(model: nn.Module, config: Any) -> torch.optim.Optimizer:
             return torch.optim.AdamW(groups, **adam, fused=True)
         case "sgd":
             momentum = {key: own[key] for key in ("momentum", "nesterov")}
-            return torch.optim.SGD(groups, lr=config.lr, **momentum)
+            fused = next(model.parameters()).is_cuda  # on a CPU it rounds otherwise
+            return torch.optim.SGD(groups, lr=config.lr, fused=fused, **momentum)
         case "muon":
             muon = {key: own[key] for key in ("lr", "momentum", "nesterov", "ns_steps")}
             muon["adjust_lr_fn"] = "match_rms_adamw"

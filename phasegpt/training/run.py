@@ -35,13 +35,14 @@ from phasegpt.training.optim import check_own
 from phasegpt.training.preregistration import stamp
 from phasegpt.training.ranks import placed, rank
 from phasegpt.training.resume import difference, resume_point
+from phasegpt.training.run_figure import draw_curves
 from phasegpt.training.run_folder import (
     RunFolder,
     provenance,
     read_metrics,
 )
 from phasegpt.training.signals import StopSignals
-from phasegpt.training.summary import closing, draw_curves, header, prompt_ids, sample
+from phasegpt.training.summary import closing, header, prompt_ids, sample
 
 
 def fit(
@@ -241,6 +242,8 @@ def _train(
     if parts.guard is not None:
         folder.update(guard=parts.guard.events)
         stopped = "collapse_guard" if parts.guard.stopped else stopped
+    if parts.lit.skipped is not None:
+        folder.update(skipped_steps=parts.lit.skipped)
     folder.update(
         status="ok",
         finished=_now(),

@@ -8,7 +8,6 @@ import re
 import shlex
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +27,8 @@ from phasegpt.phase import null_order_parameter
 from phasegpt.samplers import Temperature, Vocabulary, decode
 from phasegpt.training.callbacks import duration
 from phasegpt.training.config import RunConfig
-from phasegpt.training.run_folder import RunFolder, read_metrics
+from phasegpt.training.optim import SKIP_ON_DEVICE
+from phasegpt.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from phasegpt.training.assemble import Assembled
@@ -89,13 +89,22 @@ def _device(run: RunConfig, parts: Assembled) -> str:
     processes = run.trainer.processes
     devices = "" if processes == 1 else f"{processes} x "
     if parts.cuda:
-        return f"{devices}{torch.cuda.get_device_name(parts.trainer.strategy.root_device)}"
+        name = torch.cuda.get_device_name(parts.trainer.strategy.root_device)
+        return f"{devices}{name}{_waits(run)}"
     threads, policy = torch.get_num_threads(), os.environ.get("OMP_WAIT_POLICY", "not set")
     text = f"{devices}CPU, {threads} thread{'s' * (threads > 1)} (OMP_WAIT_POLICY {policy})"
     if run.trainer.accelerator == "auto":
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") == ""
         text += ", since no GPU is visible" + (": CUDA_VISIBLE_DEVICES is empty" if hidden else "")
     return text
+
+
+def _waits(run: RunConfig) -> str:
+    """Of an optimizer of ours that cannot skip a step by itself, what that costs on a GPU."""
+    name = run.optimizer.name
+    if name in (*SKIP_ON_DEVICE, "own"):
+        return ""
+    return f"; every step waits for it, since optimizer={name} must be told of a bad gradient"
 
 
 def _kernels(parts: Assembled) -> str:
@@ -154,9 +163,16 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     given = shlex.quote(f"checkpoint={folder.path}")
     if modules.dotted(run.attention.name):
         given += f" imports={run.attention.name}"
-    names = _NEXT if corpus.task is None else _NEXT[:1]
-    lines += ["next:", *(f"  python -m phasegpt.{name} {given}" for name in names)]
+    lines += ["next:", *(f"  python -m phasegpt.{words}" for words in _next(given, corpus))]
     return "\n".join(lines)
+
+
+def _next(given: str, corpus: Corpus) -> list[str]:
+    """The commands that take the run, each with what it needs for this corpus."""
+    if corpus.task is not None:
+        return [f"evaluate {given}"]
+    split = "" if "test" in corpus.splits else " split=val"  # evaluate's default is test
+    return [f"evaluate {given}{split}", f"generate {given}", f"interpret {given}"]
 
 
 def _of_text(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str]:
@@ -173,7 +189,7 @@ def _of_text(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str
         f"  this model      {record['best']['val/ppl']:.3f}   best, at step "
         f"{record['best']['step']}",
     ]
-    if _has_trigram(run, corpus):
+    if has_trigram(run, corpus):
         lines.append(f"  trigram model   {math.exp(ngram.trigram(corpus)):.3f}")
     floor = None if run.trainer.smoke else ngram.floor(corpus)
     if floor is not None:
@@ -200,7 +216,7 @@ def _of_task(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str
     return lines
 
 
-def _has_trigram(run: RunConfig, corpus: Corpus) -> bool:
+def has_trigram(run: RunConfig, corpus: Corpus) -> bool:
     """Whether a trigram model is counted: of one text, all of it, as the model is scored on it."""
     whole = corpus.task is None and not corpus.documents and not run.trainer.smoke
     return whole and corpus.tokenizer.vocab_size <= _TRIGRAM_VOCABULARY
@@ -208,18 +224,17 @@ def _has_trigram(run: RunConfig, corpus: Corpus) -> bool:
 
 #: What is said of a run that only tries whether it works.
 _SMOKE = "SMOKE RUN: not trained and validated in full; its numbers compare with no other run's"
-_NEXT = ("evaluate", "generate", "interpret")
 
 
 def _null(run: RunConfig) -> str:
     """What R would be with random phases, where R is over the oscillators of a head."""
-    oscillators = _coupled_oscillators(run)
+    oscillators = coupled_oscillators(run)
     if not oscillators:
         return ""
     return f" (random phases: {null_order_parameter(oscillators):.3f})"
 
 
-def _coupled_oscillators(run: RunConfig) -> int:
+def coupled_oscillators(run: RunConfig) -> int:
     """How many phases R is over; 0 where it is not over the oscillators of a head."""
     attention = run.attention.to_dict()
     within = coupled_axis(attention) == "oscillators"
@@ -267,66 +282,3 @@ def sample(run: RunConfig, folder: RunFolder, corpus: Corpus) -> str:
         use_cache=not model.leaky,
     )
     return tokenizer.decode(out[0].tolist()).strip("\n")
-
-
-def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
-    """curves.png of a run folder: loss, perplexity and R against steps, each with what to compare.
-
-    That is of perplexity the trigram model and the entropy floor, of R its value at K = 0 on the
-    same validation windows, what random phases would give, and the band of the phase monitor.
-    """
-    from matplotlib.figure import Figure
-
-    rows = read_metrics(folder.path / "metrics.csv")
-    figure = Figure(figsize=(12, 3.8), layout="constrained")
-    panels = figure.subplots(1, 3)
-    figure.suptitle(f"{run.name}, seed {run.seed}: {folder.record.get('step', 0)} steps"
-                    f"{', smoke run' * run.trainer.smoke}")  # fmt: skip
-
-    def points(name: str) -> list[tuple[float, float]]:
-        found = ((row["step"], row[name]) for row in rows if name in row)
-        return [(step, value) for step, value in found if math.isfinite(value)]
-
-    def curve(axes: Any, found: list[tuple[float, float]], style: str, **words: Any) -> None:
-        if found:
-            axes.plot(*zip(*found, strict=True), style, **words)
-
-    def level(axes: Any, value: float | None, label: str, style: str = ":") -> None:
-        if value is not None:
-            axes.axhline(value, color="gray", linestyle=style, linewidth=1, label=label)
-
-    curve(panels[0], points("train/loss"), "-", label="train")
-    curve(panels[0], points("val/loss"), "o-", label="validation")
-    if corpus.task is not None:
-        curve(panels[1], points("val/accuracy"), "o-", label="validation")
-        level(panels[1], corpus.task.chance, "chance")
-        level(panels[1], corpus.task.ceiling, "ceiling", "-.")
-    else:
-        curve(panels[1], points("val/ppl"), "o-", label="validation")
-        if _has_trigram(run, corpus):
-            level(panels[1], math.exp(ngram.trigram(corpus)), "trigram model", "-.")
-        floor = None if run.trainer.smoke else ngram.floor(corpus)
-        level(panels[1], None if floor is None else math.exp(floor), "entropy floor")
-
-    layers = sorted({int(m[1]) for row in rows for name in row if (m := _R.fullmatch(name))})
-    for color, layer in enumerate(layers):
-        words = {"color": f"C{color % 10}"}
-        coupled = points(f"phase/R/layer{layer}")
-        curve(panels[2], coupled, "-", label=f"layer {layer}", **words)
-        end = dict(points(f"phase/val/R_end/layer{layer}"))
-        gain = dict(points(f"phase/val/dR/layer{layer}"))
-        free = [(step, end[step] - gain[step]) for step in end if step in gain]
-        curve(panels[2], free, "o--", label=f"layer {layer} at K = 0", **words)
-    oscillators = _coupled_oscillators(run)
-    if layers and oscillators:
-        panels[2].axhspan(*run.callbacks.phase_monitor.band, color="gray", alpha=0.15, label="band")
-        level(panels[2], null_order_parameter(float(oscillators)), "random phases")
-
-    second = "perplexity" if corpus.task is None else "accuracy"
-    titles = ("loss (nats per token)", second, "order parameter R")
-    for axes, title in zip(panels, titles, strict=True):
-        axes.set(title=title, xlabel="optimizer step")
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=8)
-    figure.savefig(folder.path / "curves.png", dpi=120, metadata={"Software": None})
-    return folder.path / "curves.png"

@@ -19,6 +19,10 @@ class TrainerConfig(Section):
     gradient_clip_val: float | None = option(
         1.0, "norm to which gradients are clipped; null: not at all", gt=0
     )
+    skip_nonfinite: int = option(
+        0, "steps in a row that are left out where a gradient is not finite; one more: collapsed",
+        ge=0, le=10**6,
+    )  # fmt: skip
     val_check_interval: int = option(
         REQUIRED, "optimizer steps between validations; the last step is always validated", ge=1
     )
@@ -26,6 +30,9 @@ class TrainerConfig(Section):
     accelerator: Literal["auto", "cpu", "cuda"] = option("auto", "auto: a GPU where there is one")
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = option(
         "auto", "auto: bf16-mixed on a GPU, else 32-true"
+    )
+    tf32: bool = option(
+        False, "true: float32 products on a GPU in TF32; in bf16-mixed: of first phases"
     )
     deterministic: bool = option(False, "true: bit-identical on a GPU too, and slower")
     devices: int = option(1, "processes on a machine, data.batch_size each", ge=1, le=1024)
@@ -83,6 +90,7 @@ class TrainerConfig(Section):
 
     def check_idle(self) -> None:
         """See Section.check_idle."""
+        self.refuse_idle(self.accelerator != "cpu", "with trainer.accelerator=cpu", "tf32")
         limits = ("overfit_batches", "limit_val_batches")
         self.refuse_idle(not self.fast_dev_run, "fast_dev_run", *limits)
         self.refuse_idle(self.overfit_batches is None, "overfit_batches", "limit_val_batches")

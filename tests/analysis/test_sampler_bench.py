@@ -13,7 +13,8 @@ from torch import Tensor
 from phasegpt.analysis.sampler_arms import ARMS, Arm, arms_for
 from phasegpt.analysis.sampler_bench import Bench, Protocol, run
 from phasegpt.analysis.sampler_subject import Subject
-from phasegpt.analysis.sampling import PER_ARM, PER_SAMPLE, ROLES, regenerate, summarise
+from phasegpt.analysis.sampling import PER_ARM, PER_SAMPLE, regenerate, summarise
+from phasegpt.analysis.sampling_figure import ROLES
 from phasegpt.cli import training_corpus
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import synthetic

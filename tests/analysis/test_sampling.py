@@ -11,12 +11,12 @@ import pytest
 from phasegpt.analysis.sampling import (
     PER_ARM,
     PER_SAMPLE,
-    draw_frontier,
     read_arms,
     regenerate,
     summarise,
     write_tables,
 )
+from phasegpt.analysis.sampling_figure import draw_frontier
 from phasegpt.core.errors import DataError
 
 N = 40

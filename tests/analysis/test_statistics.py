@@ -11,6 +11,7 @@ from statsmodels.stats.weightstats import DescrStatsW
 from phasegpt.analysis.statistics import (
     bca,
     detectable,
+    differ,
     effect_size,
     holm,
     interval,
@@ -19,6 +20,7 @@ from phasegpt.analysis.statistics import (
     never,
     perplexity_difference,
     sign_flip,
+    solve,
     verdict,
     within,
 )
@@ -51,6 +53,25 @@ def test_the_paired_t_test_is_scipys() -> None:
     assert found.against == pytest.approx(stats.ttest_rel(a, b, alternative="greater").pvalue)
     assert found.effect == pytest.approx(-0.74) and found.n == 5
     assert found.high < 0 and found.bca[1] < 0
+
+
+def test_two_sided_p_and_interval_of_pairs_are_scipys() -> None:
+    a, b = [4.0, 8.0, 6.0, 7.0, 3.0], [5.0, 8.5, 6.2, 8.1, 3.9]
+    found, t = differ(a, b), stats.ttest_rel(a, b)
+    assert found.p == pytest.approx(t.pvalue) == pytest.approx(differ(b, a).p)
+    assert (found.low, found.high) == pytest.approx(tuple(t.confidence_interval()))
+    assert differ([0.3, 0.7, 0.6], [0.2, 0.6, 0.5]).p == 1.0  # a spread of rounding is none
+    assert differ([1.0], [2.0]).p == 1.0 and differ([1.0], [2.0]).low is None
+    with pytest.raises(ValueError, match="nothing to compare"):
+        differ([], [])
+
+
+def test_solvers_are_compared_by_mcnemars_exact_test() -> None:
+    of, than = [True] * 7 + [False] * 3, [True, False] + [False] * 7 + [True]
+    found = solve(of, than)  # six pairs disagree one way, one the other: 2 (1 + 7) / 2^7
+    assert found.p == pytest.approx(2 * 8 / 128) and found.effect == pytest.approx(0.5)
+    assert solve([True] * 6, [False] * 6).p == 2 / 64 < 0.05 < solve([True] * 5, [False] * 5).p
+    assert solve([True], [True]).p == 1.0
 
 
 def test_the_sign_flip_test_counts_patterns() -> None:
@@ -121,6 +142,9 @@ def test_power_is_that_of_the_noncentral_t() -> None:
         t = stats.t.ppf(0.95, n - 1)
         power = stats.nct.sf(t, n - 1, detectable(n) * math.sqrt(n))
         assert power == pytest.approx(0.8, abs=1e-5)
+        t, shift = stats.t.ppf(0.975, n - 1), detectable(n, two_sided=True) * math.sqrt(n)
+        both = stats.nct.sf(t, n - 1, shift) + stats.nct.cdf(-t, n - 1, shift)
+        assert both == pytest.approx(0.8, abs=1e-5)
 
 
 def test_verdicts_use_three_words_and_none_below_five_seeds() -> None:

@@ -6,6 +6,7 @@ new mechanism is tested here as soon as its YAML exists; STATE_DICT is the one t
 
 import functools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -319,6 +320,27 @@ def test_options_come_back_from_json_and_unknown_ones_are_refused(stem: str) -> 
 @pytest.mark.filterwarnings("ignore:oscillators are integrated in plain PyTorch")
 def test_every_option_changes_something_or_is_refused(stem: str) -> None:
     contract_state.options_act(subject(stem))
+
+
+LEARNED = {
+    "fixed_query": {"learn_p": True},
+    "kope": {"learn_coupling": True},
+    "phase_sync": {"forget": 0.9},
+}
+
+
+@every_yaml
+@pytest.mark.filterwarnings("ignore:oscillators are integrated in plain PyTorch")
+def test_every_option_that_is_a_start_alone_is_named_in_starts(stem: str) -> None:
+    contract_state.starts(subject(stem))
+    if stem in LEARNED:
+        found = subject(stem)
+        contract_state.starts(replace(found, options={**found.options, **LEARNED[stem]}))
+
+
+@every_yaml
+def test_parameters_that_belong_to_positions_are_said_to(stem: str) -> None:
+    contract_state.per_position(subject(stem))
 
 
 @every_yaml

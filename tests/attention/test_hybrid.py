@@ -5,7 +5,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from phasegpt.attention import layer_class
+from phasegpt.core.composition import compose, plain
 from phasegpt.core.errors import ConfigError
+from phasegpt.model.config import AttentionSection
 from phasegpt.model.gpt import GPT
 
 PARTNERS = ["kuramoto", "phase_sync"]
@@ -20,6 +23,23 @@ def copied(source: GPT, part: str, target: GPT) -> GPT:
     own = target.state_dict()
     target.load_state_dict({name: weights[name] for name in own})
     return target
+
+
+@pytest.mark.parametrize("partner", ["kuramoto", "phase_sync", "as_coded"])
+def test_the_command_line_takes_every_partner_with_its_own_options(partner: str) -> None:
+    words = ["attention.blend=0.25", "attention.coupling=0.5", f"attention.partner={partner}"]
+    attention = plain(compose([*words[:2], "attention=hybrid", words[2]]))["attention"]
+    found = AttentionSection.parse(attention)
+    assert (found.name, found.options.partner, found.options.blend) == ("hybrid", partner, 0.25)
+    assert type(found.options.partner_options) is layer_class(partner).Config
+    assert found.options.partner_options.coupling == 0.5
+    alone = plain(compose([f"attention={partner}"]))["attention"]
+    assert attention.keys() == alone.keys() | {"partner", "blend", "learn_blend"}
+
+
+def test_an_option_of_another_partner_is_refused_with_the_way() -> None:
+    with pytest.raises(ConfigError, match="beta is no option of the partner phase_sync; name both"):
+        AttentionSection.parse({"name": "hybrid", "partner": "phase_sync", "beta": 4.0})
 
 
 @pytest.mark.parametrize("positions", ["learned", "rope"])

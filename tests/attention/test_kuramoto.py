@@ -1,6 +1,7 @@
 """The flagship: its order parameter at init, its off controls, and a naive twin of the layer."""
 
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -24,6 +25,22 @@ def kuramoto(model: GPT, layer: int = 0) -> Kuramoto:
     attention = model.blocks[layer].attn
     assert isinstance(attention, Kuramoto)
     return attention
+
+
+@pytest.mark.parametrize("name", ["kuramoto", "phase_sync"])
+def test_steps_that_overshoot_are_said_and_they_round_differently(
+    name: str, make_model: Callable, text_ids: Callable
+) -> None:
+    for K, dt, overshoots in ((19.0, 0.1, False), (100.0, 0.1, True), (1.0, 10.0, True)):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            model = make_model(name, coupling=K, dt=dt)
+        assert any("a step overshoots" in str(w.message) for w in said) == overshoots
+        idx, cache = text_ids(2, 40), model.new_cache()
+        with torch.no_grad():
+            one = [model(idx[:, t : t + 1], cache=cache).logits for t in range(40)]
+            error = (torch.cat(one, 1) - model(idx).logits).abs().max().item()
+        assert (error > 1e-4) == overshoots
 
 
 # --- the order parameter at init -------------------------------------------------------------

@@ -1,6 +1,7 @@
 """`ssa` and `ssa_as_published`: against loops and public code, locked pairs, and what is dead."""
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -158,6 +159,34 @@ def test_as_published_nothing_locks_at_256_wide_and_no_gradient_comes(
         assert (parameter.grad.norm() < 1e-9) == (name in attn.dead), name
     narrow = make_model("ssa_as_published", n_embd=64, n_head=4, block_size=128)
     assert locked(narrow, idx[:, :-1]) > 0.1
+
+
+@pytest.mark.parametrize(
+    ("words", "few"),
+    [
+        ({}, False),
+        ({"bandwidth": 800.0}, False),
+        ({"scale": 1000.0}, True),
+        ({"coupling": 1e-3}, True),
+        ({"frequency_dim": None, "scale": None, "n_embd": 256}, True),
+    ],
+    ids=str,
+)
+def test_a_layer_in_which_too_few_pairs_can_lock_says_so(
+    words: dict, few: bool, make_model: Make, text_ids: Make
+) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        model = make_model("ssa", block_size=128, **words)
+    said = [str(w.message) for w in said if "can lock at the start" in str(w.message)]
+    assert bool(said) == few
+    assert (locked(model, text_ids(2, 128)) < 1e-3) == few  # it is so
+
+
+def test_the_dead_control_does_not_repeat_that_it_is(make_model: Make) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make_model("ssa_as_published", n_embd=256, n_head=4)
 
 
 def test_pairs_far_apart_neither_overflow_nor_stop_the_gradient(layer: Make) -> None:

@@ -10,10 +10,11 @@ from torch import Tensor
 from phasegpt.attention import build
 from phasegpt.attention._oscillators import Oscillators
 from phasegpt.core.composition import CONF_DIR, compose, plain
+from phasegpt.core.randomness import keyed_generator
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 from phasegpt.phase import order_parameter
-from phasegpt.phase.steering import NoiseKey, coherence, coherence_regularizer
+from phasegpt.phase.steering import NoiseKey, coherence, coherence_regularizer, draw_perturbation
 
 F64 = torch.float64
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
@@ -285,3 +286,23 @@ def test_gradcheck_with_disorder(roughen: Callable) -> None:
     roughen(layer.double(), 0.7)
     x = torch.randn(1, 4, 4, dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: order_parameter(layer.integrate(x)), (x,))
+
+
+def test_one_generator_draws_what_one_for_each_sample_drew(monkeypatch) -> None:
+    device, shape = torch.device("cpu"), {"steps": 3, "time": 5, "heads": 2, "oscillators": 7}
+    key = NoiseKey(seed=3, step=8, sample_B=(4, 11, 2**40))
+
+    def anew(kind: str, shape: tuple[int, ...], scale: float) -> torch.Tensor:
+        rows = []
+        for sample in key.sample_B:
+            generator = keyed_generator(kind, key.seed, key.step, 1, sample)
+            rows.append(torch.randn(shape, generator=generator))
+        return torch.stack(rows) * scale
+
+    expected = anew("noise", (3, 5, 2, 7), 0.3).transpose(0, 1), anew("jitter", (2, 7), 0.2)
+    made, real = [], torch.Generator
+    monkeypatch.setattr(torch, "Generator", lambda *given: made.append(real(*given)) or made[-1])
+    found = draw_perturbation(key, 1, **shape, noise_sigma=0.3, frequency_jitter=0.2, device=device)
+    assert len(made) == 1
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)

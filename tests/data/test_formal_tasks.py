@@ -102,5 +102,5 @@ def test_lengths_must_rise_from_a_trained_one(keys, says):
 
 def test_learned_positions_end_with_the_training():
     config = task("parity").config
-    assert config.loads_with("learned") == (10, 20, 40)
-    assert config.loads_with("rope") == (10, 20, 40, 60, 80, 100)
+    assert config.loads_with(False) == (10, 20, 40)
+    assert config.loads_with(True) == (10, 20, 40, 60, 80, 100)

@@ -1,29 +1,27 @@
 """The HTML reports stand alone and work in a real browser, at desktop and phone width."""
 
+import base64
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from boards import BASE, records, shifted, write
+from browser import browser, faults, needs_browser
 from helpers import TEXT, make_run, run_config, text_data
 
-from phasegpt.analysis.report import flat, pack, sweep_page
+from phasegpt.analysis.leaderboard import board
+from phasegpt.analysis.leaderboard_view import view
+from phasegpt.analysis.report import flat, leaderboard_page, pack, sweep_page
+from phasegpt.analysis.study import read_records
 from phasegpt.analysis.study_view import write_study
+from phasegpt.core import figures
 from phasegpt.interpret import InterpretConfig, interpret
 
-BROWSER = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-DRIVER = shutil.which("chromedriver")
-needs_browser = pytest.mark.skipif(
-    not (BROWSER and DRIVER),
-    reason="needs chromium and chromedriver (Debian: apt-get install chromium chromium-driver)",
-)
+__all__ = ["browser"]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +82,7 @@ def test_a_page_names_no_other_file_and_has_fixed_ids(sweep: Path) -> None:
         assert not [name for name in found.ids if re.search(r"[0-9a-f]{8}", name)]
         assert json.loads(found.data)["version"]
         assert "plotly.js v" in text
+        assert figures.colour("kuramoto") in text  # of the house style
 
 
 def test_what_a_text_says_cannot_end_the_data(sweep: Path, tmp_path: Path) -> None:
@@ -106,30 +105,9 @@ def test_the_page_of_a_sweep_names_the_settings_that_differ(sweep: Path) -> None
     assert flat({"a": {"b": 1}, "c": [2]}) == {"a.b": 1, "c": [2]}
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER or ""
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
-        options.add_argument(f"--{flag}")
-    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")  # no network
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
 def look(browser: Any, file: Path, width: int) -> None:
     """Open a page at a width; it must be whole, quiet, and no wider than the window."""
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(file.as_uri())
-    assert [entry["message"] for entry in browser.get_log("browser")] == []
-    wide = browser.execute_script("return document.documentElement.scrollWidth")
-    assert wide <= width, f"{file} is {wide} pixels wide in a window of {width}"
+    assert faults(browser, file, width) == []
 
 
 def text_of(browser: Any, name: str) -> str:
@@ -199,6 +177,9 @@ def test_a_run_can_be_clicked_through(sweep: Path, browser: Any, width: int) -> 
     assert [entry["message"] for entry in browser.get_log("browser")] == []
 
 
+PICTURES = ("forest", "curves", "phases", "histograms", "spread", "attention", "leaky")
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: Any) -> Path:
     """A study with everything on its page: two seeds, phases, a leaky arm, an attention record."""
@@ -238,8 +219,7 @@ def study(tmp_path_factory: Any) -> Path:
     }
     (folder / "attention.json").write_text(json.dumps(comparison))
     written = {path.name for path in write_study(folder)}
-    pictures = ("curves", "histograms", "spread", "forest", "phases", "leaky", "attention")
-    assert {f"{name}.png" for name in pictures} <= written
+    assert {f"{name}.png" for name in PICTURES} <= written
     return folder
 
 
@@ -247,8 +227,11 @@ def test_the_page_of_a_study_names_no_other_file_and_has_fixed_ids(study: Path) 
     found = Reader((study / "report.html").read_text(encoding="utf-8"))
     assert found.addresses == ["data:,"] and len(set(found.ids)) == len(found.ids)
     data = json.loads(found.data)
-    assert [arm["arm"] for arm in data["arms"]] == ["softmax", "k0", "k1", "leak"]
-    assert [len(table) for table in data["tables"]] == [4, 2]  # with their headers
+    causal, leaky = data["tables"]
+    assert [row[0] for row in causal] == ["arm", "softmax", "kuramoto, K 0", "kuramoto, K 1"]
+    assert [row[0] for row in leaky] == ["arm", "as_coded"]
+    assert set(data["figures"]) == set(PICTURES)
+    assert all(text.startswith("data:image/svg+xml;base64,") for text in data["figures"].values())
     assert set(data["sources"]) == {"table.csv", "table.md", "table.tex"}
     for name, text in data["sources"].items():
         assert text == (study / name).read_text()
@@ -266,12 +249,38 @@ def test_a_study_shows_its_tables_figures_and_attention(
     assert [x.text for x in shown.find_elements(By.TAG_NAME, "summary")] == [
         *("table.csv", "table.md", "table.tex")
     ]
-    plots = browser.find_elements(By.CSS_SELECTOR, ".js-plotly-plot")
-    drawn = {plot.get_attribute("id") for plot in plots if plot.is_displayed()}
-    boxes = {"difference", "off", "ppl-curve", "R-curve", "spread", "noise", "histogram", "scatter"}
-    boxes |= {"entropy", "distance", "map-baseline-0", "map-phase-0"}
-    assert drawn == boxes | {"leaky-curve", "leaky-difference"}
+    pictures = browser.find_elements(By.CSS_SELECTOR, "section .figure img")
+    assert len(pictures) == len(PICTURES)
+    assert all(int(picture.get_attribute("naturalWidth")) > 300 for picture in pictures)
     assert "leak" not in text_of(browser, "table") and "leak" in text_of(browser, "leaky-table")
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_table_scrolls_in_its_own_box_and_sorts(study: Path, browser: Any, width: int) -> None:
+    look(browser, study / "report.html", width)
+    for name in ("table", "leaky-table"):
+        box = f"document.getElementById('{name}').parentElement"
+        assert browser.execute_script(f"return getComputedStyle({box}).overflowX") == "auto"
+        assert browser.execute_script(f"return {box}.getBoundingClientRect().right") <= width
+
+    def column(place: int) -> list[str]:
+        rows = browser.execute_script(
+            "return [...document.querySelectorAll('#table tbody tr')].map(r => "
+            f"r.children[{place}].textContent)"
+        )
+        return rows
+
+    heads = browser.execute_script(
+        "return [...document.querySelectorAll('#table th')].map(h => h.textContent)"
+    )
+    budget = heads.index("K S dt")
+    assert column(budget) == ["", "0", "1"]
+    for expected in (["0", "1", ""], ["1", "0", ""]):  # what is empty stays last
+        browser.execute_script(f"document.querySelectorAll('#table th button')[{budget}].click()")
+        assert column(budget) == expected
+    browser.execute_script("document.querySelector('#table th button').click()")
+    assert column(0) == ["kuramoto, K 0", "kuramoto, K 1", "softmax"]
 
 
 @needs_browser
@@ -285,4 +294,59 @@ def test_a_sweep_leads_to_its_runs(sweep: Path, browser: Any, width: int) -> Non
     assert browser.current_url == page(sweep / "1").as_uri()
     assert "phase_sync in layer 1" in text_of(browser, "subtitle")
     assert "phase_sync has no attention map" in text_of(browser, "attention-note")
+    assert [entry["message"] for entry in browser.get_log("browser")] == []
+
+
+@pytest.fixture(scope="module")
+def leaderboard(tmp_path_factory: Any) -> Path:
+    """The page of two tasks and a picture; torus is best, its off control worst."""
+    scores = {"softmax": BASE, "torus": shifted(0.1), "torus_off": BASE[::-1], "fsn": BASE}
+    task = records("cycle_navigation", scores, first=11)
+    scores |= {"softmax": [3.0, 3.1, 3.2], "torus": [2.0, 2.2, 2.1], "torus_off": [4.0, 4.1, 4.3]}
+    scores |= {"fsn": [3.3, 3.2, 3.1]}
+    folder = write(tmp_path_factory.mktemp("board"), task, records("shakespeare", scores))
+    page = folder / "report.html"
+    picture = folder / "scores.png"
+    picture.write_bytes(base64.b64decode(PIXEL))
+    found = board(read_records(folder))
+    page.write_text(leaderboard_page(view(found, "tiny", [picture])), encoding="utf-8")
+    return page
+
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGA"
+    "WjR9awAAAABJRU5ErkJggg=="
+)
+
+
+def test_the_page_of_a_leaderboard_names_no_other_file(leaderboard: Path) -> None:
+    found = Reader(leaderboard.read_text(encoding="utf-8"))
+    assert found.addresses == ["data:,"] and len(set(found.ids)) == len(found.ids)
+    assert [c["key"] for c in json.loads(found.data)["columns"]] == [
+        "cycle_navigation",
+        "shakespeare",
+    ]
+
+
+@needs_browser
+@pytest.mark.parametrize("width", [1280, 390])
+def test_a_leaderboard_is_sorted_by_a_click(leaderboard: Path, browser: Any, width: int) -> None:
+    from selenium.webdriver.common.by import By
+
+    look(browser, leaderboard, width)
+
+    def arms() -> list[str]:
+        cells = browser.find_elements(By.CSS_SELECTOR, "#table tbody td:first-child")
+        return [cell.text for cell in cells]
+
+    assert arms() == ["softmax + RoPE", "torus", "fsn"]
+    for click, first in ((1, "torus"), (1, "softmax + RoPE"), (0, "fsn")):
+        browser.find_elements(By.CSS_SELECTOR, "#table .sort")[click].click()
+        assert arms()[0] == first
+    browser.find_element(By.ID, "offs").click()
+    assert "torus without coupling" in arms()
+    assert "0.604" in text_of(browser, "cells")
+    put(browser, "task", "shakespeare")
+    assert "0.604" not in text_of(browser, "cells") and "candidate" in text_of(browser, "cells")
+    assert browser.find_element(By.CSS_SELECTOR, "#scores img").get_property("naturalWidth") == 1
     assert [entry["message"] for entry in browser.get_log("browser")] == []

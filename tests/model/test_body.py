@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.model import loading
+from phasegpt.model.body import Head
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 from phasegpt.training.optim import parameter_groups
@@ -142,3 +143,31 @@ def test_a_compiled_body_computes_the_same(
     torch.testing.assert_close(loss[1], loss[0])
     grads = [torch.autograd.grad(x, list(model.parameters())) for x in loss]
     torch.testing.assert_close(grads[1], grads[0])
+
+
+def test_a_padded_head_gives_the_same_logits_and_gradients(monkeypatch) -> None:
+    model = GPT(
+        GPTConfig(vocab_size=67, block_size=16, n_layer=1, n_head=2, n_embd=16, dropout=0.0)
+    )
+    model, idx = model.double(), torch.arange(12)[None]
+
+    def found(pays: bool) -> list[torch.Tensor]:
+        monkeypatch.setattr(Head, "_pays", lambda self, x: pays)
+        logits = model(idx).logits
+        assert logits.shape == (1, 12, 67)
+        torch.nn.functional.cross_entropy(logits[0], idx[0]).backward()
+        gradients = [p.grad for p in model.parameters()]
+        model.zero_grad()
+        return [logits, *gradients]
+
+    torch.testing.assert_close(found(True), found(False), rtol=1e-12, atol=1e-12)
+    products, real = [], torch.nn.functional.linear
+    monkeypatch.setattr(
+        torch.nn.functional, "linear", lambda x, w, *b: products.append(len(w)) or real(x, w, *b)
+    )
+    monkeypatch.setattr(Head, "_pays", lambda self, x: True)
+    model(idx)
+    assert products[-1] == 128 and model.lm_head.weight.shape == (67, 16)
+    with torch.no_grad():  # a copy of the weights for nothing
+        model(idx)
+    assert products[-1] == 67

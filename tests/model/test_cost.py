@@ -79,6 +79,23 @@ def test_matched_models_have_softmaxs_parameters_within_1_percent(stem: str, bod
     assert abs(found - wanted) <= abs(other - wanted)
 
 
+@pytest.mark.parametrize("stem", ["kope", "torus", "phase_sync", "kuramoto"])
+def test_a_mechanism_and_its_control_have_one_width_and_first_weights(stem: str) -> None:
+    def model(coupling: float) -> GPT:
+        attention = {**_attention(stem), "coupling": coupling, "learn_coupling": False}
+        section = AttentionSection.parse({**attention, "layers": "all"})
+        sizes = {**SIZES, "n_layer": 6, "match_parameters": "softmax"}
+        return GPT(GPTConfig.from_sections(ModelSection(**sizes), section, 65), seed=1)
+
+    on, off = model(0.5), model(0.0)
+    wanted = of_softmax(on.config)
+    for found in (on, off):
+        assert abs(found.num_parameters(non_embedding=False) - wanted) <= 0.01 * wanted
+    assert on.config.inner_width == off.config.inner_width
+    weights = dict(off.named_parameters())
+    assert all(torch.equal(p, weights[name]) for name, p in on.named_parameters())
+
+
 def test_softmax_itself_keeps_its_width() -> None:
     for sizes in ({}, {"mlp": "swiglu"}, {"n_embd": 52}):
         assert shape("softmax", match_parameters="softmax", **sizes).inner_width == (

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.core.sections import shown
 from phasegpt.model import growth
 from phasegpt.model.gpt import GPT
 
@@ -157,6 +158,52 @@ def test_what_an_option_fixes_stays_as_the_option_says(make_model: Callable) -> 
     growth.fill(same, growth.taken(same, source, "x"))
     ours, theirs = same.blocks[1].attn.oscillators, source.blocks[1].attn.oscillators
     assert torch.equal(ours.disorder, theirs.disorder)
+
+
+#: An option of every mechanism that says where something learned begins, and other values of it.
+STARTS = [
+    ("torus", "coupling", {}, (1.0, 0.0)),
+    ("fsn", "theta_std", {}, (0.4, 1.6)),
+    ("fixed_query", "p", {"learn_p": True}, (4.0, 0.0)),
+    ("kuramoto", "theta_init", {}, ("spread", "gpt2")),
+    ("kuramoto", "beta", {}, (None, 0.0)),
+    ("phase_sync", "forget", {}, (0.9, 0.5)),
+    ("lohe", "omega", {}, (0.5, 0.1)),
+    ("selective_rope", "increment_std", {}, (0.1, 0.2)),
+    ("ssa", "bandwidth", {}, (1.3133, 1.0)),
+    ("hybrid", "blend", {}, (0.5, 0.0)),
+    ("hybrid", "coupling", {"partner": "phase_sync"}, (1.0, 0.0)),
+    ("kope", "coupling", {"learn_coupling": True, "layers": (0, 1)}, (0.05, 0.0)),
+]
+
+
+@pytest.mark.parametrize(("name", "option", "more", "values"), STARTS, ids=lambda x: str(x)[:12])
+def test_a_start_that_would_be_passed_over_is_refused_with_both_values(
+    name: str, option: str, more: dict, values: tuple, make_model: Callable
+) -> None:
+    more = {"layers": (1,), **more}
+    source, model, same = (
+        make_model(name, **more, **{option: value}) for value in (*values, values[0])
+    )
+    theirs, mine = (f"attention.{option}={shown(x).strip(chr(39))}" for x in values)
+    says = rf"{mine} says where .*=x has learned, which began with {theirs}; set {theirs}"
+    with pytest.raises(ConfigError, match=says) as found:
+        growth.taken(model, source, "x")
+    learn = f"learn_{option}"
+    switch = hasattr(model.config.attention_options, learn) or learn == "learn_coupling"
+    assert (f"attention.{learn}=false, which holds it at" in str(found.value)) == switch
+    growth.taken(same, source, "x")
+
+
+def test_what_was_fixed_and_is_learned_now_begins_where_the_option_says(
+    make_model: Callable,
+) -> None:
+    source = make_model("fixed_query", layers=(1,), p=4.0)
+    model = make_model("fixed_query", layers=(1,), p=0.0, learn_p=True)
+    taken = growth.taken(model, source, "x")
+    growth.fill(model, taken)
+    assert (model.blocks[1].attn.p == 0).all()
+    assert "transformer.h.1.attn.p" in taken.new
 
 
 def test_fewer_positions_are_the_first_ones_and_more_are_refused(make_model: Callable) -> None:

@@ -1,6 +1,7 @@
 """The score equals a slow loop over tokens, for any windows; there is one definition of loss."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from phasegpt.core.errors import ConfigError
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import Corpus, prepare
-from phasegpt.model import loading
+from phasegpt.model import loading, scoring
 from phasegpt.model.loaded import Loaded
 from phasegpt.model.scoring import Score, nats, score
 
@@ -95,6 +96,25 @@ def test_the_score_does_not_depend_on_the_batch_size(loaded: Loaded, corpus: Cor
     ]
     assert scores[0] == scores[1]
     assert [s.nats for s in scores] == pytest.approx([scores[0].nats] * 4, rel=1e-6)
+
+
+def test_tokens_with_a_long_context_are_also_scored_apart(
+    loaded: Loaded, corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring, "LATE", 5)
+    tokens = corpus.split("val").tolist()
+    total, count = 0.0, 0
+    for start in range(0, len(tokens) - 16, 16):
+        with torch.no_grad():
+            logits = loaded.model(torch.tensor([tokens[start : start + 16]])).logits[0].double()
+        late = range(5, 16)
+        total -= sum(logits[i].log_softmax(-1)[tokens[start + i + 1]].item() for i in late)
+        count += len(late)
+    words = {"context": 16, "stride": 16, "batch_size": 7}
+    cut = corpus.splits | {"val": corpus.split("val")[: (len(tokens) - 1) // 16 * 16 + 1]}
+    found = score(loaded.model, replace(corpus, splits=cut), "val", **words)
+    assert found.late_bytes == count
+    assert found.late_bits_per_byte == pytest.approx(total / math.log(2) / count, rel=1e-6)
 
 
 def test_modes_and_the_global_generator_are_left_alone(loaded: Loaded, corpus: Corpus) -> None:

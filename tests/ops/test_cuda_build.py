@@ -1,11 +1,14 @@
 """The CUDA kernels compiled for real GPUs, and the host side that needs none."""
 
 import re
+import runpy
 import sys
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
 import torch
+from helpers import ROOT
 
 from phasegpt.core.diskcache import digest
 from phasegpt.ops import cuda, nvrtc
@@ -264,3 +267,24 @@ def test_what_must_be_installed_is_named(monkeypatch, obstacle):
         for newer in ("13.0", "14.1"):
             monkeypatch.setattr(nvrtc, "driver_version", lambda newer=newer: newer)
             assert unavailable() is None
+
+
+@linux
+def test_the_benchmarks_program_is_one_that_the_kernels_launcher_takes(monkeypatch):
+    script, launched = runpy.run_path(str(ROOT / "scripts" / "bench_ops.py")), []
+
+    def launch(source: str, device: torch.device, plan: nvrtc.Launch, values: tuple) -> None:
+        launched.append(nvrtc.compile_kernel(source, plan.kernel, "sm_90").symbol)
+        assert len(nvrtc.arguments(values)[1]) == 2
+
+    class Clock:
+        device = "cpu"
+
+        def __call__(self, calls: dict) -> dict[str, float]:
+            return {name: call() or 1.0 for name, call in calls.items()}
+
+    monkeypatch.setattr(nvrtc, "launch", launch)
+    device = SimpleNamespace(multi_processor_count=2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: device)
+    assert script["cuda_rate"](Clock()) == 4 * 2 * 8 * 256 * 4096
+    assert ["sincos_rate" in symbol for symbol in launched] == [True]

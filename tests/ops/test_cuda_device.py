@@ -12,6 +12,7 @@ from pathlib import Path
 import kernel_checks as checks
 import pytest
 import torch
+from helpers import ROOT
 from torch import Tensor
 
 from phasegpt.ops import cuda
@@ -152,7 +153,7 @@ def test_compute_sanitizer_finds_nothing(tool):
         pytest.skip("needs compute-sanitizer and there is none on PATH")
     command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9", sys.executable]
     # PyTorch's pool of memory would hide what is out of bounds.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, str(Path(__file__).with_name("sanitized.py"))],
         env=environment,

@@ -12,7 +12,7 @@ from phasegpt.ops import cuda
 
 #: Largest error, relative to max(1, largest true value).
 TOLERANCE = 2e-6
-#: The same where angles are rounded as a GPU's sine rounds them.
+#: The same with the error of a GPU's sine.
 COARSE_TOLERANCE = 5e-6
 
 ROWS = [  # N, S
@@ -126,7 +126,7 @@ def test_a_nan_spoils_no_other_channel_and_no_earlier_token(kernels):
 # --- both ------------------------------------------------------------------------------------
 
 
-def test_angles_rounded_as_a_gpu_rounds_them_cost_little(kernels):
+def test_sines_as_coarse_as_those_of_a_gpu_cost_little(kernels):
     rows, scan = (
         checks.rows_problem(2, 20, 2, 32, 10, True),
         checks.scan_problem(2, 40, 65, 10, True, True),

@@ -95,6 +95,14 @@ def test_rows_take_frequencies_and_coupling_per_head_or_per_token(
     compare_rows(backend, rows_problem(3, 40, 3, 20, per_token=per_token), 7, True)
 
 
+@pytest.mark.parametrize("order", [False, True], ids=["theta", "order"])
+@pytest.mark.parametrize("steps", [64, 65, 130])
+def test_rows_of_more_steps_than_one_pass_has_equal_the_reference(
+    backend: str, steps: int, order: bool
+) -> None:
+    compare_rows(backend, rows_problem(1, 9, 2, 16), steps, order)
+
+
 # --- scan ------------------------------------------------------------------------------------
 
 
@@ -170,3 +178,24 @@ def test_gradients_flow_through_a_carried_state(backend: str, forgets: bool) -> 
     found = torch.autograd.grad(chained(leaves[0], leaves[1:], backend), leaves)
     for gradient, right in zip(found, expected, strict=True):
         assert error(gradient, right) <= TOLERANCE["gradients"]
+
+
+@pytest.mark.parametrize("order", [False, True], ids=["theta", "order"])
+@pytest.mark.parametrize("forgets", [False, True], ids=["uniform", "forgetting"])
+@pytest.mark.parametrize("steps", [64, 65, 130])
+def test_a_scan_of_more_steps_than_one_pass_has_equals_the_reference(
+    backend: str, steps: int, forgets: bool, order: bool
+) -> None:
+    compare_scan(backend, scan_problem(2, 20, 5, forgets=forgets), steps, order)
+
+
+@pytest.mark.parametrize("order", [False, True], ids=["theta", "order"])
+def test_a_scan_of_many_steps_is_carried_on_from_its_state(backend: str, order: bool) -> None:
+    theta, *others = on(backend, *scan_problem(2, 20, 5, forgets=True))
+    options = {"steps": 130, "dt": 0.02, "return_order": order, "backend": backend}
+    whole = integrate((theta, *others), **options)
+    head = integrate((theta[:, :11], *others), **options)
+    tail = integrate((theta[:, 11:], *others), state=head.state, **options)
+    torch.testing.assert_close(tail.theta, whole.theta[:, 11:])
+    for one, other in zip(tail.state, whole.state, strict=True):
+        torch.testing.assert_close(one, other)

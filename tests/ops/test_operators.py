@@ -162,7 +162,6 @@ def test_an_empty_batch_gives_empty_phases_and_zero_gradients(
 BEYOND = {
     "float32, and float64 is kept": ({}, torch.float64, 4),
     "integrator=rk4 has no kernel": ({"integrator": "rk4"}, torch.float32, 4),
-    "steps=65 is above the kernels' 64": ({"steps": 65}, torch.float32, 4),
     "N=257 is above the kernels' 256": ({}, torch.float32, 257),
 }
 

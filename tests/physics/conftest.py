@@ -36,7 +36,7 @@ def reference() -> Integration:
 
 @pytest.fixture(params=["cpu", CUDA])
 def fused_backend(request: pytest.FixtureRequest) -> Integration:
-    """A fused kernel: float32, Euler, at most 256 oscillators and 64 steps a call."""
+    """A fused kernel: float32, Euler, at most 256 oscillators."""
     return integration(request.param)
 
 

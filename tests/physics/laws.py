@@ -235,7 +235,8 @@ def euler_is_stable_below_a_step_of_2_over_K(run: Integration) -> None:
     K, still = run.tensor(step).view(1, 5, 1), torch.zeros_like(theta)
     end = evolve(run, theta, still, K, steps=192, dt=1.0).theta[0, :, 0].double()
     spread = end.std(-1)
-    assert (spread[:3] < 1e-6).all(), spread
+    # A GPU's sine adds some 1e-6 at every step, of which little is damped at dt K = 1.9.
+    assert (spread[:3] < max(1e-6, run.atol)).all(), spread
     assert (spread[3:] > 0.1).all(), spread
 
 

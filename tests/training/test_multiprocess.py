@@ -19,6 +19,7 @@ from launched import (
     TWO,
     asked_to_end_at_step_3,
     dies_at_step_3,
+    has_a_bad_gradient_at_step_3,
     run,
     same_losses,
     same_weights,
@@ -81,6 +82,19 @@ def test_accumulation_over_two_processes_is_that_of_one(tmp_path, text):
     run(tmp_path / "one", text, *three)
     run(tmp_path / "two", text, *three, *TWO)
     same_losses(tmp_path / "one", tmp_path / "two", 3)
+
+
+@pytest.mark.slow
+def test_all_processes_leave_out_a_step_where_one_has_a_bad_gradient(
+    tmp_path, text, begun, monkeypatch
+):
+    words = ["trainer.skip_nonfinite=1", "trainer.accumulate_grad_batches=2"]
+    begun(has_a_bad_gradient_at_step_3)
+    assert run(tmp_path / "two", text, *words, *TWO)["skipped_steps"] == 1
+    monkeypatch.setattr(LitGPT, "training_step", LitGPT.training_step)
+    has_a_bad_gradient_at_step_3()
+    assert run(tmp_path / "one", text, *words)["skipped_steps"] == 1
+    same_losses(tmp_path / "one", tmp_path / "two")
 
 
 def test_torchrun_trains_the_same_and_only_its_first_process_speaks(

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import phasegpt
 from phasegpt.core.sections import nearest
-from phasegpt.training import sweeps
+from phasegpt.training import sweep_resources, sweeps
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import RunFolder
 
@@ -36,6 +36,7 @@ def test_a_run_says_what_it_will_do_what_it_does_and_what_comes_next(tmp_path, t
     assert re.search(r"dR -?[\d.e-]+ \(standard error", out)
     for command in ("evaluate", "generate", "interpret"):
         assert f"python -m phasegpt.{command} checkpoint={tmp_path}" in out
+    assert f"evaluate checkpoint={tmp_path} split=val\n" in out  # its text has no test split
 
 
 def test_a_long_silence_is_broken_by_a_line(monkeypatch, capsys):
@@ -105,7 +106,7 @@ def test_launchers_reserve_the_gpus_that_jobs_train_on(monkeypatch, here, accele
                 "hydra": {"launcher": {"_target_": target, **launcher}},
             }
         )
-        sweeps._reserve_gpus(config)
+        sweep_resources.reserve_gpus(config)
         return config.hydra.launcher
 
     local = "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher"
@@ -115,6 +116,12 @@ def test_launchers_reserve_the_gpus_that_jobs_train_on(monkeypatch, here, accele
     slurm = local.replace("Local", "Slurm")  # there may be no GPU where jobs are submitted
     assert reserved(slurm, {"gpus_per_node": None}).gpus_per_node == (None if cpu else 1)
     assert reserved(slurm, {"gpus_per_node": 2}).gpus_per_node == 2
+    for own in (
+        {"gres": "gpu:a100:1"},
+        {"gpus_per_task": 1},
+        {"additional_parameters": {"gpus": 1}},
+    ):
+        assert reserved(slurm, {"gpus_per_node": None, **own}).gpus_per_node is None
 
 
 def test_a_launcher_whose_jobs_are_silent_is_watched(tmp_path, monkeypatch, capsys):

@@ -22,6 +22,8 @@ SWEEPS = {
     **{"phase_a": 24, "phase_a_controls": 21, "phase_a_phase_sync": 21, "phase_a_as_coded": 21},
     **{"phase_a_more": 8, "phase_a_long": 30},
     **{"phase_b": 20, "phase_b_controls": 10, "phase_b_secondary": 15},
+    **{"phase_a_late": 15, "phase_a_late_k2": 3, "phase_a_late_phase_sync": 4},
+    **{"phase_a_late_as_coded": 2, "phase_a_late_learned": 1},
     **{"coupling_grid": 24, "seeds": 5},
 }
 
@@ -84,7 +86,7 @@ def planned(tmp_path, monkeypatch):
     return plan
 
 
-SCALED = [sweep for sweep in SWEEPS if sweep != "seeds"]
+SCALED = [sweep for sweep in SWEEPS if sweep != "seeds" and "_late" not in sweep]
 
 
 def assert_apart(found: list[dict]) -> None:
@@ -116,7 +118,9 @@ def test_a_sweep_composes_each_of_its_arms_small(planned, sweep):
 
 
 def test_every_sweep_is_in_the_table_and_has_its_experiments(planned):
-    assert {path.stem for path in (CONF_DIR / "sweep").glob("*.yaml")} == {*SWEEPS, "optuna"}
+    assert {path.stem for path in (CONF_DIR / "sweep").glob("*.yaml")} == {
+        *(*SWEEPS, "optuna", "leaderboard")  # test_leaderboard.py has its own
+    }
     for phase in ("phase_a", "phase_b"):
         named = {job["name"].split("-")[1] for job in planned(f"+sweep={phase}", "scale=full")}
         assert named == {path.stem for path in (CONF_DIR / "experiment" / phase).glob("*.yaml")}
@@ -146,10 +150,13 @@ def test_a_scale_before_the_experiment_that_would_undo_it_is_refused(word):
         compose(["+scale=small", "seed=2", word])
 
 
-def test_a_sweep_without_m_is_refused_before_anything_is_trained(tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("sweep", ["phase_a", "leaderboard"])
+def test_a_sweep_without_m_is_refused_before_anything_is_trained(
+    tmp_path, monkeypatch, capfd, sweep
+):
     monkeypatch.chdir(tmp_path)
-    assert launched(monkeypatch, "+sweep=phase_a", "scale=small", "trainer=cpu") == 2
-    assert "+sweep=phase_a lists the jobs of a multirun; add -m" in capfd.readouterr().err
+    assert launched(monkeypatch, f"+sweep={sweep}", "scale=small", "trainer=cpu") == 2
+    assert f"+sweep={sweep} lists the jobs of a multirun; add -m" in capfd.readouterr().err
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -313,7 +320,10 @@ def test_the_report_gives_advice_only_where_it_helps(tmp_path, capfd, status, co
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["NAME=phase_c"], "NAME=phase_c; choose from: phase_a, phase_a_long, phase_b"),
+        (
+            ["NAME=phase_c"],
+            "NAME=phase_c; choose from: phase_a, phase_a_late, phase_a_long, phase_b, leaderboard",
+        ),
         (["NAME=phase_a", "SCALE=medium"], "SCALE=medium; choose from: small, full"),
         (["NAME=phase_a", "SCALE=small full"], "SCALE=small full; choose from: small, full"),
     ],

@@ -16,6 +16,7 @@ from phasegpt.evaluate import EvaluateConfig, evaluate, generated_table
 from phasegpt.model import loading
 from phasegpt.model.scoring import Tally, nats
 from phasegpt.training.assemble import lightning
+from phasegpt.training.config import run_config
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics
 
@@ -59,6 +60,13 @@ def test_the_loss_is_of_scored_positions_and_equals_the_whole_heads() -> None:
         torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-7)
 
 
+def test_flops_count_the_head_where_something_is_scored(run: Path) -> None:
+    record, model = json.loads((run / "run.json").read_text()), loading.load(run)
+    head = 3 * 2 * model.lm_head.weight.numel()
+    whole = model.flops(16, backward=True).products
+    assert record["flops_per_token"]["full"] == round(whole - head * (1 - 4 / 16))
+
+
 def test_logits_where_asked_are_those_of_the_whole(make_model: Any, roughen: Any) -> None:
     model, idx = roughen(make_model("kuramoto", layers=(1,))), torch.arange(24).view(2, 12)
     only = torch.rand(2, 12) < 0.4
@@ -67,15 +75,17 @@ def test_logits_where_asked_are_those_of_the_whole(make_model: Any, roughen: Any
 
 def test_a_tally_adds_up_trained_loads_and_keeps_those_beyond_apart() -> None:
     tally = Tally()
-    for load, right in ((4, 3), (4, 1), (8, 2)):
+    targets = torch.tensor([[IGNORED, 0, 0, IGNORED], [0, 0, IGNORED, 0], [IGNORED] * 4])
+    for load, right in ((4, 3), (4, 1), (8, 2)):  # of 2 scored positions, then 3, then none
         logits = torch.zeros(5, 3)
-        targets = torch.zeros(5, dtype=torch.int64)
         logits[:right, 0] = 9.0
         logits[right:, 1] = 9.0
         tally.add(logits, targets, load)
     scores = Tally.scores(tally.sums(), trained=4)
     assert scores["accuracy"] == scores["accuracy/4"] == 0.4
     assert scores["accuracy/8"] == scores["accuracy/beyond"] == 0.4
+    assert scores["exact"] == scores["exact/4"] == 1 / 4
+    assert scores["exact/8"] == scores["exact/beyond"] == 1 / 2
     wrong, right = 9 + 2e-4, 2e-4
     assert scores["loss"] == pytest.approx((6 * wrong + 4 * right) / 10, rel=1e-3)
 
@@ -101,6 +111,18 @@ def test_every_task_trains_and_is_scored_by_load(name: str, positions: str) -> N
     ended = [n for n in whole if n <= lit.run.data.trained]
     of_length = len(whole) > 1 and name != "periodic"
     assert loads == (ended if of_length and positions == "learned" else whole)
+
+
+def test_anchors_of_positions_that_were_never_trained_are_not_scored() -> None:
+    words = ["data=parity_small", "model=mini_rope", "model.block_size=512", "trainer=cpu"]
+    anchors = [*words, "attention=fixed_query"]
+    whole = [10, 20, 40, 60, 80, 100]
+    for attention, loads in (
+        ([*words, "attention=softmax"], whole),
+        (anchors, [n for n in whole if n <= 40]),
+        ([*anchors, "attention.layers=[]", "attention.p=4"], whole),
+    ):
+        assert [*run_config(phasegpt.compose(attention)).loads] == loads
 
 
 # --- a run -----------------------------------------------------------------------------------
@@ -146,6 +168,7 @@ def test_evaluate_gives_the_validations_numbers(run: Path) -> None:
     result = evaluate(EvaluateConfig(checkpoint=str(run), split="val"))
     best = record["best"]
     assert result["accuracy"] == best["val/accuracy"]
+    assert result["exact"] == best["val/exact"] <= best["val/accuracy"]
     assert result["loss"] == pytest.approx(best["val/loss"], rel=1e-6)
     assert result["data_fingerprint"] == record["data"]["fingerprint"]
     assert "chance" in generated_table(result)
@@ -165,6 +188,33 @@ def test_what_needs_a_text_refuses_a_task_by_name(run: Path) -> None:
 
     with pytest.raises(ConfigError, match="generated task data=mqar, which is no text"):
         training_corpus(loading.load_run(run), None, None)
+
+
+def test_lm_eval_refuses_a_model_of_a_task_in_one_line(run: Path, monkeypatch: Any) -> None:
+    from phasegpt.model import harness
+
+    monkeypatch.setattr(harness, "check_tasks", lambda tasks: None)
+    with pytest.raises(ConfigError, match=r"tasks=a,b are of texts.*leave tasks out"):
+        evaluate(EvaluateConfig(checkpoint=str(run), tasks=("a", "b")))
+
+
+def test_weights_of_a_text_and_of_a_task_are_told_apart(
+    run: Path, text: list[str], tmp_path: Path
+) -> None:
+    small = [w for w in TINY if not w.startswith("data")]
+    of_text = [*small, "callbacks.sample_text.max_new_tokens=0", "data=text"]
+    says = "is a model of a generated task, and this run is of a text: .* take a model of a text"
+    with pytest.raises(ConfigError, match=says):
+        fit(phasegpt.compose([*of_text, *text, f"init_from={run}"]), tmp_path / "a")
+    record = fit(phasegpt.compose([*of_text, *text]), tmp_path / "text")
+    assert record["status"] == "ok"
+    with pytest.raises(ConfigError, match="is a model of a text, and this run is of a generated"):
+        fit(config(f"init_from={tmp_path / 'text'}"), tmp_path / "b")
+    with pytest.raises(
+        ConfigError, match=r"of 40 symbols, and this one has 50: .* give it the sizes"
+    ):
+        fit(config(f"init_from={run}", "data.vocab_size=50"), tmp_path / "c")
+    assert fit(config(f"init_from={run}"), tmp_path / "d")["init_from"]["new"] == []
 
 
 def test_examples_must_fit_the_model() -> None:

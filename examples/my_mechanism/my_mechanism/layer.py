@@ -30,7 +30,8 @@ class MyConfig(AttentionConfig):
     """Options of `my_mechanism`."""
 
     num_oscillators: int = option(16, "N, oscillators of a head and token", ge=1, le=4096)
-    coupling: float = option(1.0, "K of every head at the start, learned", ge=-100, le=100)
+    coupling: float = option(1.0, "K of every head at the start", ge=-100, le=100)
+    learn_coupling: bool = option(True, "false: K stays as it is, also where it is off")
     focus: float = option(4.0, "how much attention prefers agreeing phases", ge=0, le=1000)
 
 
@@ -45,12 +46,17 @@ class MyMechanism(Attention):
     Config = MyConfig
     off = Off({"coupling": 0.0}, "alone")
     lr_factors = {"phase.weight": 1.0, "phase.bias": 1.0, "coupling": 1.0}
+    starts = {"coupling": "coupling"}  # options that say where a parameter begins, and nothing else
 
     def __init__(self, config, options, layer):
         super().__init__(config, options, layer)
         channels = config.n_head * options.num_oscillators
         self.phase = nn.Linear(config.n_embd, channels)
-        self.coupling = nn.Parameter(torch.zeros(config.n_head))
+        K = torch.zeros(config.n_head)
+        if options.learn_coupling:
+            self.coupling = nn.Parameter(K)
+        else:
+            self.register_buffer("coupling", K)
         self.c_proj = nn.Linear(2 * channels, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
 

@@ -1,10 +1,7 @@
 "use strict";
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const COLOUR = {
-  coupled: "#2f5bea", others: "rgba(47, 91, 234, 0.22)", off: "#8a94a6", null: "#c2700c",
-  band: "rgba(18, 128, 92, 0.10)", ink: "#1d2433", line: "#e3e7ee",
-};
-const CYCLE = ["#2f5bea", "#c0322b", "#12805c", "#c2700c", "#7c3aed", "#0e7490", "#be185d", "#4d7c0f"];
+const COLOUR = { ...DATA.colours, others: DATA.colours.coupled + "38", line: "#e3e7ee" };
+const CYCLE = COLOUR.cycle;
 
 function $(id) { return document.getElementById(id); }
 
@@ -80,22 +77,45 @@ function curve(name, label, colour, extra = {}) {
   return points ? [line(points.map((p) => p[0]), points.map((p) => p[1]), label, colour, extra)] : [];
 }
 
+/* A table whose rows a click on a column's name sorts, a second click the other way. */
 function rows(table, head, body, numeric = []) {
-  const make = (tag, cells, attributes) => {
-    const row = element("tr", null, attributes);
-    cells.forEach((cell, i) => {
-      const made = cell instanceof Node ? element(tag) : element(tag, cell);
-      if (cell instanceof Node) made.append(cell);
-      if (numeric.includes(i)) made.className = "number";
-      row.append(made);
-    });
-    return row;
-  };
+  const cellsOf = (tag, cells) => cells.map((cell, i) => {
+    const made = cell instanceof Node ? element(tag) : element(tag, cell);
+    if (cell instanceof Node) made.append(cell);
+    if (numeric.includes(i)) made.className = "number";
+    return made;
+  });
   const top = element("thead");
   const rest = element("tbody");
-  if (head) top.append(make("th", head, {}));
-  body.forEach((cells) => rest.append(make("td", cells, {})));
+  const lines = body.map((cells) => {
+    const row = element("tr");
+    row.append(...cellsOf("td", cells));
+    return row;
+  });
+  if (head) {
+    const row = element("tr");
+    row.append(...cellsOf("th", head.map((name) => (name === "" ? name : element("button", name, { type: "button" })))));
+    row.querySelectorAll("button").forEach((button) => button.addEventListener("click", () => sortBy(rest, button.parentElement)));
+    top.append(row);
+  }
+  rest.append(...lines);
   table.replaceChildren(top, rest);
+}
+
+/* Numbers before words, what is empty last; an estimate counts by its first number. */
+function sortBy(body, cell) {
+  const column = [...cell.parentElement.children].indexOf(cell);
+  const up = cell.getAttribute("aria-sort") !== "ascending";
+  const key = (row) => {
+    const text = row.children[column].textContent.trim();
+    const number = parseFloat(text.replace(/,/g, ""));
+    return Number.isNaN(number) ? [text === "" || text === "-" ? 2 : 1, text] : [0, number];
+  };
+  const compare = (a, b) => (a[0] !== b[0] ? a[0] - b[0] : (up ? 1 : -1) * (a[0] === 0 ? a[1] - b[1] : a[1].localeCompare(b[1])));
+  const sorted = [...body.children].map((row) => [key(row), row]).sort(([a], [b]) => compare(a, b));
+  body.replaceChildren(...sorted.map(([, row]) => row));
+  [...cell.parentElement.children].forEach((other) => other.removeAttribute("aria-sort"));
+  cell.setAttribute("aria-sort", up ? "ascending" : "descending");
 }
 
 function badge(status) { return element("span", status, { class: "badge " + status }); }

@@ -1,7 +1,7 @@
 """The CUDA kernels on CPU tensors: the host functions of ops/cuda.py over an emulator.
 
 What g++ compiles is the very text that NVRTC gets; what launches it are the very plans and
-arguments. It shows neither races, nor the hardware's sine, nor speed.
+arguments. It shows neither races nor speed, and of the hardware's sine a model.
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class Emulated(cuda.Kernels):
 
     @contextlib.contextmanager
     def coarse_angles(self) -> Iterator[None]:
-        """Angles are rounded as a GPU rounds them before it looks up their sine."""
+        """Sines and cosines have the error of a GPU's: of the angle's rounding and of its table."""
         switch = ctypes.c_bool.in_dll(self._library, "coarse_angles")
         switch.value = True
         yield

@@ -27,8 +27,7 @@ inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 inline float __fdividef(float a, float b) { return a / b; }
 
-// Rounds an angle as a GPU does: to turns, by a rounded 1 / (2 pi), and towards zero. What its
-// table of sines adds to the error, 2^-21.4 at most, is left out.
+// Rounds an angle as a GPU does: to turns, by a rounded 1 / (2 pi), and towards zero.
 extern "C" {
 bool coarse_angles = false;
 }
@@ -38,10 +37,17 @@ inline double coarse(float x) {
   if (std::fabs(double(turns)) > std::fabs(exact)) turns = std::nextafter(turns, 0.f);
   return 2 * M_PI * turns;
 }
+// What its table of sines adds: 2^-21.4 at most, here any number below that, by the angle.
+inline double table_error(double angle, unsigned which) {
+  const double turns = angle / (2 * M_PI);
+  unsigned hash = unsigned((turns - std::floor(turns)) * (1 << 22)) * 2654435761u + which;
+  hash = (hash ^ hash >> 15) * 2246822519u;
+  return (hash / 2147483648.0 - 1) * std::exp2(-21.4);
+}
 inline void __sincosf(float x, float* sine, float* cosine) {
   const double angle = coarse_angles ? coarse(x) : double(x);
-  *sine = float(std::sin(angle));
-  *cosine = float(std::cos(angle));
+  *sine = float(std::sin(angle) + (coarse_angles ? table_error(angle, 1) : 0));
+  *cosine = float(std::cos(angle) + (coarse_angles ? table_error(angle, 2) : 0));
 }
 
 namespace shim {

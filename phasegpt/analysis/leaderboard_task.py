@@ -1,0 +1,187 @@
+"""The page of one task of the leaderboard: every arm at every stage, and what lies behind it."""
+
+from __future__ import annotations
+
+import statistics as plain
+from collections.abc import Callable, Iterator
+
+from phasegpt.analysis.leaderboard import Board, Cell, Column, is_mechanism
+from phasegpt.analysis.leaderboard_costs import costs, rates, shown_runs, used_rates
+from phasegpt.analysis.leaderboard_page import claim, difference, equal, gaps, seeds, size
+from phasegpt.analysis.leaderboard_runs import STAGES, human, human_task
+from phasegpt.analysis.statistics import MINIMUM
+from phasegpt.analysis.text_table import markdown, number, span
+
+TASK = """\
+# {name}
+
+{claim}
+
+{facts}
+{stages}
+{loads}
+## Learning rates
+
+{rates}
+## At equal FLOPs
+
+{equal}
+
+## Cost
+
+{costs}
+
+{notes}
+"""
+
+
+def task_page(found: Board, task: str) -> str:
+    """TASK.md of a leaderboard."""
+    columns = [column for column in found.columns if column.task == task]
+    stages = [line for column in columns for line in _stages(found, column)]
+    return TASK.format(
+        name=human_task(task)[0].upper() + human_task(task)[1:],
+        claim=claim(found, columns),
+        facts="\n".join(_facts(found, columns[0])),
+        stages="\n".join(stages),
+        loads="\n".join(_loads(found, columns[0])),
+        rates="\n".join(_rates(found, columns[0])),
+        equal="\n".join(equal(found, columns)),
+        costs="\n".join(_costs(found, task)),
+        notes="\n".join([*_offs(found, task), *gaps(found, task)]).strip(),
+    )
+
+
+def _facts(found: Board, column: Column) -> Iterator[str]:
+    run = next(run for run in found.runs if run.task == column.task)
+    every = [run.record.get("git") or {} for run in found.runs if run.task == column.task]
+    commits = sorted({str(git.get("sha"))[:12] for git in every})
+    facts = {
+        "score": "bits per byte of validation" if run.text else "accuracy at scored places",
+        "chance": number(column.chance, "{:.4g}"),
+        "best there is": number(column.ceiling, "{:.4g}"),
+        "size": size(run),
+        "commits": ", ".join(commits),
+    }
+    yield from markdown(["what", "value"], [[k, v] for k, v in facts.items() if v])
+
+
+def _stages(found: Board, column: Column) -> Iterator[str]:
+    """A table of every arm for each stage, the last one first."""
+    for stage in reversed(STAGES):
+        if cells := column.stages.get(stage):
+            yield from ("", f"## {human_task(column.key).capitalize()}: {stage}", "")
+            yield f"Seeds {seeds(STAGES[stage])}. {_how(column, cells)}"
+            yield from ("", *_table(column, cells))
+
+
+def _how(column: Column, cells: dict[str, Cell]) -> str:
+    if column.groups:
+        return (
+            f"Runs solve this or do not: {column.groups}. So they are counted, with McNemar's "
+            "exact p, for which five seeds are too few; there is no t-test."
+        )
+    text = "Differences are paired by seed, with 95% t intervals; p is the larger of the two."
+    missed = [c.missed for arm, c in cells.items() if is_mechanism(arm) and c.missed is not None]
+    if missed:
+        text += f" Missed below {number(plain.median(missed))}, at most {number(max(missed))}."
+    if max(cell.n for cell in cells.values()) < MINIMUM:
+        text += f" With fewer than {MINIMUM} seeds this describes, and decides nothing."
+    return text
+
+
+def _table(column: Column, cells: dict[str, Cell]) -> list[str]:
+    """All arms of a stage; columns that nothing is in are left out."""
+    texts: dict[str, Callable[[Cell], str]] = {
+        "": lambda c: human(c.arm),
+        "n": lambda c: str(c.n) + (f" ({c.lost} lost)" if c.lost else ""),
+        "solved": lambda c: f"{c.solved} of {c.n}" if column.groups else "",
+        "every seed": lambda c: " ".join(map(number, c.scores.values())) if column.groups else "",
+        "mean": lambda c: "" if column.groups else number(c.mean),
+        "sd": lambda c: number(c.sd),
+        "median": lambda c: number(c.median),
+        "95% interval": lambda c: span(c.low, c.high, "{:.3f}"),
+        "minus softmax + RoPE": lambda c: difference(c.against.get("softmax")),
+        "minus its off control": lambda c: difference(c.against.get("off")),
+        "minus softmax with token shift": lambda c: difference(c.against.get("rival")),
+        "p": lambda c: _p(c.p),
+        "after Holm": lambda c: _p(c.holm),
+        "holds": lambda c: c.word or ("candidate" if c.candidate else ""),
+    }
+    table = {name: [text(cell) for cell in cells.values()] for name, text in texts.items()}
+    kept = {name: column for name, column in table.items() if any(column)}
+    return markdown(list(kept), zip(*kept.values(), strict=True))
+
+
+def _p(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < 0.001 else number(value)
+
+
+def _loads(found: Board, column: Column) -> Iterator[str]:
+    """Accuracy by length or load, of the runs that the first page shows; n/a where it has none."""
+    runs = shown_runs(found, column)
+    loads = sorted({load for by in runs.values() for run in by.values() for load in run.loads})
+    if not loads:
+        return
+    trained = next(run.trained for by in runs.values() for run in by.values())
+    yield from ("", "## By length or load", "")
+    yield f"Accuracy at the last validation, mean over seeds. Trained up to {trained}."
+    yield ""
+    rows = []
+    for arm, by_seed in runs.items():
+        means = {
+            load: plain.fmean(v)
+            for load in loads
+            if (v := [run.loads[load] for run in by_seed.values() if load in run.loads])
+        }
+        rows.append([human(arm), *(number(means.get(load)) or "n/a" for load in loads)])
+    yield from markdown(["", *map(str, loads)], rows)
+    yield from ("", f"![Accuracy by length or load]({column.task}_loads.png)", "")
+
+
+def _rates(found: Board, column: Column) -> Iterator[str]:
+    """Score by learning rate, one seed; which was used, and whether the best was at the edge."""
+    curves, used = rates(found, column), used_rates(found, column.task)
+    if not curves:
+        yield from ("No run of the stage that chooses them.", "")
+        return
+    grid = sorted({lr for curve in curves.values() for lr in curve})
+
+    def cell(arm: str, lr: float) -> str:
+        text = number(curves[arm].get(lr))
+        return f"**{text}**" if text and used.get(arm) == lr else text
+
+    yield "Score on seed 0 by learning rate; bold: the rate of all later runs."
+    yield ""
+    yield from markdown(
+        ["", *(f"{lr:g}" for lr in grid)],
+        [[human(arm), *(cell(arm, lr) for lr in grid)] for arm in curves],
+    )
+    pick = max if column.higher else min
+    best = {arm: pick(curve, key=lambda lr: curve[lr]) for arm, curve in curves.items()}
+    other = [human(arm) for arm, lr in best.items() if used.get(arm, lr) != lr]
+    if other:
+        yield from ("", f"By the last validation another rate was best: {', '.join(other)}.")
+    yield from ("", f"![Score by learning rate]({column.task}_rates.png)", "")
+
+
+def _costs(found: Board, task: str) -> list[str]:
+    rows = [
+        [human(arm), *(number(v, "{:,.0f}") for v in (c.parameters, c.flops, c.speed))]
+        for arm, c in costs(found, task).items()
+    ]
+    header = ["", "parameters", "training FLOPs per token", "tokens per second, as it ran"]
+    return markdown(header, rows)
+
+
+def _offs(found: Board, task: str) -> Iterator[str]:
+    """What the off control of each mechanism changes, from the two configurations."""
+    config = {run.arm: run.record["config"]["attention"] for run in found.runs if run.task == task}
+    changed = {}
+    for arm in found.every_arm:
+        own, off = config.get(arm, {}), config.get(f"{arm}_off")
+        if off is not None:
+            changed[arm] = [f"`{k}={v}`" for k, v in off.items() if own.get(k) != v]
+    if changed:
+        yield from ("## Off controls", "")
+        yield from (f"- {human(arm)}: {', '.join(told)}" for arm, told in changed.items() if told)

@@ -1,0 +1,106 @@
+const ARM = Object.fromEntries(DATA.arms.map((a) => [a.arm, a]));
+
+/* A table whose headings sort it; a cell is [text, value], null values last. */
+function sortedTable(id, head, body, order = { at: -1, up: false }) {
+  const shown = body.slice();
+  if (order.at >= 0) {
+    const value = (row) => row[order.at][1];
+    shown.sort((a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === null || y === null) return (x === null) - (y === null);
+      const sign = typeof x === "string" ? x.localeCompare(y) : x - y;
+      return order.up ? sign : -sign;
+    });
+  }
+  rows($(id), head, shown.map((row) => row.map((cell) => cell[0])), range(head.length).slice(1));
+  $(id).querySelectorAll("th").forEach((th, at) => {
+    const button = element("button", th.textContent, { class: "sort", type: "button" });
+    th.setAttribute("aria-sort", at !== order.at ? "none" : order.up ? "ascending" : "descending");
+    button.onclick = () => sortedTable(id, head, body, { at, up: at === order.at ? !order.up : at === 0 });
+    th.replaceChildren(button);
+  });
+}
+
+function scoreText(column, cell) {
+  if (!cell) return "";
+  const lost = cell.lost ? " (" + cell.lost + " lost)" : "";
+  if (column.groups) return cell.solved + " of " + cell.n + " solved" + lost;
+  const ends = cell.low === null ? "" : " [" + fixed(cell.low) + ", " + fixed(cell.high) + "]";
+  return fixed(cell.mean) + ends + ", " + cell.n + lost;
+}
+
+function difference(found) {
+  if (!found) return ["", null];
+  return [withInterval({ mean: found.effect, low: found.low, high: found.high }), found.effect];
+}
+
+function name(arm) { return [ARM[arm].name, ARM[arm].name]; }
+
+function drawScores() {
+  const shown = DATA.arms.filter((a) => $("offs").checked || !a.off);
+  const costs = ["parameters", "flops", "time"];
+  const head = ["arm", ...DATA.columns.map((c) => c.name), "parameters", "FLOPs", "time"];
+  const body = shown.map((a) => [
+    name(a.arm),
+    ...DATA.columns.map((c) => [scoreText(c, c.cells[a.arm]), c.cells[a.arm] ? c.cells[a.arm].mean : null]),
+    ...costs.map((k) => (k in a.costs ? [fixed(a.costs[k], 2), a.costs[k]] : ["", null])),
+  ]);
+  sortedTable("table", head, body);
+}
+
+/* Pictures that were drawn beside the page, those of them that there are. */
+function drawPictures(id, named) {
+  $(id).replaceChildren();
+  for (const [name, title] of named.filter(([name]) => DATA.pictures[name])) {
+    const card = element("div", null, { class: "card scroll picture" });
+    card.append(element("img", null, { src: DATA.pictures[name], alt: title }));
+    $(id).append(element("h3", title), card);
+  }
+}
+
+function drawCells(column) {
+  const head = ["arm", "stage", "n", "mean", "sd", "median", "every seed", "minus softmax + RoPE", "minus its off control", "p", "after Holm", "holds"];
+  const value = (x, digits = 3) => (x === null || x === undefined ? ["", null] : [fixed(x, digits), x]);
+  const body = DATA.arms.filter((a) => column.cells[a.arm]).map((a) => {
+    const c = column.cells[a.arm];
+    const word = c.standing || c.word || "";
+    return [
+      name(a.arm), [c.stage, c.stage], [String(c.n), c.n],
+      column.groups ? [c.solved + " of " + c.n + " solved", c.solved / c.n] : value(c.mean),
+      value(c.sd), value(c.median), [c.scores.map((s) => fixed(s[1])).join(" "), null], difference(c.softmax), difference(c.off), value(c.p), value(c.holm), [word, word],
+    ];
+  });
+  sortedTable("cells", head, body);
+}
+
+function drawTask() {
+  const column = DATA.columns.find((c) => c.key === $("task").value);
+  $("how").textContent = column.groups
+    ? "Runs solve this or do not: " + column.groups + ". Runs are counted; there is no t-test."
+    : "Differences are paired by seed, with 95% t intervals; p is the larger of the two.";
+  drawCells(column);
+  const task = column.key.split("/")[0];
+  drawPictures("pictures", [[task + "_loads", "Accuracy by length or load"], [task + "_rates", "Score by learning rate"]]);
+}
+
+function drawGaps() {
+  let list = null;
+  for (const line of DATA.gaps) {
+    if (line.startsWith("## ")) {
+      list = element("ul");
+      $("gaps").append(element("h2", line.slice(3)), list);
+    } else if (line.startsWith("- ")) list.append(element("li", line.slice(2)));
+  }
+}
+
+$("title").textContent = "Leaderboard: where does coupling help?";
+$("claim").append(element("strong", DATA.claim[0].replaceAll("**", "")));
+DATA.claim.slice(1).forEach((text) => $("claims").append(element("li", text)));
+$("footer").textContent = "PhaseGPT " + DATA.version + ", " + DATA.name;
+DATA.columns.forEach((c) => $("task").append(element("option", c.name, { value: c.key })));
+$("offs").onchange = drawScores;
+$("task").onchange = drawTask;
+drawPictures("scores", [["scores", "Every seed"]]);
+drawScores();
+drawTask();
+drawGaps();

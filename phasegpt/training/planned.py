@@ -1,0 +1,55 @@
+"""A job of a multirun before it is started."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from phasegpt.core.errors import ConfigError
+from phasegpt.core.secrets import masked
+
+if TYPE_CHECKING:
+    from phasegpt.training.config import RunConfig
+
+
+class Planned(NamedTuple):
+    """A job: the words that compose it, and what sweep.json says of it.
+
+    `entry` has its name, which is its folder's, overrides, config_hash and error, and where a
+    record stands for it, that file as `record`.
+    """
+
+    words: Sequence[str]
+    entry: dict[str, Any]
+    run: RunConfig | None = None  # None: it cannot be
+    unit: int | None = None  # jobs of one unit are in one share; None: it is one of its own
+    mine: bool = True  # whether it is in this share
+
+    @property
+    def here(self) -> bool:
+        """Whether it is to be started."""
+        return self.mine and bool(self.words) and "record" not in self.entry
+
+
+def of_run(name: str, words: Sequence[str], run: RunConfig, unit: int | None = None) -> Planned:
+    """The job that trains `run` in the folder `name`."""
+    entry = {"name": name, "overrides": masked(words), "error": None, "config_hash": run.hash}
+    return Planned(words, entry, run, unit)
+
+
+def refused(name: str, words: Sequence[str], error: ConfigError) -> Planned:
+    """The job that cannot be."""
+    said = f"ConfigError: {error}"
+    entry = {"name": name, "overrides": masked(words), "error": said, "config_hash": None}
+    return Planned(words, entry)
+
+
+def one_process(run: RunConfig) -> RunConfig:
+    """`run`; ConfigError where it is one of several processes, as no job of a multirun can be."""
+    if run.trainer.processes > 1:
+        raise ConfigError(
+            f"trainer.devices={run.trainer.devices} in a multirun: every further process would run "
+            f"the whole sweep again. One job is one process here: use trainer.devices=1 and run "
+            f"several jobs at once (+launcher=joblib), or start the run without -m"
+        )
+    return run
