@@ -12,12 +12,16 @@ on the page is the median over rounds and its extremes. Run it on a machine that
 import argparse
 import json
 import os
+import pickle
+import platform
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +68,14 @@ def run(*words: str, cwd: Path | None = None, **env: str) -> tuple[str, float, f
     )  # fmt: skip
     after = os.times()
     if done.returncode:
-        raise ConfigError(f"{' '.join(words[:4])} ended with {done.returncode}: {done.stdout[-800:]}")
+        raise ConfigError(
+            f"{' '.join(words[:4])} ended with {done.returncode}: {done.stdout[-800:]}"
+        )
     cpu = after.children_user + after.children_system
-    return done.stdout, time.perf_counter() - begin, cpu - (
-        before.children_user + before.children_system
+    return (
+        done.stdout,
+        time.perf_counter() - begin,
+        cpu - (before.children_user + before.children_system),
     )
 
 
@@ -93,7 +101,6 @@ def training(folder: Path, size: str) -> list[str]:
 
 def ours_per_step(folder: Path, size: str) -> float:
     """Seconds of a step from metrics.csv, whose rows have the speed of all steps since the last."""
-    import shutil
 
     from phasegpt.training.metrics_csv import read_metrics
 
@@ -175,7 +182,6 @@ def first_step(folder: Path) -> Row:
     words = [*training(folder, "4 x 128"), "trainer.max_steps=1", "trainer.val_check_interval=1"]
 
     def once() -> tuple[float, float]:
-        import shutil
 
         shutil.rmtree(folder / "run", ignore_errors=True)
         _, _, imports = run(sys.executable, "-c", "import torch, pytorch_lightning")
@@ -190,7 +196,6 @@ def quickstart(folder: Path) -> Row:
     words = (sys.executable, "-m", "phasegpt.train", "+experiment=quickstart", "trainer=cpu")
 
     def once() -> tuple[float, float]:
-        import shutil
 
         shutil.rmtree(folder / "quick", ignore_errors=True)
         _, seconds, _ = run(*words, f"hydra.run.dir={folder / 'quick'}")
@@ -201,8 +206,6 @@ def quickstart(folder: Path) -> Row:
 
 def text_of(folder: Path) -> None:
     """The embedded text as a file for us, and as ids for nanoGPT and Hugging Face."""
-    import pickle
-
     import numpy as np
 
     from phasegpt.data.synthetic import generate
@@ -226,8 +229,8 @@ def page(record: dict[str, Any]) -> str:
     lines = [
         "# Speed against what else one would pick",
         "",
-        f"**{len(met)} of {len(rows)} goals are met on two CPU cores.** A ratio above 1 says that we are "
-        "faster.",
+        f"**{len(met)} of {len(rows)} goals are met on two CPU cores.** A ratio above 1 says that "
+        "we are faster.",
         "",
         "| what | against | ratio | rounds | goal | ours | theirs |",
         "|---|---|---|---|---|---|---|",
@@ -248,12 +251,32 @@ def page(record: dict[str, Any]) -> str:
             f"Medians over alternating rounds in one run, extremes in brackets; {record['cpu']}, "
             f"{record['threads']} threads. {versions}.",
             "",
+            "![Ratios, their extremes, and the goals](speed.png)",
+            "",
             "```bash",
             f"python scripts/bench_peers.py {record['command']}",
             "```",
             "",
         ]
     )
+
+
+def draw(record: dict[str, Any], path: Path) -> None:
+    """The ratios with their extremes over rounds, and the goals."""
+    from phasegpt.core import figures
+
+    rows = record["rows"][::-1]
+    with figures.house():
+        figure = figures.new(height=0.6 + 0.38 * len(rows))
+        axes = figure.subplots()
+        for y, row in enumerate(rows):
+            axes.plot([row["low"], row["high"]], [y, y], color=figures.SOFT, lw=1.5)
+            axes.plot(row["ratio"], y, "o", color=figures.INK)
+            axes.plot(row["goal"], y, "|", color=figures.SOFT, ms=14)
+        axes.axvline(1, color=figures.FAINT, lw=1, zorder=0)
+        axes.set_yticks(range(len(rows)), [f"{r['what']}\nagainst {r['peer']}" for r in rows])
+        axes.set_xlabel("their time over ours: right of 1 we are faster; the bar is the goal")
+        figures.save(figure, path)
 
 
 def _time(seconds: float) -> str:
@@ -263,7 +286,7 @@ def _time(seconds: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ["nanogpt", "trainer", "decode", "evaluate", "first_step", "quickstart"]
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT; without it no such row")
+    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT; else no such row")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=names, default=names)
     parser.add_argument("--out", type=Path)
@@ -271,15 +294,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.page:
         record = json.loads((args.page / "speed.json").read_text())
-        write_output(args.page / "README.md", (page(record)).encode())
+        write_output(args.page / "README.md", page(record).encode())
+        draw(record, args.page / "speed.png")
         return
     if args.nanogpt and not (args.nanogpt / "train.py").is_file():
         raise ConfigError(f"--nanogpt={args.nanogpt} has no train.py; give a checkout of nanoGPT")
     if args.out:
         check_output(args.out / "speed.json", "--out")
-    import platform
-    from importlib.metadata import version
-
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         text_of(folder)
@@ -305,6 +326,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         write_json(args.out / "speed.json", record)
         write_output(args.out / "README.md", text.encode())
+        draw(record, args.out / "speed.png")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def hf_trainer(
     class Watch(TrainerCallback):
         """The time of every step's end."""
 
-        ends: list[float] = []
+        def __init__(self) -> None:
+            self.ends: list[float] = []
 
         def on_step_end(self, *args: object, **kwargs: object) -> None:
             self.ends.append(time.perf_counter())
@@ -112,7 +113,7 @@ def evaluate() -> dict[str, float]:
     config = phasegpt.compose([*words, "trainer=cpu", "compile=false"])
     corpus = prepare(run_config(config).data)
     model = phasegpt.build(config).eval()
-    windows = EvalWindows(corpus.splits["val"], 64, 64)
+    windows = EvalWindows(corpus.split("val"), context=64, stride=64)
 
     def bare() -> None:
         with inference(model):
@@ -123,12 +124,13 @@ def evaluate() -> dict[str, float]:
     def ours() -> None:
         score(model, corpus, "val", context=64, stride=64, batch_size=12)
 
-    found = {}
-    for name, call in {"bare_s": bare, "ours_s": ours}.items():
-        begin = time.perf_counter()
-        call()
-        found[name] = time.perf_counter() - begin
-    return found
+    found: dict[str, list[float]] = {"bare_s": [], "ours_s": []}
+    for _ in range(3):  # the first is a warm-up
+        for name, call in (("bare_s", bare), ("ours_s", ours)):
+            begin = time.perf_counter()
+            call()
+            found[name].append(time.perf_counter() - begin)
+    return {name: min(seconds[1:]) for name, seconds in found.items()}
 
 
 if __name__ == "__main__":
