@@ -11,17 +11,16 @@ import ast
 import textwrap
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from phasegpt.cli import guarded
+from phasegpt.core import figures
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_output
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = "commands"
-INK, BOX = "#1d2433", "#e8eef7"
 
 Graph = dict[str, set[str]]
 
@@ -89,7 +88,8 @@ def picture(package: Path) -> Figure:
     aside = {f for f in graph if top[f] - floor[f] > 1}
     beside = {n for f in aside for n in range(floor[f], top[f])}
 
-    figure = Figure(figsize=(6.5, 0.62 * len(set(floor.values()))))
+    figure = figures.new(0.62 * len(set(floor.values())), width=6.5)
+    figure.set_layout_engine("none")
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 1), ylim=(-0.05, max(top.values())))
     axes.axis("off")
@@ -97,7 +97,14 @@ def picture(package: Path) -> Figure:
         left = 0.66 if folder in aside else 0.02
         width = 0.32 if folder in aside else 0.61 if y in beside else 0.96
         axes.add_patch(
-            Rectangle((left, y + 0.1), width, top[folder] - y - 0.3, fc=BOX, ec=INK, lw=0.8)
+            Rectangle(
+                (left, y + 0.1),
+                width,
+                top[folder] - y - 0.3,
+                fc=figures.BAND,
+                ec=figures.INK,
+                lw=0.8,
+            )
         )
         room = width - (0.04 if folder in aside else 0.21)
         text = textwrap.fill(says(folder, package), int(112 * room))
@@ -111,7 +118,9 @@ def picture(package: Path) -> Figure:
         for below in graph[folder]:
             x = 0.82 if below in aside or folder in aside else 0.3
             ends = {"xy": (x, top[below] - 0.2), "xytext": (x, y + 0.1)}
-            axes.annotate("", **ends, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 0.8})
+            axes.annotate(
+                "", **ends, arrowprops={"arrowstyle": "-|>", "color": figures.INK, "lw": 0.8}
+            )
     return figure
 
 
@@ -122,7 +131,7 @@ def main() -> None:
     check_output(args.out, "--out")
     package = ROOT / "phasegpt"
     said = {"Software": None, "Description": shown(direct(imports(package)))}
-    with rc_context({"font.size": 9}):
+    with figures.house():
         picture(package).savefig(args.out, dpi=144, metadata=said)
     print(args.out)
 

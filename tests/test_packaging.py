@@ -15,6 +15,7 @@ from helpers import ROOT
 import phasegpt
 
 SHIPPED = {".py", ".typed", ".cu", ".cpp", ".h", ".html", ".css", ".js"}
+TOPS = ("phasegpt", "hydra_plugins")  # its top folders
 BUILD = [sys.executable, "-m", "build", "--no-isolation"]
 
 
@@ -42,7 +43,7 @@ def build_wheel(out: Path, *, from_sdist: bool) -> Path:
 
 def shipped() -> dict[str, bytes]:
     """Every file that an installed PhaseGPT needs, by its name in the wheel."""
-    code = [p for p in (ROOT / "phasegpt").rglob("*") if p.suffix in SHIPPED]
+    code = [p for top in TOPS for p in (ROOT / top).rglob("*") if p.suffix in SHIPPED]
     conf = (ROOT / "conf").rglob("*.yaml")
     files = {p.relative_to(ROOT).as_posix(): p for p in code}
     files |= {"phasegpt/PREREGISTRATION.md": ROOT / "PREREGISTRATION.md"}
@@ -75,7 +76,7 @@ def test_the_wheel_holds_all_code_kernels_and_configuration(wheel: Path) -> None
     expected = shipped()
     assert {name: built.get(name) for name in expected} == expected
     tops = {name.split("/")[0] for name in built}
-    assert {top for top in tops if not top.endswith(".dist-info")} == {"phasegpt"}
+    assert {top for top in tops if not top.endswith(".dist-info")} == set(TOPS)
 
 
 def test_every_place_names_the_same_version() -> None:

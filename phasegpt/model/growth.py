@@ -98,20 +98,29 @@ def taken(model: GPT, source: GPT, path: str) -> Taken:
 
 
 def _check_starts(model: GPT, source: GPT, taken: set[str], path: str) -> None:
-    """ConfigError for options that say where a parameter begins, of one that goes on instead."""
+    """ConfigError for options that say where a parameter begins, if in every layer it goes on."""
+    begins: set[tuple[type, str]] = set()  # in a layer that is new
+    passed_over: dict[tuple[type, str], str] = {}
     for k, (block, theirs) in enumerate(zip(model.blocks, source.blocks, strict=True)):
         others = dict(theirs.attn.named_modules())
         for part, attn in block.attn.named_modules():
+            if not isinstance(attn, Attention):
+                continue
             other = others.get(part)
-            if not isinstance(attn, Attention) or not isinstance(other, Attention):
-                continue
-            if type(other) is not type(attn):
-                continue
             for option, parameter in attn.starts.items():
-                pair = [getattr(layer.options, option, None) for layer in (attn, other)]
                 name = ".".join(filter(None, (f"{_LAYERS}{k}.attn", part, parameter)))
-                if name in taken and pair[0] != pair[1]:
-                    raise ConfigError(_passed_over(path, option, pair, attn.options))
+                if type(other) is not type(attn):
+                    begins.add((type(attn), option))
+                    continue
+                if name not in taken:
+                    continue
+                pair = [getattr(layer.options, option, None) for layer in (attn, other)]
+                if pair[0] != pair[1]:
+                    said = _passed_over(path, option, pair, attn.options)
+                    passed_over.setdefault((type(attn), option), said)
+    for key, said in passed_over.items():
+        if key not in begins:
+            raise ConfigError(said)
 
 
 def _passed_over(path: str, option: str, pair: list[Any], options: Section) -> str:

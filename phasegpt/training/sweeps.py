@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.plugins import Plugins
 from hydra.experimental.callback import Callback
 
 from phasegpt.core.console import tell
@@ -69,9 +67,8 @@ class Plan(Callback):
         Plan.folder, Plan.ended = folder, threading.Event()
         sweep_resources.reserve_gpus(config)
         if not Plan.search:
-            Plugins.instance().register(PlannedSweeper)
             with read_write(config), open_dict(config):
-                config.hydra.sweeper._target_ = f"{__name__}.{PlannedSweeper.__name__}"
+                config.hydra.sweeper._target_ = "hydra_plugins.phasegpt.PlannedSweeper"
         if not config.hydra.launcher._target_.endswith(".BasicLauncher"):
             # The jobs' own lines go elsewhere; no more than a look into their folders is needed.
             told = threading.Thread(target=_watch, args=(folder, Plan.ended), daemon=True)
@@ -119,21 +116,6 @@ class Plan(Callback):
                 f"{sum(job.here for job in begun)} are to be done here"
             )
         return begun
-
-
-class PlannedSweeper(BasicSweeper):
-    """Starts the jobs that Plan has planned, stage by stage.
-
-    What fails is in its run.json and in the report: nothing is raised for it here.
-    """
-
-    def sweep(self, arguments: list[str]) -> None:
-        """See BasicSweeper; the plan has composed every job."""
-        assert self.launcher is not None
-        number = 0
-        for words in Plan.batches(self.max_batch_size):
-            self.launcher.launch(words, initial_job_idx=number)
-            number += len(words)
 
 
 _LOOK_EVERY_S = 5.0

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 import phasegpt
 from phasegpt.core.sections import nearest
-from phasegpt.training import sweep_resources, sweeps
+from phasegpt.training import planning, sweep_resources, sweeps
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import RunFolder
 
@@ -79,7 +79,8 @@ def planned(folder: Path, *words: str) -> list[dict]:
         config = hydra.compose_config(
             "config", given, RunMode.MULTIRUN, with_log_configuration=False
         )
-        return sweeps._planned(config)
+        (stage,) = planning.stages(config)
+        return [job.entry for job in stage()]
 
 
 def test_jobs_are_named_by_what_varies_and_by_nothing_else(plan):
