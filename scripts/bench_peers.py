@@ -1,8 +1,8 @@
-"""Speed here against what a user would pick instead, alternating in one run; writes results/speed.
+"""Speed here against what a user would pick instead, alternating in one run.
 
-    python scripts/bench_peers.py --nanogpt FOLDER [--rounds 5] [--out results/speed]
+    python scripts/bench_peers.py --nanogpt FOLDER [--rounds 5] [--out FOLDER]
     python scripts/bench_peers.py --only decode evaluate [--rounds 3]
-    python scripts/bench_peers.py --page results/speed        the page again, from the record
+    python scripts/bench_peers.py --page FOLDER        the page again, from its record
 
 --nanogpt is an unchanged checkout of nanoGPT; its train.py is started as a user starts it, on the
 same text. Every ratio is the peer's time over ours in one round: above 1 we are faster. What stands

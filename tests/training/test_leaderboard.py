@@ -276,8 +276,8 @@ def test_a_signal_between_two_jobs_ends_the_process(tmp_path, monkeypatch, capfd
     monkeypatch.chdir(tmp_path)
     real, before = sweeps.train_job, signal.getsignal(signal.SIGTERM)
 
-    def signalled(*args: Any) -> dict[str, Any]:
-        record = real(*args)
+    def signalled(*args: Any, **more: Any) -> dict[str, Any]:
+        record = real(*args, **more)
         os.kill(os.getpid(), signal.SIGTERM)
         return record
 
