@@ -109,7 +109,7 @@ def _check_starts(model: GPT, source: GPT, taken: set[str], path: str) -> None:
             other = others.get(part)
             for option, parameter in attn.starts.items():
                 name = ".".join(filter(None, (f"{_LAYERS}{k}.attn", part, parameter)))
-                if type(other) is not type(attn):
+                if not isinstance(other, Attention) or type(other) is not type(attn):
                     begins.add((type(attn), option))
                     continue
                 if name not in taken:
