@@ -111,22 +111,13 @@ class Arm:
         cache = LayerCache()
         with torch.inference_mode():
             self(x_1TD, cache)
-            size = sum(_bytes(part) for part in cache.parts())
 
         @torch.inference_mode()
         def run() -> None:
             for _ in range(tokens):
                 self(x_1TD[:, -1:], cache)
 
-        return run, size
-
-
-def _bytes(cache: LayerCache) -> int:
-    """What a layer remembers of the tokens before: keys and values, and its state."""
-    held = [x for x in (cache.keys, cache.values) if x is not None]
-    state = cache.state if isinstance(cache.state, tuple | list) else [cache.state]
-    held += [x for x in state if isinstance(x, Tensor)]
-    return sum(x.numel() * x.element_size() for x in held)
+        return run, cache.nbytes
 
 
 # --- clock and scales ------------------------------------------------------------------------

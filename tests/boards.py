@@ -55,6 +55,7 @@ def record(task: str, arm: str, seed: int, score: float, **more: Any) -> dict[st
         "data": {"fingerprint": task, "chance": chance, "ceiling": ceiling},
         "parameters": {"all": 100_000, "non_embedding": 90_000},
         "flops_per_token": {"causal": 500_000, "full": 600_000, "elementwise": 1000},
+        "decode_bytes": {"token": 2048, "constant": 0},
         "final": final,
         "curves": {metric: [[STEPS // 2, along], [STEPS, last]]},
         **more,

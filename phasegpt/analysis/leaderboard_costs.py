@@ -10,14 +10,19 @@ from phasegpt.analysis.leaderboard import BASELINE, Board, Column
 from phasegpt.analysis.leaderboard_runs import STAGES, Run
 from phasegpt.analysis.statistics import Comparison
 
+#: What an arm costs, and what the pages call it.
+COSTS = {"parameters": "parameters", "flops": "FLOPs", "state": "state", "time": "time"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of an arm on a task: all parameters, training FLOPs of a token (causal products), and
-    tokens a second, the median over runs as they ran: no machine was kept quiet for it."""
+    """Of an arm on a task: all parameters, training FLOPs of a token (causal products), bytes that
+    decoding remembers of a full context, and tokens a second, the median over runs as they ran: no
+    machine was kept quiet for it."""
 
     parameters: int | None
     flops: float | None
+    state: int | None
     speed: float | None
 
 
@@ -58,23 +63,24 @@ def costs(found: Board, task: str) -> dict[str, Cost]:
             told[arm] = Cost(
                 parameters=(runs[0].record.get("parameters") or {}).get("all"),
                 flops=runs[0].flops,
+                state=runs[0].state,
                 speed=plain.median(speeds) if speeds else None,
             )
     return told
 
 
 def relative_costs(found: Board, arm: str) -> dict[str, float]:
-    """An arm's parameters, FLOPs and time as ratios to softmax + RoPE, the median over tasks."""
-    ratios: dict[str, list[float]] = {"parameters": [], "flops": [], "time": []}
+    """An arm's costs, COSTS, as ratios to softmax + RoPE, the median over tasks."""
+    ratios: dict[str, list[float]] = {name: [] for name in COSTS}
     for task in found.tasks:
         every = costs(found, task)
         if arm not in every or BASELINE not in every:
             continue
         own, base = every[arm], every[BASELINE]
-        if own.parameters and base.parameters:
-            ratios["parameters"].append(own.parameters / base.parameters)
-        if own.flops and base.flops:
-            ratios["flops"].append(own.flops / base.flops)
+        for name in ("parameters", "flops", "state"):
+            mine, other = getattr(own, name), getattr(base, name)
+            if mine is not None and other:
+                ratios[name].append(mine / other)
         if own.speed and base.speed:
             ratios["time"].append(base.speed / own.speed)
     return {name: plain.median(values) for name, values in ratios.items() if values}

@@ -19,7 +19,7 @@ from phasegpt.analysis.leaderboard import (
     Cell,
     Column,
 )
-from phasegpt.analysis.leaderboard_costs import equal_flops, relative_costs
+from phasegpt.analysis.leaderboard_costs import COSTS, equal_flops, relative_costs
 from phasegpt.analysis.leaderboard_gaps import missing
 from phasegpt.analysis.leaderboard_runs import STAGES, Run, human, human_task
 from phasegpt.analysis.statistics import MINIMUM, Comparison
@@ -52,7 +52,8 @@ FIRST = """\
 - **both**: both tests hold. **softmax**: that against softmax + RoPE alone. **off**: that against
   the off control alone. With n < {minimum} there is no verdict.
 - Where runs solve a task or do not, the cell counts those that solved it.
-- Parameters, FLOPs and time are ratios to softmax + RoPE, medians over tasks.
+- Parameters, FLOPs, state and time are ratios to softmax + RoPE, medians over tasks. State: bytes
+  that decoding remembers of a full context.
 {figure}
 ## At equal FLOPs
 
@@ -68,8 +69,7 @@ a dearer arm is shown before its last steps, which are often its best.
 - Learning rates were chosen on seed 0, which no other table has. Stages have seeds of their own:
   {stages}.
 - The score is that of the last validation. Nothing is chosen on it.
-- Time was not taken on a quiet machine. A layer alone, and what decoding remembers:
-  [attention](../attention/README.md), [mechanisms](../../docs/mechanisms/README.md).
+- Time was not taken on a quiet machine. A layer alone: [attention](../attention/README.md).
 - A run has solved a task at 99% of the best accuracy there is. Runs are counted so where an arm
   has solved and unsolved ones, or two groups more than a third of the way from chance to the
   ceiling apart, or where softmax + RoPE always solves the task.
@@ -214,12 +214,12 @@ def _task_link(column: Column) -> str:
 
 
 def _scores(found: Board) -> list[str]:
-    header = ["", *map(_task_link, found.columns), "parameters", "FLOPs", "time"]
+    header = ["", *map(_task_link, found.columns), *COSTS.values()]
     arms = [arm for arm in found.arms if not arm.endswith("_off")]
     rows = []
     for arm in arms:
         ratios = relative_costs(found, arm)
-        told = [number(ratios.get(name), "{:.2f}") for name in ("parameters", "flops", "time")]
+        told = [number(ratios.get(name), "{:.2f}") for name in COSTS]
         rows.append([human(arm), *(_score(column, arm) for column in found.columns), *told])
     return markdown(header, rows)
 

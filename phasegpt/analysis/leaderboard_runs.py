@@ -154,6 +154,14 @@ class Run:
         return (self.record.get("flops_per_token") or {}).get("causal")
 
     @property
+    def state(self) -> int | None:
+        """Bytes that decoding remembers of a text as long as the context; None if not recorded."""
+        if (held := self.record.get("decode_bytes")) is None:
+            return None
+        context = self.record["config"]["model"]["block_size"]
+        return int(held["constant"] + held["token"] * context)
+
+    @property
     def tokens_per_step(self) -> float:
         """Tokens of an optimizer step."""
         return self.record["tokens"] / self.record["step"]

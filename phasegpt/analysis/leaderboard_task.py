@@ -167,10 +167,11 @@ def _rates(found: Board, column: Column) -> Iterator[str]:
 
 def _costs(found: Board, task: str) -> list[str]:
     rows = [
-        [human(arm), *(number(v, "{:,.0f}") for v in (c.parameters, c.flops, c.speed))]
+        [human(arm), *(number(v, "{:,.0f}") for v in (c.parameters, c.flops, c.state, c.speed))]
         for arm, c in costs(found, task).items()
     ]
-    header = ["", "parameters", "training FLOPs per token", "tokens per second, as it ran"]
+    header = ["", "parameters", "training FLOPs per token", "bytes that decoding remembers"]
+    header.append("tokens per second, as it ran")
     return markdown(header, rows)
 
 

@@ -135,6 +135,13 @@ class LayerCache:
         for child in self._children.values():
             yield from child.parts()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is remembered, with its parts; not the room that buffers keep for more."""
+        mine = [b[:, :, : self._stored] for b in self._buffers or ()]
+        mine += [x for x in self.state or () if isinstance(x, Tensor)]
+        return sum(x.nbytes for x in mine) + sum(c.nbytes for c in self._children.values())
+
     def _split(self) -> None:
         if self._buffers is not None:
             self._buffers = tuple(torch.cat((b, b)) for b in self._buffers)
@@ -193,6 +200,11 @@ class Cache:
     def length(self) -> int:
         """Tokens seen."""
         return max(part.length for part in self.layers[0].parts())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what is remembered of all rows, in all blocks."""
+        return sum(layer.nbytes for layer in self.layers)
 
     def parts(self, layer: int) -> list[LayerCache]:
         """The memories of block `layer`: its own and those of its parts."""

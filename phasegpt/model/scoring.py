@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from phasegpt.core.allocator import keep_freed_memory
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
@@ -210,6 +211,7 @@ def score(
     check_windows(model, context=context, stride=stride)
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size} must be >= 1")
+    keep_freed_memory()
     tokens_T = corpus.split(split)
     begins = corpus.documents.get(split)
     windows = EvalWindows(tokens_T, context=context, stride=stride, documents=begins)

@@ -6,24 +6,21 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 
-from phasegpt.attention import Flops
 from phasegpt.core import arguments
+from phasegpt.core.allocator import keep_freed_memory
 from phasegpt.core.composition import to_yaml
 from phasegpt.core.console import show, tell
 from phasegpt.core.errors import CheckpointError, Collapsed, Interrupted, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.model import pretrained
-from phasegpt.model.gpt import GPT
 from phasegpt.model.loaded import code_changed
 from phasegpt.training import multiprocess
 from phasegpt.training.assemble import Assembled, assemble, check_device, data_module
@@ -42,6 +39,7 @@ from phasegpt.training.run_folder import (
     read_metrics,
 )
 from phasegpt.training.signals import StopSignals
+from phasegpt.training.size import size
 from phasegpt.training.summary import closing, header, prompt_ids, sample
 
 
@@ -73,6 +71,7 @@ def fit(
     """
     run, run_dir = placed(run_config(config)), arguments.path("run_dir", run_dir)
     arguments.whole("gpu", gpu, 0)
+    keep_freed_memory()
     mine = rank()
     if mine is not None and not mine.first:
         return follow(run, mine)
@@ -230,7 +229,7 @@ def _train(
     if start is not None:  # the other processes get the weights from this one
         start.fill(model)
         folder.update(init_from=start.record)
-    folder.update(**_size(model, parts.flops), leaky=model.leaky)
+    folder.update(**size(model, parts.flops), leaky=model.leaky)
     tell(header(run, folder, parts))
     parts.fit(resume_from)
 
@@ -256,31 +255,6 @@ def _train(
         final=_final(folder.path),
     )
     return parts
-
-
-def _size(model: GPT, flops: Flops) -> dict[str, Any]:
-    """Parameters of a model and FLOPs of a token; of one that matches softmax the width found.
-
-    FLOPs are of training, forward and backward, at the full context: matrix products with all keys
-    and with the causal ones alone, and a rough count of the attention's elementwise work.
-    """
-    found: dict[str, Any] = {}
-    parameters = {
-        "non_embedding": model.num_parameters(),
-        "all": model.num_parameters(non_embedding=False),
-    }
-    if model.config.match_parameters is not None:
-        plain = replace(model.config, attention_layers=(), mlp_width=None, match_parameters=None)
-        with torch.device("meta"):
-            parameters["softmax"] = GPT(plain, seed=0).num_parameters(non_embedding=False)
-        found["mlp_width"] = model.config.mlp_width
-    counts = {"full": flops.products, "causal": flops.causal_products}
-    counts["elementwise"] = flops.elementwise
-    return {
-        **found,
-        "parameters": parameters,
-        "flops_per_token": {name: round(count) for name, count in counts.items()},
-    }
 
 
 def _present(run: RunConfig, folder: RunFolder, corpus: Corpus, parts: Assembled) -> None:

@@ -252,6 +252,7 @@ def test_at_equal_flops_a_dearer_arm_is_cut_at_its_last_validation_within():
     for name, content in every.items():
         if "torus" in name:
             content["flops_per_token"] = {"causal": 500_001}
+            content["decode_bytes"] = {"token": 1024, "constant": 512}
         if "uniform" in name:  # stopped early as it was good: its score stays
             content |= {"step": STEPS // 2, "tokens": STEPS // 2 * TOKENS}
             content["curves"] = {"val/accuracy": [[STEPS // 2, content["final"]["val/accuracy"]]]}
@@ -263,7 +264,10 @@ def test_at_equal_flops_a_dearer_arm_is_cut_at_its_last_validation_within():
     assert cuts["uniform"].mean == pytest.approx(sum(shifted(-0.1)) / 5)
     halves = [v / 2 for v in arm(0.1)]
     assert cuts["torus"].difference.p == pytest.approx(stats.ttest_rel(halves, BASE).pvalue)
-    assert relative_costs(found, "torus")["flops"] == pytest.approx(1.000002)
+    dearer = relative_costs(found, "torus")
+    assert dearer["flops"] == pytest.approx(1.000002)
+    context = every[f"leaderboard-{TASK}-torus-seed11"]["config"]["model"]["block_size"]
+    assert dearer["state"] == pytest.approx(0.5 + 0.25 / context)
     assert "at 50%" in first_page(found) and "is cut there too" in first_page(found).replace(
         "are", "is"
     )

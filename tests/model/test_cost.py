@@ -1,4 +1,4 @@
-"""What a model costs: parameters, which the MLPs' width can match to softmax's, and FLOPs."""
+"""What a model costs: parameters, which the MLPs' width can match to softmax's, FLOPs, memory."""
 
 import functools
 import json
@@ -21,6 +21,7 @@ from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection
 from phasegpt.model.gpt import GPT
 from phasegpt.model.growth import check_shape
 from phasegpt.training.run import fit
+from phasegpt.training.size import decode_bytes
 
 STEMS = sorted(path.stem for path in (CONF_DIR / "attention").glob("*.yaml"))
 pytestmark = pytest.mark.filterwarnings("ignore:.*sees the future")
@@ -235,3 +236,48 @@ def test_run_json_has_the_flops_of_training_a_token(matched_run: tuple[Path, Any
         "causal": round(3 * flops.causal_products),
         "elementwise": round(3 * flops.elementwise),
     }
+
+
+# --- What decoding remembers -------------------------------------------------------------------
+
+
+@every_yaml
+def test_decode_bytes_are_what_a_cache_holds_after_any_length(stem: str) -> None:
+    model = GPT(shape(stem), seed=0)
+    told = decode_bytes(model)
+    assert model.training
+    if model.leaky:
+        assert told is None
+        return
+    assert told is not None
+    cache = model.eval().new_cache()
+    idx = torch.arange(23).view(1, 23) % 65
+    with torch.no_grad():
+        for tokens in (idx[:, :9], *idx[:, 9:].split(1, dim=1)):
+            model(tokens, cache=cache)
+    held = [x for layer in cache.layers for part in layer.parts() for x in (part.keys, part.values)]
+    assert cache.nbytes == told["constant"] + 23 * told["token"]
+    assert cache.nbytes >= sum(x.nbytes for x in held if x is not None)
+
+
+@pytest.mark.parametrize(
+    ("stem", "token", "constant"),
+    [
+        ("softmax", 2, 0),
+        ("token_shift", 2, 0),
+        ("torus", 1, 0),
+        ("uniform", 0, 1),
+        ("no_mixing", 0, 0),
+    ],
+)
+def test_decode_bytes_are_those_of_the_mechanisms_table(
+    stem: str, token: int, constant: int
+) -> None:
+    a_layer = 4 * SIZES["n_embd"] * SIZES["n_layer"]
+    told = {"token": token * a_layer, "constant": constant * a_layer}
+    assert decode_bytes(GPT(shape(stem), seed=0)) == told
+
+
+def test_run_json_has_the_bytes_that_decoding_remembers(matched_run: tuple[Path, Any]) -> None:
+    record = json.loads((matched_run[0] / "run.json").read_text())
+    assert record["decode_bytes"] == decode_bytes(phasegpt.load(matched_run[0]))

@@ -38,12 +38,12 @@ function name(arm) { return [ARM[arm].name, ARM[arm].name]; }
 
 function drawScores() {
   const shown = DATA.arms.filter((a) => $("offs").checked || !a.off);
-  const costs = ["parameters", "flops", "time"];
-  const head = ["arm", ...DATA.columns.map((c) => c.name), "parameters", "FLOPs", "time"];
+  const costs = { parameters: "parameters", flops: "FLOPs", state: "state", time: "time" };
+  const head = ["arm", ...DATA.columns.map((c) => c.name), ...Object.values(costs)];
   const body = shown.map((a) => [
     name(a.arm),
     ...DATA.columns.map((c) => [scoreText(c, c.cells[a.arm]), c.cells[a.arm] ? c.cells[a.arm].mean : null]),
-    ...costs.map((k) => (k in a.costs ? [fixed(a.costs[k], 2), a.costs[k]] : ["", null])),
+    ...Object.keys(costs).map((k) => (k in a.costs ? [fixed(a.costs[k], 2), a.costs[k]] : ["", null])),
   ]);
   sortedTable("table", head, body);
 }
