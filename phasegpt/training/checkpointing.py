@@ -20,6 +20,7 @@ from pytorch_lightning.plugins.io import CheckpointIO
 from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError, Interrupted
 from phasegpt.model import checkpoint
+from phasegpt.training.late import Late
 from phasegpt.training.run_folder import RunFolder, step_of
 from phasegpt.training.signals import StopSignals
 
@@ -150,6 +151,7 @@ class Saver(Checkpoint):
         #: Whether a step has been made, so that what was restored has served.
         self.stepped = False
         self._step: int | None = None
+        self._told = Late()
         self._seconds_before, self._begin = 0.0, time.perf_counter()
 
     @property
@@ -270,12 +272,18 @@ class Saver(Checkpoint):
                 checkpoint.link(best, "best.ckpt")
 
     def _signal(self, trainer: pl.Trainer) -> int:
-        """The signal that the first process has received by now, or 0; the same on all."""
+        """The signal that the first process has received, or 0; the same on all.
+
+        Of several, what it had received when this was asked last: so no GPU waits for the answer.
+        """
         signum = self.stop.signum or 0
         if trainer.world_size == 1:
             return signum
-        total = torch.tensor(signum, device=trainer.strategy.root_device)
-        return int(trainer.strategy.reduce(total, reduce_op="sum"))
+        before = self._told.read()
+        total = torch.full((), float(signum), device=trainer.strategy.root_device)
+        torch.distributed.all_reduce(total)
+        self._told.send(total)
+        return int(before or 0)
 
     def _obey(self, trainer: pl.Trainer, signum: int) -> None:
         if signum:

@@ -10,19 +10,14 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
+from phasegpt.training.late import Late
+
 
 class Failed(NamedTuple):
     """A step whose gradient was not finite."""
 
     step: int
     batch: dict[str, Tensor]
-
-
-class _Seen(NamedTuple):
-    step: int
-    batch: dict[str, Tensor]
-    flag: Tensor  # on the host, once `ready`
-    ready: torch.cuda.Event | None
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
@@ -56,9 +51,9 @@ class FiniteWatch:
         self.allowed, self.skipped, self.in_a_row = allowed, 0, 0
         #: Whether the last one that was read was bad, until the next is seen.
         self.skipping = False
-        self._last: _Seen | None = None
+        self._last: Failed | None = None  # if its flag says so
+        self._flag = Late()
         self._made = False  # whether a step was
-        self._pinned: Tensor | None = None
 
     def see(
         self, norm: Tensor, step: int, batch: dict[str, Tensor], optimizer: torch.optim.Optimizer
@@ -68,14 +63,9 @@ class FiniteWatch:
         True: read it before the optimizer steps, and leave that out if it was bad.
         """
         self.skipping = False
-        bad, ready = (~norm.isfinite()).float(), None
-        flag = bad
-        if bad.is_cuda:
-            if self._pinned is None:
-                self._pinned = torch.empty((), pin_memory=True)
-            flag, ready = self._pinned.copy_(bad, non_blocking=True), torch.cuda.Event()
-            ready.record()
-        self._last = _Seen(step, batch, flag, ready)
+        bad = (~norm.isfinite()).float()
+        self._flag.send(bad)
+        self._last = Failed(step, batch)
         if skips_on_device(optimizer):
             optimizer.grad_scale, optimizer.found_inf = None, bad  # type: ignore[attr-defined]
             return not self._made
@@ -86,11 +76,9 @@ class FiniteWatch:
         last, self._last = self._last, None
         if last is None:
             return None
-        if last.ready is not None:
-            last.ready.synchronize()  # of the norm, not of what was queued after it
-        self.skipping = bool(last.flag.numpy())
+        self.skipping = bool(self._flag.read())
         if not self.skipping:
             self.in_a_row, self._made = 0, True
             return None
         self.skipped, self.in_a_row = self.skipped + 1, self.in_a_row + 1
-        return Failed(last.step, last.batch)
+        return last

@@ -147,8 +147,8 @@ def test_a_process_that_stands_still_ends_the_run(tmp_path, text, begun):
 
 
 def test_two_processes_that_are_stopped_are_resumed_by_one(tmp_path, text, begun, one):
-    begun(asked_to_end_at_step_3)
-    with pytest.raises(Interrupted, match="after step 4; checkpoint saved"):
+    begun(asked_to_end_at_step_3)  # in that step; all know it at the end of the next
+    with pytest.raises(Interrupted, match="after step 5; checkpoint saved"):
         run(tmp_path, text, *TWO)
     assert read_record(tmp_path)["status"] == "interrupted"
     assert run(tmp_path, text, "resume=true")["status"] == "ok"
