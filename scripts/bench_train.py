@@ -1,4 +1,4 @@
-"""Tokens per second of our training against a bare PyTorch loop, alternating in one process.
+"""Tokens per second of our training on a CPU against a bare PyTorch loop, in one process.
 
     python scripts/bench_train.py [--size small] [--attention softmax] [--rounds 5]
     python scripts/bench_train.py --monitor [--size small] [--rounds 5]
@@ -6,14 +6,14 @@
     python scripts/bench_train.py --load 5 [--size small] [--rounds 5]
     python scripts/bench_train.py --saves [--size large] [--rounds 5]
 
-Both train the same module on the same batches with the same optimizer, schedule and clipping;
-ours has the progress bar and default logging on. Peak memory is that of a process of its own.
---monitor shows instead what callbacks.phase_monitor costs at its default of every 50 steps: the
-time inside it, beside the step time without it. --layers shows what one phase layer costs in a
-softmax model, integrated by the kernels and in plain PyTorch, in bare loops. --load N shows
-tokens per second under both ways in which OpenMP's threads can wait, alone and beside N busy
-processes. --saves shows how long a checkpoint holds the training up: written beside it, as it is,
-and on the spot.
+They alternate; scripts/gpu_check.py does so on a GPU. Both train the same module on the same
+batches with the same optimizer, schedule and clipping; ours has the progress bar and default
+logging on. Peak memory is that of a process of its own. --monitor shows instead what
+callbacks.phase_monitor costs at its default of every 50 steps: the time inside it, beside the step
+time without it. --layers shows what one phase layer costs in a softmax model, integrated by the
+kernels and in plain PyTorch, in bare loops. --load N shows tokens per second under both ways in
+which OpenMP's threads can wait, alone and beside N busy processes. --saves shows how long a
+checkpoint holds the training up: written beside it, as it is, and on the spot.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 import phasegpt
 from phasegpt import ops
+from phasegpt.core.allocator import keep_freed_memory
 from phasegpt.data.corpus import prepare
 from phasegpt.training.assemble import assemble
 from phasegpt.training.callbacks import Callback
@@ -55,7 +56,7 @@ def make_config(size: str, attention: str, steps: int, *extra: str):
             [
                 f"attention={attention}",
                 "data=synthetic",
-                "trainer=auto",
+                "trainer=cpu",
                 f"model.n_layer={layers}",
                 f"model.n_head={heads}",
                 f"model.n_embd={width}",
@@ -119,12 +120,10 @@ def monitored(run, corpus) -> tuple[list[float], float]:
     spent: list[float] = []
 
     def timed(*args):
-        _wait()
         begin = time.perf_counter()
         result = PhaseMonitor.measure(*args)
         for logger in args[1].loggers:
             logger.save()
-        _wait()
         spent.append(time.perf_counter() - begin)
         return result
 
@@ -138,11 +137,6 @@ def monitored(run, corpus) -> tuple[list[float], float]:
         parts.fit(None)
     steps = run.trainer.max_steps - WARM_UP
     return spent[1:], (watch.end - watch.begin - sum(spent[1:])) / steps
-
-
-def _wait() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def monitor_report(args: argparse.Namespace) -> dict:
@@ -284,6 +278,7 @@ def main() -> None:
     parser.add_argument("--saves", action="store_true", help="how long a save holds training up")
     parser.add_argument("--speed", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    keep_freed_memory()  # as phasegpt.fit does
     if args.load is not None:
         print(json.dumps(load_report(args), indent=2))
         return
