@@ -14,7 +14,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from hydra.errors import HydraException
 from omegaconf import OmegaConf, open_dict, read_write
 
@@ -25,10 +24,9 @@ from phasegpt.core.console import tell
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import unknown
 from phasegpt.model.contract import Subject, switches
-from phasegpt.model.gpt import GPT
 from phasegpt.training.config import RunConfig, checked
 from phasegpt.training.jobs import finished
-from phasegpt.training.planned import Planned, of_run, one_process, refused
+from phasegpt.training.planned import Planned, check_model, of_run, one_process, refused
 
 RATES = "rates"  # the stage that finds them
 _AXES = ("stage", "task", "arm", "attention", "seed")
@@ -263,8 +261,7 @@ class Leaderboard:
         settings = self.arms[arm]
         for attempt in (settings, {**settings, "model.positions": "learned"}):
             try:
-                with torch.device("meta"):
-                    GPT(configured(self._base[task], attempt).gpt(), seed=0)
+                check_model(configured(self._base[task], attempt))
                 return attempt
             except ConfigError as error:
                 why = error

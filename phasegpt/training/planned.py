@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,6 +11,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.core.secrets import masked
 
 if TYPE_CHECKING:
+    from phasegpt.model.config import GPTConfig
     from phasegpt.training.config import RunConfig
 
 
@@ -42,6 +45,25 @@ def refused(name: str, words: Sequence[str], error: ConfigError) -> Planned:
     said = f"ConfigError: {error}"
     entry = {"name": name, "overrides": masked(words), "error": said, "config_hash": None}
     return Planned(words, entry)
+
+
+def check_model(run: RunConfig) -> None:
+    """ConfigError where the model of `run` cannot be built, as with positions it does not know."""
+    from phasegpt.data.corpora import known_vocab_size
+
+    known = run.model.vocab_size or known_vocab_size(run.data)
+    _build(run.gpt(None if known else 2))  # of another text the size is not known yet
+
+
+@functools.cache
+def _build(config: GPTConfig) -> None:
+    import torch
+
+    from phasegpt.model.gpt import GPT
+
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a layer has to say it says where it is trained
+        GPT(config, seed=0)
 
 
 def one_process(run: RunConfig) -> RunConfig:

@@ -95,6 +95,13 @@ def assert_apart(found: list[dict]) -> None:
     assert not [job for job in found if job["error"]]
 
 
+def test_a_job_whose_model_cannot_be_built_is_known_before_the_sweep_begins(planned):
+    words = ["attention=kuramoto,as_coded", "model=small_rope", "data=synthetic"]
+    first, second = planned(*words)
+    assert not first["error"]
+    assert "attention=as_coded knows model.positions=learned only" in second["error"]
+
+
 def of_a_kind(sweeps) -> list:
     """In the short suite one of each kind: a study, a grid, seeds."""
     soon = ("phase_a", "phase_b", "coupling_grid", "seeds")
