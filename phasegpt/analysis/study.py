@@ -46,7 +46,8 @@ def collect(runs: Path, study: Path) -> list[Path]:
     Smoke runs (trainer.fast_dev_run, limit_val_batches, overfit_batches) are left out, and said.
 
     A record is run.json with the curves of perplexity, loss and R per layer from metrics.csv, the
-    histograms of R from the folder phase, and under best the perplexity of `best_test_score`.
+    histograms of R from the folder phase, and under best the perplexity of `best_test_score`. Its
+    command names the run's folder as runs/SWEEP/RUN, without what lies above on this machine.
     Raises ConfigError where the study has runs of another size on the same data, as scales are not
     mixed, or a record of the same name with another configuration; then nothing is written.
     """
@@ -79,6 +80,9 @@ def collect(runs: Path, study: Path) -> list[Path]:
     # Each record with what else its run folder knows, small enough to commit.
     written = []
     for folder, record in records.items():
+        below = f"runs/{folder.parent.name}/{folder.name}"
+        if "command" in record:
+            record["command"] = record["command"].replace(str(folder.resolve()), below)
         record["curves"] = curves(folder / "metrics.csv", _CURVES, _POINTS)
         if histograms := _histograms(folder, record):
             record["R_histogram"] = histograms

@@ -13,7 +13,7 @@ from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import load_records
 from phasegpt.analysis.tables import baseline_of
 from phasegpt.core.composition import CONF_DIR, compose
-from phasegpt.training.config import run_config
+from phasegpt.training.config import RunConfig, run_config
 
 WITH_RUNS = sorted(p.parent for p in (ROOT / "results").glob("*/runs"))
 BOARDS = [study for study in WITH_RUNS if is_leaderboard(study)]
@@ -79,7 +79,7 @@ def test_arms_of_a_committed_study_differ_only_in_the_treatment(study):
     baseline = {r["seed"]: r for r in arms[name]}
 
     def same(found: dict[str, Any]) -> list[Any]:
-        config = found["config"]
+        config = RunConfig.parse(found["config"]).to_dict()  # with what came later
         model = {k: v for k, v in config["model"].items() if k != "positions"}
         parts = [config[name] for name in ("data", "optimizer", "trainer")]
         return [model, *parts, found["data"]["fingerprint"]]
@@ -90,6 +90,13 @@ def test_arms_of_a_committed_study_differ_only_in_the_treatment(study):
         for found in paired:
             assert same(found) == same(baseline[found["seed"]]), (arm, found["seed"])
         assert all(r["git"]["dirty"] is False for r in records), arm
+
+
+def test_no_committed_record_names_a_place_of_a_machine():
+    files = sorted((ROOT / "results").rglob("*.json"))
+    assert len(files) > 100
+    place = re.compile(r"(?<![\w.])/(home|work|root|tmp|mnt|Users)/")
+    assert not [str(f.relative_to(ROOT)) for f in files if place.search(f.read_text())]
 
 
 def test_the_studies_of_the_makefile_name_sweeps_that_exist():

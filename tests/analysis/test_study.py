@@ -230,6 +230,14 @@ def test_unfinished_runs_are_not_collected(tmp_path):
     assert [p.name for p in written] == ["a-seed1.json"]
 
 
+def test_a_record_names_its_folder_without_what_lies_above(tmp_path):
+    folder = tmp_path / "runs" / "a-seed1"
+    command = f"python -m phasegpt.train seed=1 hydra.run.dir='{folder}' resume=true"
+    (file,) = collect(finished(folder, command=command).parent, tmp_path / "study")
+    told = json.loads(file.read_text())["command"]
+    assert told == "python -m phasegpt.train seed=1 hydra.run.dir='runs/runs/a-seed1' resume=true"
+
+
 def test_a_record_gets_test_perplexity_and_the_last_histogram(tmp_path):
     attention = {"name": "phase_sync", "coupling": 1.0, "steps": 10, "dt": 0.1}
     run = finished(tmp_path / "runs" / "a-seed1", attention=attention)
