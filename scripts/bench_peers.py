@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import pickle
-import platform
 import shutil
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ from typing import Any
 from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_output, write_json, write_output
+from phasegpt.training.run_folder import environment
 
 ROOT = Path(__file__).parents[1]
 CHILDREN = Path(__file__).with_name("bench_peers_children.py")
@@ -326,7 +326,7 @@ def main() -> None:
     record = {
         "rows": found,
         "threads": int(os.environ.get("OMP_NUM_THREADS", CORES)),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": environment()["hardware"]["cpu"],
         "versions": {n: version(n) for n in ("torch", "pytorch-lightning", "transformers")},
         "command": f"--nanogpt FOLDER --rounds {args.rounds}",
     }

@@ -1,7 +1,7 @@
 """The C library's allocator: memory that is freed is kept for the next step.
 
 As glibc begins, it gives large tensors back to the system and takes them anew in every step, and
-each page taken costs a fault. With GPT-2's vocabulary that is a quarter of a step on a CPU.
+each page taken costs a fault: with GPT-2's vocabulary a quarter of a step on a CPU.
 """
 
 from __future__ import annotations
