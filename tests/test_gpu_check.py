@@ -157,6 +157,7 @@ TRACE = [
     event("cuda_runtime", "cudaStreamSynchronize", 50, 60),  # before
     event("cuda_runtime", "cudaLaunchKernel", 110, 112),
     event("cuda_driver", "cuLaunchKernel", 120, 122),
+    event("cuda_runtime", "cudaEventSynchronize", 123, 124),  # for the step before
     event("cpu_op", "aten::_scaled_dot_product_cudnn_attention", 125, 130),
     event("cpu_op", "aten::_scaled_dot_product_cudnn_attention_backward", 131, 132),
     event("cuda_runtime", "cudaStreamSynchronize", 310, 320),  # after
@@ -169,6 +170,7 @@ TRACE = [
 def test_a_trace_is_read_between_its_marks() -> None:
     found = timeline.summary({"traceEvents": TRACE}, steps=2)
     assert found["waits"] == {} and found["waits_per_step"] == 0
+    assert found["event_waits_per_step"] == 0.5
     assert found["launches_per_step"] == 1
     assert found["attention_ops"] == ["_scaled_dot_product_cudnn_attention"]
     assert found["device_ms_per_step"] == pytest.approx(0.03)

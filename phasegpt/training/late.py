@@ -29,7 +29,7 @@ class Late:
         """What was sent last, waiting for it and for nothing queued after it; None if read."""
         if self._sent is None:
             return None
-        if self._ready is not None:
+        if self._ready is not None and not self._ready.query():
             self._ready.synchronize()
         value, self._sent = float(self._sent.numpy()), None
         return value

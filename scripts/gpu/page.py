@@ -118,6 +118,7 @@ def _steps(found: Found) -> list[str]:
         ["model FLOPs utilisation, all keys", number(found["mfu"], 3)],
         ["waits for the device per step, by torch", f"{found['syncs_per_step']:g}"],
         ["waits for the device per step, by the trace", f"{trace['waits_per_step']:g}"],
+        ["waits for the step before, per step", f"{trace['event_waits_per_step']:g}"],
         ["launches per step", f"{trace['launches_per_step']:.0f}"],
         ["the device idle", number(trace["idle"], 3)],
         ["pauses above 10 us per step, the longest in us",

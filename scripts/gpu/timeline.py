@@ -17,11 +17,14 @@ from typing import Any
 import torch
 
 MARK = "gpu_check"
-#: Calls of CUDA's runtime and driver in which the host waits for the device.
+#: Calls of CUDA's runtime and driver in which the host waits until the device has nothing to do.
 WAITS = {
-    *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy"),
-    *("cuStreamSynchronize", "cuCtxSynchronize", "cuEventSynchronize"),
+    *("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaMemcpy"),
+    *("cuStreamSynchronize", "cuCtxSynchronize"),
 }
+#: Waits for an event: what was queued behind it goes on, as the next step does behind the flag of
+#: the last one. A host that is ahead of the device waits so once a step.
+EVENTS = {"cudaEventSynchronize", "cuEventSynchronize"}
 ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 GAP_US = 10.0  # a shorter one is the device's own pause between two kernels
 ATTENTION = ("aten::_scaled_dot_product", "aten::_flash_attention", "aten::_efficient_attention")
@@ -71,6 +74,7 @@ def summary(trace: dict[str, Any], steps: int = 1) -> dict[str, Any]:
     found: dict[str, Any] = {
         "waits": dict(waits),
         "waits_per_step": sum(waits.values()) / steps,
+        "event_waits_per_step": sum(event["name"] in EVENTS for event in host) / steps,
         "launches_per_step": launches / steps,
         "attention_ops": _forward_attention(host),
         "host_ms_per_step": (end - begin) / 1e3 / steps,
