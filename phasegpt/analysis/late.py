@@ -158,8 +158,8 @@ def page(arms: Arms, apart: Mapping[str, list[float]] | None = None) -> str:
     lines = ["# Phase A to epoch 25, by epoch", "", _first(found), "", _second(arms), ""]
     lines += ["## After epoch 20", "", *_ends(found), ""]
     lines += [
-        f"Collapsed: a loss that is not finite, or a last one above {RISE} times the best, where",
-        "the same ratio of softmax with that seed is at most half as far above 1. Rise: last loss",
+        f"Collapsed: its loss is not finite, or the last one is above {RISE} times the best, and",
+        "that ratio of softmax with the same seed is at most half as far above 1. Rise: last loss",
         "minus that of epoch 20, nats, mean over seeds; negative is still falling.",
         "",
     ]
@@ -188,8 +188,10 @@ def _first(found: Mapping[str, Mapping[int, Course]]) -> str:
         return f"**No run has come past epoch {AFTER} yet: nothing is said of a collapse.**"
     yes = [name for name, word in judged.items() if word]
     open_ = [name for name, word in judged.items() if word is None]
-    text = f"**{'No run' if not yes else len(yes)} of {len(judged)} collapsed"
+    there, all_ = sum(map(len, found.values())), sum(seeds for _, seeds in ARMS.values())
+    text = f"**{'None' if not yes else len(yes)} of {len(judged)} runs collapsed"
     text += f": {'; '.join(yes)}.**" if yes else ".**"
+    text += f" {there} of {all_} registered runs are there." if there < all_ else ""
     if open_:
         text += f" Not decided without softmax of the same seed: {'; '.join(open_)}."
     return text
@@ -205,7 +207,9 @@ def _second(arms: Arms) -> str:
         f"best validation perplexity, K = 1 minus K = 0: {found.effect:+.3f}{ends}, n = {found.n}"
     )
     if found.n < MINIMUM:
-        return f"**No verdict on coupling with fewer than {MINIMUM} pairs**; {told}."
+        return (
+            f"**Too few pairs for a verdict on coupling: {found.n} of {MINIMUM}.** So far {told}."
+        )
     better = "better" if found.effect < 0 else "worse"
     p = found.p if found.p is not None else 1.0
     word = f"The winner is {better} than itself without coupling" if p <= 0.05 else (
@@ -255,7 +259,9 @@ def _orders(found: Mapping[str, Mapping[int, Course]]) -> list[str]:
             R, dR = ([of[epoch] for run in runs.values() if epoch in (of := getattr(run, name))]
                      for name in MEASURES)  # fmt: skip
             text = number(float(np.mean(R))) if R else ""
-            cells.append(text + (f" ({number(float(np.mean(dR)), '{:+.3f}')})" if dR else ""))
+            more = float(np.mean(dR)) if dR else 0.0
+            shown_dR = "0" if abs(more) < 5e-4 else number(more, "{:+.3f}")
+            cells.append(text + (f" ({shown_dR})" if dR else ""))
         rows.append([ARMS[arm][0], *cells])
     return markdown(["epoch", *map(str, shown)], rows) if rows else ["No run with phases yet."]
 

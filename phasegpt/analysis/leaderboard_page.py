@@ -38,20 +38,20 @@ FIRST = """\
 
 - **By coupling**: better than softmax + RoPE, and than the same mechanism without coupling. Its p
   is the larger of both tests, after Holm over the mechanisms of a column.
-- **By architecture**: better than softmax + RoPE, but not clearly by what its off control lacks.
+- **By architecture**: better than softmax + RoPE, but not clearly better than its own off control.
 - **Coupling, but not past softmax**: better than itself without coupling alone.
-- **Missed below**: a true difference of this size is missed by one study in five, and smaller
-  ones more often. Median over mechanisms, before Holm.
+- **Missed below**: four of five such studies find a true difference of this size; smaller ones are
+  found less often. Median over mechanisms, before Holm.
 
 ## Scores
 
 {scores}
 
 - A cell is mean, 95% interval and n. Accuracy: higher is better. Bits per byte of a text: lower is.
-- *Beyond*: at lengths or loads beyond those trained on. n/a: cannot be read there.
+- *Beyond*: at lengths or loads beyond those trained on. n/a: the model takes no such length.
 - **both**: both tests hold. **softmax**: that against softmax + RoPE alone. **off**: that against
   the off control alone. With n < {minimum} there is no verdict.
-- Where runs solve a task or do not, the cell counts those that solved it.
+- In a column that counts solved runs the cell has their number.
 - Parameters, FLOPs, state and time are ratios to softmax + RoPE, medians over tasks. State: bytes
   that decoding remembers of a full context.
 {figure}
@@ -66,13 +66,13 @@ a dearer arm is shown before its last steps, which are often its best.
 
 - Weights of equal name and shape start equal within a seed, and batches come in the same order.
   The width of the MLP evens out parameters; where a model has none, they differ as shown.
-- Learning rates were chosen on seed 0, which no other table has. Stages have seeds of their own:
+- Learning rates are chosen on seed 0, which no other table has. Stages have seeds of their own:
   {stages}.
-- The score is that of the last validation. Nothing is chosen on it.
+- A score is that of the last validation. A learning rate is chosen by its best validation.
 - Time was not taken on a quiet machine. A layer alone: [attention](../attention/README.md).
-- A run has solved a task at 99% of the best accuracy there is. Runs are counted so where an arm
-  has solved and unsolved ones, or two groups more than a third of the way from chance to the
-  ceiling apart, or where softmax + RoPE always solves the task.
+- A run has solved a task at 99% of the best accuracy there is. A column counts solved runs, in
+  place of means, in three cases: an arm has solved and unsolved runs; its runs are in two groups
+  more than a third of the way from chance to the ceiling apart; softmax + RoPE always solves.
 - Counts are compared by McNemar's exact test, for which five seeds are too few. A candidate there
   solves with every seed what softmax + RoPE and its off control solve with none.
 {gaps}
@@ -124,7 +124,7 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
             if cell and cell.word == WORSE:
                 worse.append(text)
     if not any(column.stages for column in columns):
-        what = "only learning rates have been chosen" if found.runs else "no run counts"
+        what = "only runs that choose learning rates are there" if found.runs else "no run counts"
         return f"**Nothing is claimed: {what}.**"
     tested = [c for column in columns for a in found.mechanisms if (c := column.cell(a)) and c.holm]
     if won := by_status.get(CONFIRMED):

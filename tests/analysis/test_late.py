@@ -95,14 +95,14 @@ def test_a_loss_that_was_not_finite_is_a_collapse():
 def test_both_answers_are_those_of_the_records():
     found = arms(softmax=five(4.6), winner=five(4.5), k0=[4.6, 4.62, 4.59, 4.62, 4.58], k2=[4.7])
     text = page(found)
-    assert "**No run of 16 collapsed.**" in text
+    assert "**None of 16 runs collapsed.**" in text
     own, off = ([r["best"]["val/ppl"] for r in found[arm]] for arm in (WINNER, WINNER_K0))
     p = stats.ttest_rel(own, off).pvalue
     assert f"p = {p:.3f}" in text and "n = 5" in text
     assert "**The winner is better than itself without coupling**" in text
     assert "- kuramoto, K = 2: 1 of 3 runs." in text and "softmax + RoPE: " not in text
     found["phase_a_late-k2"] = [record("phase_a_late-k2", 1, rising(4.7, 1.1))]
-    assert "**1 of 16 collapsed: kuramoto, K = 2, seed 1.**" in page(found)
+    assert "**1 of 16 runs collapsed: kuramoto, K = 2, seed 1.**" in page(found)
 
 
 def test_equal_arms_are_not_called_different():
@@ -115,7 +115,7 @@ def test_partial_records_claim_nothing():
     text = page(short)
     assert "nothing is said of a collapse" in text and "nothing is said of coupling" in text
     few = page(arms(winner=five(4.5)[:3], k0=five(4.6)[:3]))
-    assert "No verdict on coupling with fewer than 5 pairs" in few
+    assert "Too few pairs for a verdict on coupling: 3 of 5" in few
 
 
 def test_the_files_of_the_study_are_written_with_the_others(tmp_path: Path):

@@ -95,7 +95,7 @@ def assert_apart(found: list[dict]) -> None:
     assert not [job for job in found if job["error"]]
 
 
-def test_a_job_whose_model_cannot_be_built_is_known_before_the_sweep_begins(planned):
+def test_a_model_that_cannot_be_built_is_said_before_the_sweep(planned):
     words = ["attention=kuramoto,as_coded", "model=small_rope", "data=synthetic"]
     first, second = planned(*words)
     assert not first["error"]
