@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from phasegpt.cli import guarded
-from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import check_output, write_json, write_output
+from phasegpt.core.errors import ConfigError, DataError
+from phasegpt.core.files import check_output, read_json, write_json, write_output
 from phasegpt.training.run_folder import environment
 
 ROOT = Path(__file__).parents[1]
@@ -298,6 +298,15 @@ def _time(seconds: float) -> str:
     return f"{1e3 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
+def earlier(file: Path) -> dict[str, Any]:
+    """The record of an earlier call. DataError."""
+    record = read_json(file, "rows", "threads", "cpu", "versions", "command")
+    known = {"what", "peer", "goal", "rounds", "ratio", "low", "high", "peer_s", "ours_s"}
+    if not all(known <= set(row) for row in record["rows"]):
+        raise DataError(f"{file} has a row without {', '.join(sorted(known))}; remove the file")
+    return record
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = ["nanogpt", "trainer", "decode", "evaluate", "first_step", "quickstart"]
@@ -308,18 +317,38 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the page of this folder from its record")
     args = parser.parse_args()
     if args.page:
-        record = json.loads((args.page / "speed.json").read_text())
+        record = earlier(args.page / "speed.json")
         write_output(args.page / "README.md", page(record).encode())
         draw(record, args.page / "speed.png")
         return
+    if args.rounds < 1:
+        parser.error(f"--rounds {args.rounds} must be at least 1")
+    if args.only == ["nanogpt"] and not args.nanogpt:
+        parser.error("--only nanogpt needs --nanogpt FOLDER, a checkout of nanoGPT")
     if args.nanogpt and not (args.nanogpt / "train.py").is_file():
         raise ConfigError(f"--nanogpt={args.nanogpt} has no train.py; give a checkout of nanoGPT")
+    record = {
+        "rows": [],
+        "threads": int(os.environ.get("OMP_NUM_THREADS", CORES)),
+        "cpu": environment()["hardware"]["cpu"],
+        "versions": {n: version(n) for n in ("torch", "pytorch-lightning", "transformers")},
+        "command": f"--nanogpt FOLDER --rounds {args.rounds}",
+    }
     if args.out:
         check_output(args.out / "speed.json", "--out")
+    if args.out and (args.out / "speed.json").is_file():
+        before = earlier(args.out / "speed.json")
+        for name in ("threads", "cpu", "versions"):
+            if before[name] != record[name]:
+                raise ConfigError(
+                    f"{args.out} was measured with {name} {before[name]}, this would be with "
+                    f"{record[name]}; give another --out"
+                )
+        record = before
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         text_of(folder)
-        rows = {
+        parts = {
             "nanogpt": [nanogpt(args.nanogpt, folder, s) for s in SIZES] if args.nanogpt else [],
             "trainer": [trainer(folder)],
             "decode": [decode(1), decode(8)],
@@ -327,17 +356,9 @@ def main() -> None:
             "first_step": [first_step(folder)],
             "quickstart": [quickstart(folder)],
         }
-        found = [row.measure(args.rounds) for name in args.only for row in rows[name]]
-    if args.out and (args.out / "speed.json").is_file():  # what was not measured now stays
-        earlier = json.loads((args.out / "speed.json").read_text())["rows"]
-        found = list({(row["what"], row["peer"]): row for row in earlier + found}.values())
-    record = {
-        "rows": found,
-        "threads": int(os.environ.get("OMP_NUM_THREADS", CORES)),
-        "cpu": environment()["hardware"]["cpu"],
-        "versions": {n: version(n) for n in ("torch", "pytorch-lightning", "transformers")},
-        "command": f"--nanogpt FOLDER --rounds {args.rounds}",
-    }
+        found = [row.measure(args.rounds) for name in args.only for row in parts[name]]
+    rows = {(row["what"], row["peer"]): row for row in record["rows"] + found}
+    record["rows"] = list(rows.values())  # what was not measured now stays
     text = page(record)
     print(text)
     if args.out:

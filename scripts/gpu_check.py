@@ -128,7 +128,9 @@ def _earlier(file: Path, dry: bool) -> dict[str, Any]:
     """Records of an earlier call by name; none where it was of another kind."""
     from phasegpt.core.files import read_json
 
-    record = read_json(file, "checks") if file.is_file() else {"checks": []}
+    record = read_json(file, "checks", "dry") if file.is_file() else {"checks": []}
+    if not all({"name", "question", "status"} <= set(check) for check in record["checks"]):
+        sys.exit(f"{file} is of another form; give another --out, or remove it")
     if record["checks"] and record["dry"] != dry:
         sys.exit(f"{file} is of {'a dry run' if record['dry'] else 'a GPU'}; give another --out")
     return {check["name"]: check for check in record["checks"]}
@@ -163,8 +165,9 @@ def main() -> None:
     from phasegpt.core.files import check_output
 
     chosen = [c for c in checks() if not args.only or c.name.startswith(tuple(args.only))]
-    if not chosen:
-        parser.error(f"--only {args.only}: no check begins so; --list names them")
+    for word in args.only or ():
+        if not any(check.name.startswith(word) for check in checks()):
+            parser.error(f"--only {word}: no check begins so; --list names them")
     if not args.minutes > 0:
         parser.error(f"--minutes {args.minutes} must be above 0")
     if not args.dry_run and not torch.cuda.is_available():

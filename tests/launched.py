@@ -149,6 +149,11 @@ def asked_to_end_at_step_3() -> None:
     _at_step_3(lambda: os.kill(os.getpid(), signal.SIGTERM), of_rank="0")
 
 
+def all_asked_to_end_at_step_3() -> None:
+    """Every process gets a SIGTERM, as it starts step 4: a launcher passes its own on to all."""
+    _at_step_3(lambda: os.kill(os.getpid(), signal.SIGTERM), of_rank=os.environ["RANK"])
+
+
 def _at_step_3(act: Callable[[], None], *, of_rank: str) -> None:
     if os.environ["RANK"] != of_rank or os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
         return

@@ -190,6 +190,10 @@ def assemble(
         profiler=_profiler(run, folder.path) if first else None,
         use_distributed_sampler=False,
     )
+    # Signals are ours. On a SIGTERM Lightning's handler would start a broadcast in every process
+    # that gets one, and before each batch it makes another, which waits for the device.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     for logger in trainer.loggers:
         if isinstance(logger, AtSteps):
             logger.trainer = trainer

@@ -41,9 +41,10 @@ def size(model: GPT, flops: Flops) -> dict[str, Any]:
 def decode_bytes(model: GPT) -> dict[str, int] | None:
     """What a decode cache of one text holds: bytes of each token, and bytes whatever its length.
 
-    Measured on texts of one and of two tokens. None for a model that sees the future.
+    Measured on texts of one and of two tokens. None for a model that sees the future, or takes
+    one token only.
     """
-    if model.leaky:
+    if model.leaky or model.config.block_size < 2:
         return None
     training = model.training
     model.eval()

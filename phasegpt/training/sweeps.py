@@ -108,6 +108,8 @@ class Plan(Callback):
         text = json.dumps({"jobs": [job.entry for job in cls.planned]}, indent=2)
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / "sweep.json", (text + "\n").encode())
+        for job in (job for job in begun if job.here and job.entry["error"]):
+            tell(f"{job.entry['name']} will fail: {job.entry['error']}")
         recorded = sum("record" in job.entry for job in begun)
         others = sum("record" not in job.entry and not job.mine for job in begun)
         if recorded or others:

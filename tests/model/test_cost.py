@@ -260,6 +260,10 @@ def test_decode_bytes_are_what_a_cache_holds_after_any_length(stem: str) -> None
     assert cache.nbytes >= sum(x.nbytes for x in held if x is not None)
 
 
+def test_a_model_of_one_token_has_no_decode_bytes() -> None:
+    assert decode_bytes(GPT(shape("softmax", block_size=1), seed=0)) is None
+
+
 @pytest.mark.parametrize(
     ("stem", "token", "constant"),
     [

@@ -17,6 +17,7 @@ from launched import (
     HALF,
     TINY,
     TWO,
+    all_asked_to_end_at_step_3,
     asked_to_end_at_step_3,
     dies_at_step_3,
     has_a_bad_gradient_at_step_3,
@@ -146,8 +147,9 @@ def test_a_process_that_stands_still_ends_the_run(tmp_path, text, begun):
     assert "not answered for trainer.timeout_s" in read_record(tmp_path)["error"]
 
 
-def test_two_processes_that_are_stopped_are_resumed_by_one(tmp_path, text, begun, one):
-    begun(asked_to_end_at_step_3)  # in that step; all know it at the end of the next
+@pytest.mark.parametrize("asked", [asked_to_end_at_step_3, all_asked_to_end_at_step_3])
+def test_two_processes_that_are_stopped_are_resumed_by_one(tmp_path, text, begun, one, asked):
+    begun(asked)  # in that step; all know it at the end of the next
     with pytest.raises(Interrupted, match="after step 5; checkpoint saved"):
         run(tmp_path, text, *TWO)
     assert read_record(tmp_path)["status"] == "interrupted"
