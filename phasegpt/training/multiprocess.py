@@ -36,7 +36,7 @@ from phasegpt.training.run_folder import read_record
 #: How long a process that fails waits to hear that the first one has failed too, and says so.
 _PATIENCE_S = 10.0
 _LOST = "another process of the run"
-_RESUME = "run the same command with resume=true to go on from the last checkpoint"
+_RESUME = "run the same command with resume=true to go on from its last checkpoint, if it has one"
 
 _fits = itertools.count()  # trainings in this process: every one has words of its own
 

@@ -9,7 +9,7 @@ from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError
 from phasegpt.model import checkpoint
 from phasegpt.model.migration import migrated
-from phasegpt.training.config import RunConfig, hashed_fields
+from phasegpt.training.config import CAME_LATER, RunConfig, hashed_fields
 from phasegpt.training.run_folder import FINISHED, RunFolder, read_metrics, read_record
 
 
@@ -87,7 +87,7 @@ def resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
 
 def difference(path: Path, old: dict[str, Any], new: dict[str, Any]) -> str:
     """Error text naming the keys in which two configurations differ."""
-    a, b = (hashed_fields(config, migrated) for config in (old, new))
+    a, b = (CAME_LATER | hashed_fields(config, migrated) for config in (old, new))
     changed = [
         f"{k} was {a.get(k)!r} and is {b.get(k)!r}" for k in sorted(a | b) if a.get(k) != b.get(k)
     ]
