@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from phasegpt.attention import Flops
+from phasegpt.core.eval_mode import inference
 from phasegpt.model.gpt import GPT
 
 
@@ -37,7 +38,6 @@ def size(model: GPT, flops: Flops) -> dict[str, Any]:
     }
 
 
-@torch.no_grad()
 def decode_bytes(model: GPT) -> dict[str, int] | None:
     """What a decode cache of one text holds: bytes of each token, and bytes whatever its length.
 
@@ -46,13 +46,10 @@ def decode_bytes(model: GPT) -> dict[str, int] | None:
     """
     if model.leaky or model.config.block_size < 2:
         return None
-    training = model.training
-    model.eval()
-    held = []
-    for tokens in (1, 2):
-        cache = model.new_cache()
-        device = next(model.parameters()).device
-        model(torch.zeros(1, tokens, dtype=torch.long, device=device), cache=cache)
-        held.append(cache.nbytes)
-    model.train(training)
+    device, held = next(model.parameters()).device, []
+    with inference(model):
+        for tokens in (1, 2):
+            cache = model.new_cache()
+            model(torch.zeros(1, tokens, dtype=torch.long, device=device), cache=cache)
+            held.append(cache.nbytes)
     return {"token": held[1] - held[0], "constant": 2 * held[0] - held[1]}
