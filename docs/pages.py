@@ -78,11 +78,13 @@ def script(path: Path) -> str:
 
 
 def api(init: Path) -> str:
-    """A page of a folder: the names of `__all__`, or else the public ones of every module."""
+    """A page of a folder: the names of `__all__`, and the public ones of the modules that it takes
+    none from; of phasegpt itself those of `__all__` alone: the rest are commands."""
     package = ".".join(init.parent.relative_to(ROOT).parts)
-    paths = [init]
-    if "__all__" not in init.read_text(encoding="utf-8"):
-        paths += sorted(path for path in init.parent.glob("*.py") if path.name[0] != "_")
+    paths, text = [init], init.read_text(encoding="utf-8")
+    if package != "phasegpt":
+        modules = sorted(init.parent.glob("[!_]*.py"))
+        paths += [path for path in modules if f"from {package}.{path.stem} import" not in text]
     page = f"# {package}\n"
     options = ":members:\n" + "   :no-index:\n" * (package == "phasegpt")  # defined elsewhere
     for path in paths:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from phasegpt.attention import AttentionConfig, LayerShape
+from phasegpt.attention._contract import AttentionConfig, LayerShape
 from phasegpt.core.sections import option
 from phasegpt.phase.steering import NoiseKey, Perturbation, draw_perturbation, integrate_perturbed
 

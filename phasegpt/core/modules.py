@@ -58,6 +58,11 @@ def _entry_points(group: str, path: tuple[str, ...]) -> dict[str, list[EntryPoin
     return found
 
 
+def _public(kind: type) -> str:
+    """A class as a user imports it: from the package that offers what its private modules hold."""
+    return f"{kind.__module__.partition('._')[0]}.{kind.__qualname__}"
+
+
 def subclass_in(module: ModuleType, base: type, key: str) -> Any:
     """The one concrete subclass of `base` that a module, or a module in it, defines; ConfigError.
 
@@ -72,9 +77,8 @@ def subclass_in(module: ModuleType, base: type, key: str) -> Any:
     }
     if len(found) != 1:
         raise ConfigError(
-            f"{key}: {module.__name__} must define one subclass of {base.__module__}."
-            f"{base.__name__} with all of its abstract methods, and it has "
-            f"{', '.join(found) or 'none'}; leave one there"
+            f"{key}: {module.__name__} must define one subclass of {_public(base)} with all "
+            f"of its abstract methods, and it has {', '.join(found) or 'none'}; leave one there"
         )
     return next(iter(found.values()))
 

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats
 from text_boxes import measured
 
-from phasegpt.analysis import late
-from phasegpt.analysis.late import SOFTMAX, WINNER, WINNER_K0, course, page
+from phasegpt.analysis import phase_a_late
+from phasegpt.analysis.phase_a_late import SOFTMAX, WINNER, WINNER_K0, course, page
 from phasegpt.analysis.studies import write
 
 STEPS, EPOCHS = 245, 25
@@ -84,12 +84,12 @@ def test_a_run_by_epoch_has_the_mean_of_its_layers():
 def test_a_collapse_is_a_rise_that_softmax_does_not_share(own, softmax, word):
     run = course(record(WINNER, 1, rising(4.0, own)))
     beside = None if softmax is None else course(record(SOFTMAX, 1, rising(4.0, softmax)))
-    assert late.collapsed(run, beside) is word
+    assert phase_a_late.collapsed(run, beside) is word
 
 
 def test_a_loss_that_was_not_finite_is_a_collapse():
     run = course(record(WINNER, 1, falling(4.0)[:21], status="collapsed"))
-    assert late.collapsed(run, None) is True
+    assert phase_a_late.collapsed(run, None) is True
 
 
 def test_both_answers_are_those_of_the_records():
