@@ -52,7 +52,7 @@ class EvaluateConfig(Section):
     num_fewshot: int | None = option(None, "examples before a question; null: the task's", ge=0)
     limit: int | None = option(None, "documents of a task, to try it; null: all", ge=1)
     output: str | None = option(
-        None, "the JSON; null: RUN/evaluation-SPLIT.json, or evaluation-tasks.json"
+        None, "the JSON; null: evaluation-SPLIT.json or -tasks.json in the run's folder, else here"
     )
     debug: bool = option(False, "true: show tracebacks")
 

@@ -43,7 +43,7 @@ class GenerateConfig(Section):
         "from temperature (sure) to this (unsure), by the entropy; null: off",
         form="a number of any sign, or null",
     )
-    burst_every: int | None = option(None, "each so many tokens end with a burst; null: off")
+    burst_every: int | None = option(None, "a burst ends every run of so many tokens; null: off")
     burst_temperature: Any = option(
         -1.0, "of a burst; negative; -inf: uniform", form="a negative number, -inf too"
     )
@@ -65,9 +65,9 @@ class GenerateConfig(Section):
         None, "keep tokens of at least this probability; null: all"
     )
     eta_cutoff: float | None = option(
-        None, "the same, but at most its square root times e^-entropy; null: all"
+        None, "eta: keep tokens of at least min(eta, sqrt(eta) e^-H), H: entropy, nats; null: all"
     )
-    p_less: bool = option(False, "true: keep tokens at least as probable as drawing one twice")
+    p_less: bool = option(False, "true: keep tokens at least as probable as the sum of all squares")
     top_n_sigma: float | None = option(
         None, "keep logits within this many standard deviations of the largest; null: all"
     )

@@ -66,7 +66,9 @@ class InterpretConfig(Section):
     cache_dir: str | None = option(
         None, "the token cache; null: ~/.cache/phasegpt, and the run's is read"
     )
-    output: str | None = option(None, "a folder; null: RUN/interpretation")
+    output: str | None = option(
+        None, "a folder; null: interpretation in the run's folder, else here"
+    )
     debug: bool = option(False, "true: show tracebacks")
 
     def __post_init__(self) -> None:

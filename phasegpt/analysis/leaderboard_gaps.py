@@ -16,7 +16,8 @@ def missing(found: Board, task: str | None = None) -> Iterator[str]:
         ran = {run.arm for run in found.runs if run.task == name}
         told, scored = human_task(name), {s: found.of(name, s) for s in STAGES if s != "rates"}
         if not any(scored.values()):
-            yield f"{told}: only the choice of learning rates has run; nothing is compared"
+            chosen = f"only runs that choose learning rates, of {len(found.of(name, 'rates'))} arms"
+            yield f"{told}: {chosen}; nothing is compared"
             continue
         if absent := [arm for arm in every if arm not in ran]:
             yield f"{told}: no run of {_listed(absent)}"

@@ -69,6 +69,7 @@ a dearer arm is shown before its last steps, which are often its best.
 - Learning rates are chosen on seed 0, which no other table has. Stages have seeds of their own:
   {stages}.
 - A score is that of the last validation. A learning rate is chosen by its best validation.
+- A task that is not in the first table has no run.
 - Time was not taken on a quiet machine. A layer alone: [attention](../attention/README.md).
 - A run has solved a task at 99% of the best accuracy there is. A column counts solved runs, in
   place of means, in three cases: an arm has solved and unsolved runs; its runs are in two groups

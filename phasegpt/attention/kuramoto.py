@@ -50,7 +50,7 @@ class KuramotoConfig(NoisyConfig):
         None, "strength of the coherence in the logits; null: 4 sqrt(N/32)", ge=-1e6, le=1e6
     )
     readout: Literal["bias", "gate", "both"] = option(
-        "bias", "the phases bias the logits, or R scales the output of a head"
+        "bias", "the phases bias the logits, or R above chance scales the output of a head"
     )
 
     def check_idle(self) -> None:

@@ -111,7 +111,7 @@ class Ssa(Attention):
     With rotary positions the frequencies turn, so that distances depend on t - u: the H d_w / 2
     planes of a layer share one ladder of rotary frequencies, from 1 in head 0 downwards.
     Decoding remembers v and omega, C + H d_w numbers a token or 4 (C + H d_w) bytes of float32, and
-    2 C running sums. Tables [B,H,T,T] are held, several in training: phasegpt.attention._kernels.
+    3 C running sums. Tables [B,H,T,T] are held, several in training: phasegpt.attention._kernels.
     """
 
     Config: ClassVar[type[AttentionConfig]] = SsaConfig

@@ -1,4 +1,4 @@
-"""The only door to oscillator integration: `kuramoto_rows` and `kuramoto_scan`.
+"""Integration of coupled oscillators: `kuramoto_rows` and `kuramoto_scan`, by any backend.
 
 Coupling attracts: each phase is pulled by sin(theta_j - theta_i). Phases are in radians, are
 never wrapped, and are held in float32 at least (bf16 in gives float32 out, float64 stays).

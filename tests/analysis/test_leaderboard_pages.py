@@ -312,7 +312,7 @@ def test_learning_rates_are_shown_and_only_there():
     only = of(chosen)
     assert rates(only, only.columns[0]) == {"torus": {1e-3: 0.4, 3e-3: 0.6}}
     assert not only.columns[0].stages and "**Nothing is claimed: only" in first_page(only)
-    assert any("only the choice of learning rates" in line for line in missing(only))
+    assert any("only runs that choose learning rates, of" in line for line in missing(only))
     page = task_page(only, TASK)
     assert "| torus | 0.400 | 0.600 |" in page
     later = records(TASK, {"torus": [0.5]}, config={"optimizer": {"lr": 1e-3}})

@@ -1,7 +1,7 @@
 """The contract of an attention layer, over every YAML of conf/attention and both positions.
 
 The checks are the package's (phasegpt.model.contract), which `python -m phasegpt.check` runs too. A
-new mechanism is tested here as soon as its YAML exists; STATE_DICT is the one thing to add.
+new mechanism is tested here as soon as its YAML exists; add the names of its tensors to STATE_DICT.
 """
 
 import functools
