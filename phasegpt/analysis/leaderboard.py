@@ -1,8 +1,8 @@
 """The leaderboard in numbers, from run records alone: what wins where, and by what part of it.
 
 An arm is a mechanism, NAME_off without what makes it one, or a control; the stage of a run follows
-from its seed. Differences are paired by seed within a stage, and a cell's p is the larger of two:
-to softmax + RoPE and to the mechanism's own off control.
+from its seed. Differences are paired by seed within a stage, and a cell's p is the largest of its
+comparisons: to softmax + RoPE, to the mechanism's own off control, and of fsn to token shift.
 
     found = board(read_records(study))
     found.columns[0].standing("torus")
@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -25,6 +25,7 @@ import numpy as np
 
 from phasegpt.analysis import statistics
 from phasegpt.analysis.leaderboard_runs import (
+    COLLAPSED,
     CONTROLS,
     STAGES,
     Run,
@@ -38,8 +39,10 @@ ALPHA = 0.05
 BASELINE = "softmax"
 #: A mechanism without coupling: where it wins, its architecture does.
 UNCOUPLED = ("selective_rope",)
-#: The control that decides beside softmax what a mechanism's win is worth.
-RIVALS = {"fsn": "token_shift"}
+#: The control without coupling that a mechanism's win is shown beside.
+RIVALS = {"fsn": "token_shift", "kope": "selective_rope"}
+#: Those that must beat it too: token shift has fsn's delay, a ready-made induction head.
+DECIDED_BY_RIVAL = ("fsn",)
 
 #: A run has solved a task at this share of the best accuracy there is.
 SOLVED = 0.99
@@ -50,7 +53,7 @@ APART = 1 / 3
 #: With fewer pairs McNemar's exact two-sided p cannot be below ALPHA.
 EXACT_MINIMUM = 6
 
-#: What a cell of enough runs (Column.least) says; one of fewer says nothing.
+#: What a cell of enough runs (Cell.least) says; one of fewer says nothing.
 COUPLING, ARCHITECTURE, OWN_PART, WORSE, OPEN = (
     *("both tests", "softmax only", "off control only", "worse than both", "no difference seen"),
 )
@@ -65,9 +68,11 @@ class Cell:
     """The runs of one arm in one column at one stage, and what they are compared with.
 
     `against` has Comparisons to "softmax", "off" and "rival", where there are runs of common
-    seeds. `p` is the larger of the first two, `holm` the same after Holm. `missed` is the least
-    true difference, in the column's unit, that the test of the wider spread would find with 80%
-    power at 5% before Holm. `lost` runs are excluded.
+    seeds. `p` is the largest of those that decide, `holm` the same after Holm. `missed` is the
+    least true difference, in the column's unit, that the test of the wider spread would find with
+    80% power at 5% before Holm. `lost` runs are excluded, `collapsed` of them had a loss that was
+    not finite or fell out. `groups` says why its runs, or those of what it is compared with, count
+    as solved or not, and no t-test is made; None: t-tests.
     """
 
     arm: str
@@ -85,6 +90,8 @@ class Cell:
     word: str | None = None
     candidate: bool = False
     lost: int = 0
+    collapsed: int = 0
+    groups: str | None = None
 
     @property
     def n(self) -> int:
@@ -92,17 +99,26 @@ class Cell:
         return len(self.scores)
 
     @property
+    def least(self) -> int:
+        """Pairs from which on a test can decide."""
+        return EXACT_MINIMUM if self.groups else MINIMUM
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The comparisons that decide."""
+        return ("softmax", "off") + ("rival",) * (self.arm in DECIDED_BY_RIVAL)
+
+    @property
     def pairs(self) -> int:
-        """Those that both comparisons have."""
-        both = [self.against[key].n for key in ("softmax", "off") if key in self.against]
-        return min(both) if len(both) == 2 else 0
+        """Those that every comparison that decides has."""
+        return min((self.against[k].n if k in self.against else 0) for k in self.keys)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
     """One measure of one task: of a generated one its accuracy, or that beyond what it trained on.
 
-    `groups` says why runs count as solved or not, where no t-test is made; None: t-tests.
+    `collapsed` counts such runs by stage and arm, also where an arm has no other.
     """
 
     task: str
@@ -110,18 +126,13 @@ class Column:
     higher: bool  # is better
     chance: float | None
     ceiling: float | None
-    groups: str | None
     stages: dict[str, dict[str, Cell]]
+    collapsed: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
         """TASK, or TASK/beyond."""
         return self.task + ("/beyond" if self.metric.endswith("beyond") else "")
-
-    @property
-    def least(self) -> int:
-        """Pairs from which on a test can decide."""
-        return EXACT_MINIMUM if self.groups else MINIMUM
 
     def stage(self, arm: str) -> str | None:
         """The stage that has most runs of an arm, of equal ones the later; None without a run."""
@@ -138,18 +149,36 @@ class Column:
     def standing(self, arm: str) -> str | None:
         """How far a win of a mechanism by both tests has come; None where none is in sight.
 
-        Only a complete confirmation, ten pairs, confirms or refutes.
+        Only a complete confirmation, ten pairs, confirms; that and a run that collapsed refute.
         """
-        screened, tested, last = (
-            self.stages.get(name, {}).get(arm) for name in ("screening", "verdict", "confirmation")
-        )
+        stages = ("screening", "verdict", "confirmation")
+        screened, tested, last = (self.stages.get(name, {}).get(arm) for name in stages)
+        hoped = bool((screened and screened.candidate) or (tested and tested.candidate))
+        if self.collapsed.get(("confirmation", arm)):
+            return REFUTED
         if last and last.pairs == len(STAGES["confirmation"]):
             return CONFIRMED if last.word == COUPLING else REFUTED
+        if self.collapsed.get(("verdict", arm)):
+            return DROPPED if hoped else None
         if tested and tested.pairs >= MINIMUM:
-            if tested.word == COUPLING or (self.groups and tested.candidate):
+            if tested.word == COUPLING or (tested.groups and tested.candidate):
                 return HOLDS
-            return DROPPED if screened and screened.candidate else None
+            return CANDIDATE if tested.candidate else DROPPED if hoped else None
         return CANDIDATE if screened and screened.candidate else None
+
+    def survivors(self) -> list[str]:
+        """Mechanisms whose mean of the screening is better than those they are compared with."""
+        sign = 1 if self.higher else -1
+        screened = self.stages.get("screening", {})
+        return [
+            arm
+            for arm, cell in screened.items()
+            if is_mechanism(arm)
+            and cell.pairs >= len(STAGES["screening"])
+            and all(
+                sign * cell.mean > sign * screened[other].mean for other in (BASELINE, f"{arm}_off")
+            )
+        ]
 
 
 @dataclass(frozen=True)
@@ -209,20 +238,22 @@ def _column(found: Board, task: str, metric: str) -> Column:
     record = next(run.record for run in found.runs if run.task == task)
     chance, ceiling = (record.get("data", {}).get(key) for key in ("chance", "ceiling"))
     higher = metric != "val/bpb"
+    lost, collapsed = _lost(found.excluded, task)
     column = Column(
-        task=task, metric=metric, higher=higher, chance=chance, ceiling=ceiling, groups=None,
-        stages={},
+        task=task, metric=metric, higher=higher, chance=chance, ceiling=ceiling,
+        stages={}, collapsed=collapsed,
     )  # fmt: skip
     scores = {
         stage: {arm: kept for arm, by in arms.items() if (kept := _scores(by, metric))}
         for stage, arms in stages.items()
     }
-    column = replace(column, groups=_groups(column, scores))
-    lost = _lost(found.excluded, task)
     for stage, arms in scores.items():
         if arms:
             cells = {arm: _cell(column, arm, arms) for arm in arms_in_order(arms)}
-            cells = {a: replace(c, lost=lost[stage, a]) for a, c in cells.items()}
+            cells = {
+                a: replace(c, lost=lost[stage, a], collapsed=collapsed.get((stage, a), 0))
+                for a, c in cells.items()
+            }
             column.stages[stage] = _judged(column, cells)
     return column
 
@@ -232,14 +263,18 @@ def _scores(by_seed: Mapping[int, Run], metric: str) -> dict[int, float]:
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def _lost(excluded: Mapping[str, list[str]], task: str) -> dict[tuple[str, str], int]:
-    """Excluded runs by stage and arm."""
+def _lost(
+    excluded: Mapping[str, list[str]], task: str
+) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
+    """Excluded runs by stage and arm; those of them that collapsed."""
     lost: dict[tuple[str, str], int] = defaultdict(int)
-    for name in (name for names in excluded.values() for name in names):
-        run = Run.named(name, {})
-        if run and run.task == task and run.stage:
-            lost[run.stage, run.arm] += 1
-    return lost
+    collapsed: dict[tuple[str, str], int] = defaultdict(int)
+    for reason, names in excluded.items():
+        for run in (Run.named(name, {}) for name in names):
+            if run and run.task == task and run.stage:
+                lost[run.stage, run.arm] += 1
+                collapsed[run.stage, run.arm] += reason == COLLAPSED
+    return lost, {key: count for key, count in collapsed.items() if count}
 
 
 def solved(value: float, ceiling: float | None) -> bool:
@@ -247,23 +282,24 @@ def solved(value: float, ceiling: float | None) -> bool:
     return value >= SOLVED * (ceiling or 1.0)
 
 
-def _groups(column: Column, scores: Mapping[str, Mapping[str, Mapping[int, float]]]) -> str | None:
-    """Why the runs of a column are solved or not: an arm of which some are and some are not, or
-    whose runs are APART, or softmax + RoPE always solves it; None where nothing of this is so."""
+def _groups(
+    column: Column, arms: Mapping[str, Mapping[int, float]], compared: Sequence[str]
+) -> str | None:
+    """Why the runs of some arms at one stage are solved or not: of one of them some are and some
+    are not, or its runs are APART, or softmax + RoPE always solves it; None where nothing of this
+    is so."""
     if not column.higher:
         return None
     whole = (column.ceiling or 1.0) - (column.chance or 0.0)
-    values: dict[str, list[float]] = defaultdict(list)
-    for arms in scores.values():
-        for arm, by_seed in arms.items():
-            values[arm] += by_seed.values()
-    if values[BASELINE] and all(solved(value, column.ceiling) for value in values[BASELINE]):
+    base = arms.get(BASELINE, {}).values()
+    if base and all(solved(value, column.ceiling) for value in base):
         return f"every run of {human(BASELINE)} solved it, so none can be better"
-    for arm in arms_in_order(values):
-        done = [solved(value, column.ceiling) for value in values[arm]]
+    for arm in (arm for arm in compared if arm in arms):
+        values = sorted(arms[arm].values())
+        done = [solved(value, column.ceiling) for value in values]
         if any(done) and not all(done):
             return f"{sum(done)} of {len(done)} runs of {human(arm)} solved it"
-        widest = max((b - a for a, b in pairwise(sorted(values[arm]))), default=0.0)
+        widest = max((b - a for a, b in pairwise(values)), default=0.0)
         if widest > APART * whole:
             return f"two runs of {human(arm)} are {widest:.2f} apart with none between them"
     return None
@@ -274,13 +310,14 @@ def _cell(column: Column, arm: str, arms: Mapping[str, Mapping[int, float]]) -> 
     own = dict(arms[arm])
     mean, sd, low, high = statistics.interval(list(own.values()))
     others = {"softmax": BASELINE, "off": f"{arm}_off", "rival": RIVALS.get(arm, "")}
+    groups = _groups(column, arms, [arm, *others.values()])
     against, spreads = {}, []
     for key, other in others.items():
         seeds = [seed for seed in own if seed in arms.get(other, {})]
         if arm == other or not seeds:
             continue
         pair = [own[s] for s in seeds], [arms[other][s] for s in seeds]
-        if column.groups:
+        if groups:
             done = ([solved(v, column.ceiling) for v in values] for values in pair)
             against[key] = statistics.solve(*done)
         else:
@@ -294,15 +331,16 @@ def _cell(column: Column, arm: str, arms: Mapping[str, Mapping[int, float]]) -> 
         scores=own,
         mean=float(mean or 0.0),
         median=float(np.median(list(own.values()))),
-        sd=None if column.groups else sd,
-        low=None if column.groups else low,
-        high=None if column.groups else high,
+        sd=None if groups else sd,
+        low=None if groups else low,
+        high=None if groups else high,
         solved=sum(solved(v, column.ceiling) for v in own.values()) if column.higher else None,
         against=against,
         missed=max(spreads, default=None),
+        groups=groups,
     )
     able = is_mechanism(arm) and arm not in UNCOUPLED and cell.pairs >= len(STAGES["screening"])
-    clear = able and all(_clear(column, against[key]) for key in ("softmax", "off"))
+    clear = able and all(_clear(column, cell, against[key]) for key in cell.keys)
     return replace(cell, candidate=clear)
 
 
@@ -316,36 +354,40 @@ def better(column: Column, difference: Comparison) -> bool:
     return difference.effect > 0 if column.higher else difference.effect < 0
 
 
-def _clear(column: Column, difference: Comparison) -> bool:
+def _clear(column: Column, cell: Cell, difference: Comparison) -> bool:
     """Whether a difference is in favour and its 95% interval clear of 0; of runs that solve or do
     not, whether all do where none of the others does."""
-    if column.groups:
+    if cell.groups:
         return difference.effect == 1.0
     near = difference.low if column.higher else difference.high
     return near is not None and (near > 0 if column.higher else near < 0)
 
 
 def _judged(column: Column, cells: dict[str, Cell]) -> dict[str, Cell]:
-    """The cells of a stage with p, Holm's p over mechanisms, and a word where n suffices."""
+    """The cells of a stage with p, Holm's p over mechanisms, and a word where n suffices.
 
-    def tested(*keys: str) -> dict[str, float]:
-        """Of each mechanism with enough pairs the larger p of its comparisons, after Holm."""
-        p = {
-            arm: max(p_of(cell.against[key]) for key in keys)
-            for arm, cell in cells.items()
-            if is_mechanism(arm)
-            and all(key in cell.against and cell.against[key].n >= column.least for key in keys)
-        }
-        return dict(zip(p, statistics.holm(list(p.values())), strict=True))
+    Holm's family is every mechanism with a run at the stage; one that has too few has p = 1.
+    """
+    family = [arm for arm in cells if is_mechanism(arm)]
 
-    both, softmax, off = tested("softmax", "off"), tested("softmax"), tested("off")
+    def tested(keys: Callable[[Cell], Sequence[str]]) -> dict[str, float]:
+        """Of each mechanism with enough pairs the largest p of its comparisons, after Holm."""
+        p = dict.fromkeys(family, 1.0)
+        able = [arm for arm in family if has_pairs(cells[arm], keys(cells[arm]))]
+        for arm in able:
+            p[arm] = max(p_of(cells[arm].against[key]) for key in keys(cells[arm]))
+        after = dict(zip(p, statistics.holm(list(p.values())), strict=True))
+        return {arm: after[arm] for arm in able}
+
+    both = tested(lambda cell: cell.keys)
+    softmax, off = tested(lambda _: ["softmax"]), tested(lambda _: ["off"])
     found = {}
     for arm, cell in cells.items():
         sides = {k: better(column, c) for k, c in cell.against.items()}
-        known = [cell.against[k] for k in ("softmax", "off") if k in cell.against]
-        p = max(map(p_of, known)) if is_mechanism(arm) and len(known) == 2 else None
+        known = [cell.against[k] for k in cell.keys if k in cell.against]
+        p = max(map(p_of, known)) if arm in family and len(known) == len(cell.keys) else None
         word = OPEN if arm in softmax or arm in off else None
-        if both.get(arm, 1.0) <= ALPHA and sides["softmax"] == sides["off"]:
+        if both.get(arm, 1.0) <= ALPHA and len({sides[key] for key in cell.keys}) == 1:
             word = COUPLING if sides["softmax"] else WORSE
         elif softmax.get(arm, 1.0) <= ALPHA and sides["softmax"]:
             word = ARCHITECTURE
@@ -353,8 +395,15 @@ def _judged(column: Column, cells: dict[str, Cell]) -> dict[str, Cell]:
             word = OWN_PART
         if arm in UNCOUPLED and word == COUPLING:
             word = ARCHITECTURE
+        if cell.collapsed and word in (COUPLING, ARCHITECTURE, OWN_PART):
+            word = OPEN  # what is better in the runs that ended is no better mechanism
         found[arm] = replace(cell, p=p, holm=both.get(arm), word=word)
     return found
+
+
+def has_pairs(cell: Cell, keys: Sequence[str]) -> bool:
+    """Whether comparisons have pairs enough for a test."""
+    return all(key in cell.against and cell.against[key].n >= cell.least for key in keys)
 
 
 def p_of(difference: Comparison) -> float:

@@ -116,14 +116,16 @@ def equal_flops(found: Board, column: Column) -> tuple[float | None, dict[str, C
         step = max(step for step, _ in by_seed.values())
         shared = [seed for seed in scores if seed in base and arm != BASELINE]
         pair = [scores[s] for s in shared], [base[s][1] for s in shared]
+        shown = column.cell(arm)
+        counted = shown is not None and shown.groups is not None
         cuts[arm] = Cut(
             scores=scores,
             step=step,
             share=step / next(iter(runs[arm].values())).record["config"]["trainer"]["max_steps"],
             mean=float(mean or 0.0),
-            low=None if column.groups else low,
-            high=None if column.groups else high,
-            difference=statistics.differ(*pair) if shared and not column.groups else None,
+            low=None if counted else low,
+            high=None if counted else high,
+            difference=statistics.differ(*pair) if shared and not counted else None,
         )
     return budget, cuts
 

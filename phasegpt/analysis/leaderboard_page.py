@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics as plain
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from phasegpt.analysis.leaderboard import (
     ARCHITECTURE,
@@ -14,10 +14,12 @@ from phasegpt.analysis.leaderboard import (
     OWN_PART,
     REFUTED,
     RIVALS,
+    UNCOUPLED,
     WORSE,
     Board,
     Cell,
     Column,
+    has_pairs,
 )
 from phasegpt.analysis.leaderboard_costs import COSTS, equal_flops, relative_costs
 from phasegpt.analysis.leaderboard_gaps import missing
@@ -36,10 +38,15 @@ FIRST = """\
 
 {claims}
 
-- **By coupling**: better than softmax + RoPE, and than the same mechanism without coupling. Its p
-  is the larger of both tests, after Holm over the mechanisms of a column.
+- **By coupling**: better than softmax + RoPE, and than its own off control. Its p is the larger of
+  both tests, after Holm over the mechanisms with a run at that stage. fsn must beat softmax with
+  token shift too.
+- The off control leaves out what couples, and keeps the rest: torus its step, fsn its delay and
+  harmonics. Without coupling phase_sync and lohe mix no tokens, and fixed_query mixes all alike:
+  there coupling and mixing are one, and a win says that they mix better than softmax.
 - **By architecture**: better than softmax + RoPE, but not clearly better than its own off control.
-- **Coupling, but not past softmax**: better than itself without coupling alone.
+- **Coupling, but not past softmax**: better than its own off control alone.
+- A mechanism of which a run collapsed at a stage wins nothing there.
 - **Missed below**: four of five such studies find a true difference of this size; smaller ones are
   found less often. Median over mechanisms, before Holm.
 
@@ -51,29 +58,33 @@ FIRST = """\
 - *Beyond*: at lengths or loads beyond those trained on. n/a: the model takes no such length.
 - **both**: both tests hold. **softmax**: that against softmax + RoPE alone. **off**: that against
   the off control alone. With n < {minimum} there is no verdict.
-- In a column that counts solved runs the cell has their number.
+- A cell whose runs are counted as solved or not has their number in place of the interval.
 - Parameters, FLOPs, state and time are ratios to softmax + RoPE, medians over tasks. State: bytes
   that decoding remembers of a full context.
 {figure}
-## At equal FLOPs
+## At most equal FLOPs
 
-The same runs, cut where the cheapest arm ends. Schedules of the learning rate are cut there too:
-a dearer arm is shown before its last steps, which are often its best.
+The same runs, cut at the last validation before the FLOPs at which the cheapest arm ends. An arm
+may have used less, and its schedule of the learning rate is cut there too: a dearer arm is shown
+before its last steps, which are often its best.
 
 {equal}
 
 ## Keep in mind
 
 - Weights of equal name and shape start equal within a seed, and batches come in the same order.
-  The width of the MLP evens out parameters; where a model has none, they differ as shown.
-- Learning rates are chosen on seed 0, which no other table has. Stages have seeds of their own:
-  {stages}.
+  The width of the MLP evens out parameters, so the MLPs of ssa and selective_rope are narrower than
+  those of their off controls. Learned positions are not evened out, nor anything where a model has
+  no MLP: there parameters differ as shown.
+- Learning rates are chosen on seed 0, which no other table has; of two the better one is always at
+  an edge. Stages have seeds of their own: {stages}.
 - A score is that of the last validation. A learning rate is chosen by its best validation.
 - A task that is not in the first table has no run.
 - Time was not taken on a quiet machine. A layer alone: [attention](../attention/README.md).
-- A run has solved a task at 99% of the best accuracy there is. A column counts solved runs, in
-  place of means, in three cases: an arm has solved and unsolved runs; its runs are in two groups
-  more than a third of the way from chance to the ceiling apart; softmax + RoPE always solves.
+- A run has solved a task at 99% of the best accuracy there is. Runs are counted, in place of a
+  t-test, in three cases: of an arm, or of what it is compared with, some solve and some do not;
+  its runs are in two groups more than a third of the way from chance to the ceiling apart;
+  softmax + RoPE always solves.
 - Counts are compared by McNemar's exact test, for which five seeds are too few. A candidate there
   solves with every seed what softmax + RoPE and its off control solve with none.
 {gaps}
@@ -127,16 +138,29 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
     if not any(column.stages for column in columns):
         what = "only runs that choose learning rates are there" if found.runs else "no run counts"
         return f"**Nothing is claimed: {what}.**"
-    tested = [c for column in columns for a in found.mechanisms if (c := column.cell(a)) and c.holm]
+    tested = [
+        arm
+        for column in columns
+        for arm in found.mechanisms
+        if (cell := column.cell(arm)) and cell.holm is not None
+    ]
+    survivors = [
+        f"{', '.join(map(human, arms))} on {human_task(column.key)}"
+        for column in columns
+        if (arms := column.survivors())
+    ]
     if won := by_status.get(CONFIRMED):
         head = f"**By its coupling wins: {'; '.join(won)}.** Confirmed on ten new seeds."
     elif tested:
-        head = "**No mechanism is confirmed to win by its coupling.**"
+        head = (
+            f"**None of {len(set(tested))} tested mechanisms is confirmed to win by its coupling.**"
+        )
     else:
         head = "**No verdict yet: no comparison has seeds enough.** Numbers are descriptive."
     lines = {
         "Hold both tests on five new seeds, and wait for ten more": by_status.get(HOLDS),
-        "Candidates of the screening, to be confirmed on ten new seeds": by_status.get(CANDIDATE),
+        "Candidates, to be confirmed on ten new seeds": by_status.get(CANDIDATE),
+        "Survive the screening, by their means": survivors,
         "Candidates that did not hold on new seeds": [
             *by_status.get(DROPPED, []), *by_status.get(REFUTED, [])
         ],
@@ -187,11 +211,12 @@ def _claims(found: Board) -> list[str]:
         rows.append(
             [
                 _task_link(column),
-                ", ".join(coupling) or _none(column, there, "softmax", "off"),
-                _with(there, ARCHITECTURE) or _none(column, there, "softmax"),
-                _with(there, OWN_PART) or _none(column, there, "off"),
+                ", ".join(coupling) or _none(there, lambda cell: cell.keys),
+                _with(there, ARCHITECTURE) or _none(there, lambda _: ["softmax"]),
+                _with([x for x in there if x[0] not in UNCOUPLED], OWN_PART)
+                or _none(there, lambda _: ["off"]),
                 " to ".join(dict.fromkeys(map(str, (seeds[0], seeds[-1])))) if seeds else "0",
-                number(plain.median(missed)) if missed else "no t-test" if column.groups else "",
+                number(plain.median(missed)) if missed else "no t-test" if there else "",
             ]
         )
     return markdown(header, rows)
@@ -201,13 +226,10 @@ def _with(cells: Sequence[tuple[str, Cell]], word: str) -> str:
     return ", ".join(human(arm) for arm, cell in cells if cell.word == word)
 
 
-def _none(column: Column, cells: Sequence[tuple[str, Cell]], *against: str) -> str:
+def _none(cells: Sequence[tuple[str, Cell]], against: Callable[[Cell], Sequence[str]]) -> str:
     """Of mechanisms that were tested none; without a test nothing can be said."""
-    tested = any(
-        all(key in cell.against and cell.against[key].n >= column.least for key in against)
-        for _, cell in cells
-    )
-    return "none" if tested else "no verdict"
+    tested = sum(has_pairs(cell, against(cell)) for _, cell in cells)
+    return f"none of {tested} tested" if tested else "no verdict"
 
 
 def _task_link(column: Column) -> str:
@@ -231,8 +253,8 @@ def _score(column: Column, arm: str) -> str:
     if cell is None:
         return "n/a" if column.key != column.task else ""
     text = number(cell.mean)
-    if column.groups:
-        text = f"{cell.solved} of {cell.n} solved"
+    if cell.groups:
+        text += f", {cell.solved} of {cell.n} solved"
     elif cell.low is not None:
         text += f" [{number(cell.low)}, {number(cell.high)}], {cell.n}"
     else:

@@ -31,6 +31,7 @@ STAGES = {
 }
 #: What is no mechanism: no claim is made for it, and it has no off control.
 CONTROLS = ("softmax", "softmax_learned", "token_shift", "uniform", "no_mixing")
+COLLAPSED = "collapsed, or its loss was not finite"  # why such a run does not count
 _NAMES = {
     "softmax": "softmax + RoPE",
     "softmax_learned": "softmax, learned positions",
@@ -40,7 +41,8 @@ _NAMES = {
     "fixed_query_off": "fixed_query with p = 0",
     "ssa_off": "ssa without locking",
     "selective_rope_off": "selective_rope at constant speed",
-    "hybrid_off": "hybrid with blend 0",
+    "torus_off": "torus without its step",
+    "fsn_off": "fsn without delay and harmonics",
     "mqar": "MQAR",
     "state_s2": "S2",
     "state_s3": "S3",
@@ -218,7 +220,7 @@ def _reason(name: str, run: Run | None, record: Record) -> str | None:
     if record.get("seed") != run.seed or run.stage is None:
         return "a seed of no stage, or other than in its name"
     if record.get("status") == "collapsed":
-        return "collapsed, or its loss was not finite"
+        return COLLAPSED
     if record.get("status") != "ok":
         return f"not finished: {record.get('status')}"
     if record.get("smoke"):
@@ -227,11 +229,13 @@ def _reason(name: str, run: Run | None, record: Record) -> str | None:
         return "not from a checkout without uncommitted changes"
     if record.get("leaky"):
         return "leaky: it sees the future"
+    if record["config"]["attention"].get("layers") != "all":
+        return "not in all layers"
     if dead(record):
         return "dead: parameters without a gradient at the start"
     final = record.get("final") or {}
     if "val/loss" not in final:
-        return "collapsed, or its loss was not finite"
+        return COLLAPSED
     if not run.metrics:
         return "no score: neither accuracy nor bits per byte"
     return None

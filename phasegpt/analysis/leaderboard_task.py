@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import statistics as plain
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
-from phasegpt.analysis.leaderboard import Board, Cell, Column, is_mechanism
+from phasegpt.analysis.leaderboard import RIVALS, Board, Cell, Column, is_mechanism
 from phasegpt.analysis.leaderboard_costs import costs, rates, shown_runs, used_rates
 from phasegpt.analysis.leaderboard_page import claim, difference, equal, gaps, seeds, size
 from phasegpt.analysis.leaderboard_runs import STAGES, human, human_task
@@ -23,7 +23,7 @@ TASK = """\
 ## Learning rates
 
 {rates}
-## At equal FLOPs
+## At most equal FLOPs
 
 {equal}
 
@@ -71,21 +71,27 @@ def _stages(found: Board, column: Column) -> Iterator[str]:
     for stage in reversed(STAGES):
         if cells := column.stages.get(stage):
             yield from ("", f"## {human_task(column.key).capitalize()}: {stage}", "")
-            yield f"Seeds {seeds(STAGES[stage])}. {_how(column, cells)}"
+            yield f"Seeds {seeds(STAGES[stage])}. {how(cells)}"
             yield from ("", *_table(column, cells))
 
 
-def _how(column: Column, cells: dict[str, Cell]) -> str:
-    if column.groups:
-        return (
-            f"Runs solve this or do not: {column.groups}. So they are counted, with McNemar's "
-            "exact p, for which five seeds are too few; there is no t-test."
-        )
+def how(cells: Mapping[str, Cell]) -> str:
+    """How the arms of a table are compared."""
+    why: dict[str, list[str]] = {}
+    for arm, cell in cells.items():
+        if is_mechanism(arm) and cell.groups:
+            why.setdefault(cell.groups, []).append(human(arm))
     text = "Differences are paired by seed, with 95% t intervals; p is the larger of the two."
+    if why:
+        some = "; ".join(f"{', '.join(arms)} ({reason})" for reason, arms in why.items())
+        text += (
+            " Where runs solve this or do not, they are counted, with McNemar's exact p, for which "
+            f"five seeds are too few, and there is no t-test: {some}."
+        )
     missed = [c.missed for arm, c in cells.items() if is_mechanism(arm) and c.missed is not None]
     if missed:
         text += f" Missed below {number(plain.median(missed))}, at most {number(max(missed))}."
-    if max(cell.n for cell in cells.values()) < MINIMUM:
+    if max((cell.n for cell in cells.values()), default=0) < MINIMUM:
         text += f" With fewer than {MINIMUM} seeds this describes, and decides nothing."
     return text
 
@@ -95,15 +101,19 @@ def _table(column: Column, cells: dict[str, Cell]) -> list[str]:
     texts: dict[str, Callable[[Cell], str]] = {
         "": lambda c: human(c.arm),
         "n": lambda c: str(c.n) + (f" ({c.lost} lost)" if c.lost else ""),
-        "solved": lambda c: f"{c.solved} of {c.n}" if column.groups else "",
-        "every seed": lambda c: " ".join(map(number, c.scores.values())) if column.groups else "",
-        "mean": lambda c: "" if column.groups else number(c.mean),
+        "solved": lambda c: f"{c.solved} of {c.n}" if c.groups else "",
+        "every seed": lambda c: " ".join(map(number, c.scores.values())) if c.groups else "",
+        "mean": lambda c: number(c.mean),
         "sd": lambda c: number(c.sd),
         "median": lambda c: number(c.median),
         "95% interval": lambda c: span(c.low, c.high, "{:.3f}"),
         "minus softmax + RoPE": lambda c: difference(c.against.get("softmax")),
         "minus its off control": lambda c: difference(c.against.get("off")),
-        "minus softmax with token shift": lambda c: difference(c.against.get("rival")),
+        "minus its rival": lambda c: (
+            f"{human(RIVALS[c.arm])}: {difference(c.against['rival'])}"
+            if "rival" in c.against
+            else ""
+        ),
         "p": lambda c: _p(c.p),
         "after Holm": lambda c: _p(c.holm),
         "holds": lambda c: c.word or ("candidate" if c.candidate else ""),

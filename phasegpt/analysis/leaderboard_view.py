@@ -12,7 +12,7 @@ from phasegpt.analysis.leaderboard import Board, Cell, Column, board, is_mechani
 from phasegpt.analysis.leaderboard_costs import relative_costs
 from phasegpt.analysis.leaderboard_page import claim, first_page, gaps
 from phasegpt.analysis.leaderboard_runs import human, human_task
-from phasegpt.analysis.leaderboard_task import task_page
+from phasegpt.analysis.leaderboard_task import how, task_page
 from phasegpt.analysis.report import leaderboard_page
 from phasegpt.analysis.study import read_records
 from phasegpt.core.errors import ConfigError
@@ -61,7 +61,8 @@ def view(found: Board, name: str, pictures: Sequence[Path] = ()) -> dict[str, An
         ],
         "columns": [
             {"key": column.key, "name": human_task(column.key), "higher": column.higher,
-             "chance": column.chance, "ceiling": column.ceiling, "groups": column.groups,
+             "chance": column.chance, "ceiling": column.ceiling,
+             "how": how({arm: cell for arm in found.arms if (cell := column.cell(arm))}),
              "cells": {arm: _cell(column, arm, cell) for arm in found.arms
                        if (cell := column.cell(arm))}}
             for column in found.columns
@@ -74,7 +75,8 @@ def _embedded(path: Path) -> str:
 
 
 def _cell(column: Column, arm: str, cell: Cell) -> dict[str, Any]:
-    numbers = ("n", "mean", "sd", "median", "low", "high", "solved", "p", "holm", "word", "lost")
+    numbers = ("n", "mean", "sd", "median", "low", "high", "solved", "p", "holm", "word", "lost",
+               "groups")  # fmt: skip
     return {
         **{name: getattr(cell, name) for name in numbers},
         "stage": column.stage(arm),

@@ -31,7 +31,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from phasegpt.attention import AttentionConfig, Flops, LayerShape, linear_flops
+from phasegpt.attention import AttentionConfig, Flops, LayerShape, Off, linear_flops
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import preceding_attention
 from phasegpt.attention.torus import StepConfig, Torus
@@ -65,6 +65,7 @@ class Fsn(Torus):
 
     Config: ClassVar[type[AttentionConfig]] = FsnConfig
     options: FsnConfig
+    off = Off({"coupling": 0.0}, "alone", decisive={"delay": False, "harmonics": 1})
     lr_factors: ClassVar[Mapping[str, float]] = {**Torus.lr_factors, "kernel": 1.0}
 
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:

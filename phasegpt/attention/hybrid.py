@@ -89,7 +89,7 @@ class Hybrid(Attention):
     Config = HybridConfig
     options: HybridConfig
     has_phases = True
-    off = Off({"blend": 0.0}, "softmax")
+    off = Off({"blend": 0.0}, "softmax", decisive={"coupling": 0.0, "learn_coupling": False})
     lr_factors: ClassVar[Mapping[str, float]] = {"blend": 1.0}
     starts: ClassVar[Mapping[str, str]] = {"blend": "blend"}
 

@@ -95,7 +95,7 @@ class Torus(Attention):
     Config: ClassVar[type[AttentionConfig]] = TorusConfig
     options: StepConfig
     has_phases = True
-    off = Off({"coupling": 0.0}, "alone")
+    off = Off({"coupling": 0.0}, "alone", decisive={"readout": "mean"})
     coupled_axis = "prefix"
     phase_error = 0.02
     lr_factors: ClassVar[Mapping[str, float]] = {

@@ -370,10 +370,10 @@ def _counted(name: str, stated: Flops, module: nn.Module, *args: Tensor) -> None
 
 
 def switches(on: nn.Module, off: nn.Module) -> set[str]:
-    """Parameters of `off` that its options set."""
+    """Parameters of `off` whose values its options set; one of another shape cannot learn back."""
     old = dict(on.named_parameters())
     return {
         name
         for name, p in off.named_parameters()
-        if not (name in old and old[name].shape == p.shape and torch.equal(old[name], p))
+        if name not in old or (old[name].shape == p.shape and not torch.equal(old[name], p))
     }

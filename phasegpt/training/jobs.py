@@ -28,7 +28,8 @@ class Job(NamedTuple):
 def finished(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """File and record of every finished run by config hash: of a study, runs/*.json, or a sweep.
 
-    Smoke runs do not count. Raises DataError where a record of a study is damaged.
+    Smoke runs do not count, nor do records of a study from a checkout with uncommitted changes,
+    which its pages leave out. Raises DataError where a record of a study is damaged.
     """
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for file in sorted((*folder.glob("runs/*.json"), *folder.glob("*/run.json"))):
@@ -36,6 +37,8 @@ def finished(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
             record = _record(file.parent)
         else:
             record = with_names_of_today(read_json(file))
+            if (record.get("git") or {}).get("dirty") is True:
+                continue
         if record.get("status") in FINISHED and not record.get("smoke"):
             found[str(record.get("config_hash"))] = file, record
     return found

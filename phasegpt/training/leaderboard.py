@@ -106,6 +106,12 @@ class Leaderboard:
                 f"+sweep=leaderboard varies {', '.join(_AXES)}; give one value in "
                 f"{', '.join(several)}"
             )
+        if inside := [o.input_line for key, o in rest.items() if key.startswith("attention.")]:
+            raise ConfigError(
+                f"+sweep=leaderboard sets the options of attention itself, and all layers have it; "
+                f"leave out {', '.join(inside)}, or make an arm of it: '+leaderboard.arms.NAME="
+                f"{{attention:lohe,attention.steps:1}}'"
+            )
         self._config, self._loader = config, loader
         ours = ("leaderboard.", "hydra.")
         self._words = [o.input_line for key, o in rest.items() if not key.startswith(ours)]

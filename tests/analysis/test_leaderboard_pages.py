@@ -19,7 +19,7 @@ from phasegpt.analysis.leaderboard_gaps import missing
 from phasegpt.analysis.leaderboard_page import first_page
 from phasegpt.analysis.leaderboard_runs import arms_in_order, human, human_task
 from phasegpt.analysis.leaderboard_task import task_page
-from phasegpt.analysis.leaderboard_view import write_leaderboard
+from phasegpt.analysis.leaderboard_view import view, write_leaderboard
 from phasegpt.core.errors import ConfigError
 
 TASK = "cycle_navigation"
@@ -88,14 +88,21 @@ def test_a_cell_has_scipys_numbers():
     assert TTestPower().power(d, 5, 0.05, alternative="two-sided") == pytest.approx(0.8)
 
 
+def test_fsn_must_beat_token_shift_too():
+    scores = {"softmax": BASE, "fsn": arm(0.1), "fsn_off": shifted(0.0)}
+    for by, word in ((0.0, lb.COUPLING), (0.1, lb.ARCHITECTURE)):
+        found = column(records(TASK, scores | {"token_shift": shifted(by)}, first=11))
+        assert found.cell("fsn").word == word
+    assert column(records(TASK, scores, first=11)).cell("fsn").p is None  # without it no verdict
+
+
 def test_p_of_a_cell_is_the_larger_and_holm_goes_over_mechanisms():
     """Holm by hand: sorted p times 5, 4, 3, 2, 1, never below the one before, at most 1."""
     found = column(records(TASK, PLANTED, first=11))
     p = {}
     for name in ("torus", "fsn", "kope", "lohe", "ssa"):
-        pair = [
-            stats.ttest_rel(PLANTED[name], PLANTED[o]).pvalue for o in ("softmax", f"{name}_off")
-        ]
+        others = ["softmax", f"{name}_off"] + ["token_shift"] * (name == "fsn")
+        pair = [stats.ttest_rel(PLANTED[name], PLANTED[o]).pvalue for o in others]
         p[name] = max(pair)
         assert found.cell(name).p == pytest.approx(p[name]) != pytest.approx(min(pair))
     least = 0.0
@@ -110,8 +117,10 @@ def test_holm_can_take_a_win_away():
              "torus_off": shifted(-0.3)}  # fmt: skip
     assert column(records(TASK, alone, first=11)).cell("torus").word == lb.COUPLING
     more = {name: PLANTED[name] for name in ("ssa", "ssa_off", "kope", "kope_off")}
-    cell = column(records(TASK, alone | more, first=11)).cell("torus")
-    assert cell.p < 0.05 < cell.holm and cell.word != lb.COUPLING
+    few = {name: PLANTED[name][:1] for name in ("ssa", "kope")}  # the family is there from run one
+    for others in (more, few):
+        cell = column(records(TASK, alone | others, first=11)).cell("torus")
+        assert cell.p < 0.05 < cell.holm and cell.word != lb.COUPLING
 
 
 WEAK = [0.020, 0.001, 0.018, 0.012, 0.009]  # p = 0.024 by itself
@@ -133,6 +142,39 @@ def test_three_seeds_make_candidates_and_ten_new_ones_decide():
         assert column(first, last).standing("torus") == lb.CANDIDATE  # nine are not ten
 
 
+def test_clear_intervals_that_holm_does_not_keep_make_a_candidate_still():
+    more = {name: PLANTED[name] for name in ("ssa", "ssa_off", "kope", "kope_off")}
+    weak = [v + d for v, d in zip(BASE, WEAK, strict=True)]
+    scores = {"softmax": BASE, "torus": weak, "torus_off": shifted(-0.3)}
+    found = column(records(TASK, scores | more, first=11))
+    assert found.cell("torus").holm > 0.05 and found.standing("torus") == lb.CANDIDATE
+
+
+@pytest.mark.parametrize(("first", "word"), [(11, lb.DROPPED), (21, lb.REFUTED)])
+def test_a_run_that_collapsed_on_new_seeds_ends_a_candidate(first, word):
+    screened = records(TASK, {k: v[:3] for k, v in PLANTED.items()})
+    later = records(TASK, PLANTED, first=first)
+    assert column(screened, later).standing("torus") == (lb.HOLDS if first == 11 else lb.CANDIDATE)
+    later[f"leaderboard-{TASK}-torus-seed{first}"]["status"] = "collapsed"
+    found = column(screened, later)
+    assert found.standing("torus") == word
+    assert all(cells["torus"].word in (None, lb.OPEN) for cells in found.stages.values())
+    assert "1 lost" in first_page(of(screened, later))
+    for seed in range(first, first + 5):  # even if no run of it is left
+        later[f"leaderboard-{TASK}-torus-seed{seed}"]["status"] = "collapsed"
+    assert column(screened, later).standing("torus") == word
+
+
+def test_the_screening_tells_who_survives_it():
+    found = column(records(TASK, {k: v[:3] for k, v in PLANTED.items()}))
+    assert "torus" in found.survivors()
+    assert not {"lohe", "kope_off", "softmax"} & set(found.survivors())
+    assert column(records(TASK, {k: v[:2] for k, v in PLANTED.items()})).survivors() == []
+    assert "Survive the screening, by their means: torus" in first_page(
+        of(records(TASK, {k: v[:3] for k, v in PLANTED.items() if not k.startswith("fsn")}))
+    )
+
+
 def test_two_seeds_make_no_candidate():
     assert column(records(TASK, {k: v[:2] for k, v in PLANTED.items()})).standing("torus") is None
 
@@ -149,7 +191,7 @@ SOLVED = {"softmax": [1.0, 0.3, 0.35], "torus": [1.0, 1.0, 0.995], "torus_off": 
 
 def test_runs_that_solve_or_do_not_are_counted_without_a_t_test():
     found = column(records(TASK, SOLVED))
-    assert found.groups == "1 of 3 runs of softmax + RoPE solved it"
+    assert found.cell("torus").groups == "1 of 3 runs of softmax + RoPE solved it"
     torus, softmax = found.cell("torus"), found.cell("softmax")
     assert (torus.solved, softmax.solved) == (
         3,
@@ -160,7 +202,7 @@ def test_runs_that_solve_or_do_not_are_counted_without_a_t_test():
     assert found.standing("torus") is None
     page = task_page(of(records(TASK, SOLVED)), TASK)
     assert "no t-test" in page and "1.000 0.300 0.350" in page and "1 of 3" in page
-    assert "95% interval" not in page.split("## At equal")[0]
+    assert "95% interval" not in page.split("## At most equal")[0]
 
 
 def test_a_solver_beside_arms_that_never_solve_is_confirmed_by_ten_pairs():
@@ -171,9 +213,10 @@ def test_a_solver_beside_arms_that_never_solve_is_confirmed_by_ten_pairs():
     first = {"softmax": [0.3] * 3, "torus": [1.0] * 3, "torus_off": [0.2] * 3}
     five = {name: (values * 2)[:5] for name, values in first.items()}
     before = column(records(TASK, first), records(TASK, scores, first=21))
-    assert before.groups and before.stages["screening"]["torus"].candidate
+    assert before.stages["confirmation"]["torus"].groups
+    assert before.stages["screening"]["torus"].candidate
     del scores["torus"][9:], scores["softmax"][9:], scores["torus_off"][9:]
-    waiting = records(TASK, five | {"ssa": [1.0, 0.1, 1.0, 1.0, 1.0]}, first=11)
+    waiting = records(TASK, five | {"torus_off": [0.2, 0.2, 0.7, 0.2, 0.2]}, first=11)
     assert column(waiting).cell("torus").p == 2 * 0.5**5  # five pairs cannot decide
     assert column(waiting).cell("torus").word is None
     assert column(waiting).standing("torus") == lb.HOLDS
@@ -182,15 +225,23 @@ def test_a_solver_beside_arms_that_never_solve_is_confirmed_by_ten_pairs():
 def test_what_softmax_always_solves_is_won_by_none():
     scores = {"softmax": [0.991, 0.992, 0.993, 0.991, 0.992], "torus": [1.0, 0.999] * 2 + [1.0]}
     found = column(records(TASK, scores | {"torus_off": [0.5, 0.51, 0.52, 0.5, 0.49]}, first=11))
-    assert found.groups == "every run of softmax + RoPE solved it, so none can be better"
+    why = "every run of softmax + RoPE solved it, so none can be better"
+    assert found.cell("torus").groups == why
     assert found.cell("torus").against["softmax"].effect == 0 and found.standing("torus") is None
 
 
 def test_two_groups_far_apart_count_as_solved_or_not_though_none_is_at_99():
     far = {"softmax": [0.95, 0.45, 0.5]}
-    assert "0.45 apart" in (column(records(TASK, far)).groups or "")
+    assert "0.45 apart" in (column(records(TASK, far)).cell("softmax").groups or "")
     near = {"softmax": [0.65, 0.45, 0.5], "uniform": [1.0] * 3}
-    assert column(records(TASK, near)).groups is None  # each arm is of one kind
+    assert column(records(TASK, near)).cell("uniform").groups is None  # each arm is of one kind
+
+
+def test_an_arm_that_is_not_compared_takes_no_t_test_away():
+    more = {"uniform": [0.2, 0.21, 0.6, 0.2, 0.2], "ssa": [0.1, 0.9, 0.1, 0.9, 0.1]}
+    found = column(records(TASK, PLANTED | more, first=11))
+    assert found.cell("torus").word == lb.COUPLING and found.cell("torus").low is not None
+    assert found.cell("ssa").groups and found.cell("uniform").groups and not found.cell("ssa").low
 
 
 def test_runs_that_do_not_count_are_grouped_by_reason():
@@ -204,7 +255,7 @@ def test_runs_that_do_not_count_are_grouped_by_reason():
     prefix = f"leaderboard-{TASK}"
     config = record(TASK, "kope", 1, 0.5)["config"]
     longer = config | {"trainer": config["trainer"] | {"max_steps": 2000}}
-    dead = config | {"attention": {"name": "ssa_as_published"}}
+    dead = config | {"attention": {"name": "ssa_as_published", "layers": "all"}}
     final = {"val/accuracy": 0.5}
     found = of(
         good,
@@ -312,6 +363,7 @@ def test_learning_rates_are_shown_and_only_there():
     only = of(chosen)
     assert rates(only, only.columns[0]) == {"torus": {1e-3: 0.4, 3e-3: 0.6}}
     assert not only.columns[0].stages and "**Nothing is claimed: only" in first_page(only)
+    assert view(only, "rates")["columns"][0]["cells"] == {}
     assert any("only runs that choose learning rates, of" in line for line in missing(only))
     page = task_page(only, TASK)
     assert "| torus | 0.400 | 0.600 |" in page
@@ -330,13 +382,13 @@ def test_partial_records_claim_nothing_and_say_what_is_missing():
     name = "cycle navigation"
     assert f"{name}, screening: no run of softmax + RoPE, so no mechanism is compared" in told
     assert f"{name}: no off control of torus, so nothing credits their coupling" in told
-    assert f"{name}, screening: seeds 2, 3 of torus, fsn, fsn without coupling" in told
-    assert "selective copy: no run of torus, fsn, fsn without coupling" in told
+    assert f"{name}, screening: seeds 2, 3 of torus, fsn, fsn without delay and harmonics" in told
+    assert "selective copy: no run of torus, fsn, fsn without delay and harmonics" in told
     assert all(f"- {line}." in page for line in told)
 
 
 def test_arms_have_names_for_people_and_controls_come_first():
-    assert human("softmax") == "softmax + RoPE" and human("torus_off") == "torus without coupling"
+    assert human("softmax") == "softmax + RoPE" and human("kope_off") == "kope without coupling"
     assert human_task("cycle_navigation/beyond") == "cycle navigation, beyond"
     arms = ["my.mechanism", "fsn_off", "fsn", "torus", "no_mixing", "softmax", "kuramoto"]
     assert arms_in_order(arms) == [

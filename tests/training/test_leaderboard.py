@@ -70,6 +70,11 @@ def test_a_decisive_control_comes_before_the_exact_identity():
         **{"attention": "kope", "attention.coupling": 0.0, "attention.learn_coupling": False}
     }
     assert "attention.beta" not in mechanism_arms("kuramoto")["kuramoto_off"]
+    assert mechanism_arms("torus")["torus_off"] == {
+        "attention": "torus",
+        "attention.readout": "mean",
+    }
+    assert mechanism_arms("hybrid")["hybrid_off"]["attention.coupling"] == 0.0
 
 
 def test_parameters_are_within_one_percent_and_positions_rotary(board):
@@ -135,6 +140,7 @@ def test_shares_are_disjoint_and_are_all_together(few):
         (["task=copyng,mqar"], "Could not find 'task/small/copyng'"),
         (["optimizer.lr=1,2"], r"varies stage, task, arm, attention, seed; give one value in"),
         (["seed=x"], "seed=x must be whole numbers"),
+        (["attention.layers=[0]"], "sets the options of attention itself, and all layers have it"),
     ],
 )
 def test_a_wrong_word_is_one_error(words, told):

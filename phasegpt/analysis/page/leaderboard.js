@@ -24,7 +24,7 @@ function sortedTable(id, head, body, order = { at: -1, up: false }) {
 function scoreText(column, cell) {
   if (!cell) return "";
   const lost = cell.lost ? " (" + cell.lost + " lost)" : "";
-  if (column.groups) return cell.solved + " of " + cell.n + " solved" + lost;
+  if (cell.groups) return fixed(cell.mean) + ", " + cell.solved + " of " + cell.n + " solved" + lost;
   const ends = cell.low === null ? "" : " [" + fixed(cell.low) + ", " + fixed(cell.high) + "]";
   return fixed(cell.mean) + ends + ", " + cell.n + lost;
 }
@@ -66,7 +66,7 @@ function drawCells(column) {
     const word = c.standing || c.word || "";
     return [
       name(a.arm), [c.stage, c.stage], [String(c.n), c.n],
-      column.groups ? [c.solved + " of " + c.n + " solved", c.solved / c.n] : value(c.mean),
+      c.groups ? [fixed(c.mean) + ", " + c.solved + " of " + c.n + " solved", c.mean] : value(c.mean),
       value(c.sd), value(c.median), [c.scores.map((s) => fixed(s[1])).join(" "), null], difference(c.softmax), difference(c.off), value(c.p), value(c.holm), [word, word],
     ];
   });
@@ -75,9 +75,7 @@ function drawCells(column) {
 
 function drawTask() {
   const column = DATA.columns.find((c) => c.key === $("task").value);
-  $("how").textContent = column.groups
-    ? "Runs solve this or do not: " + column.groups + ". Runs are counted; there is no t-test."
-    : "Differences are paired by seed, with 95% t intervals; p is the larger of the two.";
+  $("how").textContent = column.how;
   drawCells(column);
   const task = column.key.split("/")[0];
   drawPictures("pictures", [[task + "_loads", "Accuracy by length or load"], [task + "_rates", "Score by learning rate"]]);
