@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from phasegpt.core.errors import ConfigError
+from phasegpt.model.gpt import GPT
 from phasegpt.model.padding import PaddedCache
 from phasegpt.samplers import generate_options
 from phasegpt.samplers.intervene import Intervention
@@ -121,16 +122,24 @@ class Sampler:
                 f"guidance_scale={guidance} runs the model a second time, which would be edited "
                 f"too; leave it at 1 with an intervention"
             )
-        criteria = list(stopping_criteria or ())
+        criteria, chain = list(stopping_criteria or ()), list(logits_processor or ())
+        prompt, new = Prompt(input_ids, mask), config.max_length - input_ids.shape[1]
+        if isinstance(decoding.module, GPT) and any(prompt.pads):
+            idle = self.intervention is None or not self.intervention.active
+            fits = config.max_length - min(prompt.pads) <= (decoding.context or 0)
+            if idle and fits and not decoding.module.leaky:
+                past = PaddedCache(decoding.module)
+            else:
+                _check_alone([*chain, *criteria])
         pad = getattr(config, "_pad_token_tensor", None)
         pad = decoding.vocab_size if pad is None else int(pad)
         ends = any(hasattr(criterion, "eos_token_id") for criterion in criteria)
         return decode(
             model,
-            Prompt(input_ids, mask),
-            max_new_tokens=config.max_length - input_ids.shape[1],
+            prompt,
+            max_new_tokens=new,
             seeds=seeds,
-            chain=list(logits_processor or ()),
+            chain=chain,
             greedy=not config.do_sample,
             stop=Stop(
                 criteria=criteria if ends or seeds is not None else [_together(criteria)],
@@ -154,13 +163,40 @@ class _EndsOnce:
             self._end()
 
 
+def _check_alone(parts: Sequence[Any]) -> None:
+    """ConfigError for what looks at the rows of a batch or their lengths, where each row of a GPT
+    of ours is decoded at its own length: with an intervention, by a model that sees the future,
+    or past the context."""
+    plain = {"MaxLengthCriteria", "EosTokenCriteria", "MaxTimeCriteria"}
+    wrong = sorted(
+        {
+            type(part).__name__
+            for part in parts
+            if not type(part).__name__.endswith("LogitsWarper")
+            and not type(part).__module__.startswith("phasegpt.")
+            and type(part).__name__ not in plain
+        }
+    )
+    if wrong:
+        raise ConfigError(
+            f"rows of unequal length are decoded length by length here, and "
+            f"{', '.join(wrong)} would be shown other rows than generate shows; give rows of one "
+            f"length, or leave the intervention and lengths past the context out"
+        )
+
+
 def _together(criteria: Sequence[Callable[..., Any]]) -> Callable[[Tensor, None], Tensor]:
-    """As generate without an end token: ended rows go on drawing until the last has ended."""
-    ended_B: Tensor | None = None
+    """As generate without an end token: ended rows go on drawing until the last has ended.
+
+    Rows that are not longer than those before are another group, which has not ended.
+    """
+    ended_B, length = torch.zeros(0, dtype=torch.bool), 0
 
     def all_ended(ids_BT: Tensor, scores: None) -> Tensor:
-        nonlocal ended_B
-        ended_B = torch.zeros(len(ids_BT), dtype=torch.bool) if ended_B is None else ended_B
+        nonlocal ended_B, length
+        if len(ids_BT) != len(ended_B) or ids_BT.shape[1] <= length:
+            ended_B = torch.zeros(len(ids_BT), dtype=torch.bool)
+        length = ids_BT.shape[1]
         for criterion in criteria:
             ended_B = ended_B | torch.as_tensor(criterion(ids_BT, scores)).cpu()
         return ended_B.all().expand(len(ended_B))

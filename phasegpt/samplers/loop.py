@@ -18,9 +18,10 @@ from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.core.eval_mode import inference
 from phasegpt.core.randomness import global_state, keyed_generator
 from phasegpt.model.gpt import GPT
+from phasegpt.model.padding import PaddedCache
 from phasegpt.samplers import _values
 from phasegpt.samplers.intervene import Intervention, Memory
-from phasegpt.samplers.models import Decoder, decoder
+from phasegpt.samplers.models import Decoder, Padded, decoder
 from phasegpt.samplers.processor import Processor
 from phasegpt.samplers.prompt import Prompt
 from phasegpt.samplers.stopping import Stop
@@ -85,7 +86,9 @@ def decode(
     at the last KEEP block_size tokens (a longer prompt likewise), with the cache and without.
     Hugging Face's stop at their context, which is an error told beforehand. `use_cache=False`
     recomputes the window for every token: the only way for models that see the future. It may be
-    an empty cache of Hugging Face's, for a model that should not use its usual one.
+    an empty cache of Hugging Face's, for a model that should not use its usual one. Rows of
+    unequal length of a GPT of ours are decoded length by length, so that each equals that row
+    alone; with an empty PaddedCache together, as generate does, and no window moves.
 
     Raises ConfigError, and UserError when there is no finite probability to draw from.
     """
@@ -95,7 +98,7 @@ def decode(
             _values.having("streamer", streamer, ("put", "end"), "a streamer with put and end")
             stack.callback(streamer.end)  # whoever waits for it is released by an error too
         keep = use_cache is not False
-        if not isinstance(use_cache, bool):
+        if not isinstance(use_cache, (bool, PaddedCache)):
             what = "True, False or an empty cache of Hugging Face's"
             _values.having("use_cache", use_cache, ("get_seq_length", "update"), what)
         decoding = decoder(model, None if isinstance(use_cache, bool) else use_cache)
@@ -119,7 +122,8 @@ def decode(
         stack.enter_context(inference(decoding.module))
         if streamer is not None:
             streamer.put(given.ids.cpu())
-        if isinstance(decoding.module, GPT) and any(given.pads):
+        alone = isinstance(decoding.module, GPT) and not isinstance(decoding, Padded)
+        if alone and any(given.pads):
             out_BT = _by_length(job, given, drawn)
         else:
             out_BT = job.run(range(len(given.ids)), given, drawn)
@@ -152,7 +156,7 @@ class _Job:
             slips = [keyed_generator("slip", state, row) for row in rows]
         else:
             slips = [keyed_generator("slip", seed) for seed in seeds]
-        slides = isinstance(self.decoding.module, GPT)
+        slides = isinstance(self.decoding.module, GPT) and not isinstance(self.decoding, Padded)
         done, length, start, cache = [False] * batch, begin, 0, None
         with ExitStack() as stack:
             for _ in range(self.max_new_tokens):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from phasegpt.attention._cache import Cache
 from phasegpt.core.errors import ConfigError
 from phasegpt.model.gpt import GPT
+from phasegpt.model.padding import PaddedCache, padded_logits
 
 
 class Decoder(Protocol):
@@ -55,6 +56,8 @@ def decoder(model: Any, past_key_values: Any = None) -> Decoder:
     if isinstance(model, nn.Module) and any(p.is_meta for p in model.parameters()):
         raise ConfigError("the model is on the device meta, where its weights hold no numbers")
     own = getattr(model, "gpt", model)  # PhaseGPTForCausalLM is a GPT of ours inside
+    if isinstance(own, GPT) and isinstance(past_key_values, PaddedCache):
+        return Padded(own, past_key_values)
     if isinstance(own, GPT) and past_key_values is not None:
         raise ConfigError("a GPT of ours keeps its own cache; set use_cache to True or False")
     if isinstance(own, GPT):
@@ -95,6 +98,23 @@ class _Own:
     @contextmanager
     def expanding(self, cache: Cache) -> Iterator[None]:
         yield  # GPT.forward does it
+
+
+class Padded(_Own):
+    """A GPT of ours whose rows are decoded together under Hugging Face's padding."""
+
+    def __init__(self, model: GPT, cache: PaddedCache) -> None:
+        super().__init__(model)
+        self._cache = cache
+
+    def read(self, ids_BT: Tensor, mask_BT: Tensor | None, keep: bool) -> tuple[Tensor, Any]:
+        """See Decoder."""
+        cache = self._cache if keep else None
+        return padded_logits(self.module, ids_BT, mask_BT, cache)[:, -1].float(), cache
+
+    def step(self, ids_B1: Tensor, mask_BT: Tensor | None, cache: Any) -> Tensor:
+        """See Decoder."""
+        return padded_logits(self.module, ids_B1, mask_BT, cache)[:, -1].float()
 
 
 class _HuggingFace:

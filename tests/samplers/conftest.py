@@ -33,6 +33,14 @@ def build(kind: str) -> Any:
             bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         return rough(GPT2LMHeadModel(config), 0.15)
+    if kind == "ours":
+        from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM
+
+        config = PhaseGPTConfig(
+            n_layer=2, n_head=2, n_embd=16, block_size=64, vocab_size=VOCAB, dropout=0.0,
+            positions="rope", attention="kuramoto", attention_layers=(1,),
+        )  # fmt: skip
+        return rough(PhaseGPTForCausalLM(config), 0.2)
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -45,7 +53,10 @@ def build(kind: str) -> Any:
 
 @pytest.fixture
 def hf() -> Callable[[str], Any]:
-    """hf("gpt2") or hf("llama"): 4 layers, 64 positions; Llama has 2 key/value heads of 4."""
+    """hf("gpt2"), hf("llama"): 4 layers, 64 positions; Llama has 2 key/value heads of 4.
+
+    hf("ours"): a GPT of ours of 2 layers in Hugging Face's class, with phases in the second.
+    """
     return build
 
 

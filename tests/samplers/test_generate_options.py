@@ -318,3 +318,36 @@ def test_stop_strings_stop_as_in_generate(ends: dict, hf: Callable, ids: Callabl
 def test_a_model_without_generate_is_sent_to_decode(make_model: Callable) -> None:
     with pytest.raises(ConfigError, match="decode"):
         Sampler().generate(make_model(), torch.ones(1, 2).long())
+
+
+@pytest.mark.parametrize("name", [
+    n for n, given in CASES.items()
+    if n != "forced_bos_token_id" and "cache_implementation" not in given
+])  # fmt: skip
+def test_padded_rows_of_our_model_get_generates_own_tokens(
+    name: str, hf: Callable, ids: Callable
+) -> None:
+    """Rows of three lengths: what looks at rows, lengths or padding sees what generate shows it."""
+    prompt, mask = ids(3, 6), torch.ones(3, 6, dtype=torch.long)
+    mask[1, :2], mask[2, :4] = 0, 0
+    theirs, ours = both(hf("ours"), prompt * mask, attention_mask=mask, **CASES[name])
+    assert torch.equal(ours, theirs)
+
+
+def test_padded_rows_of_our_model_end_and_are_constrained_as_generate_has_it(
+    hf: Callable, ids: Callable
+) -> None:
+    model, prompt, mask = hf("ours"), ids(2, 4), torch.ones(2, 4, dtype=torch.long)
+    mask[1, :2] = 0
+    more: list[dict] = [
+        {"logits_processor": [lambda ids, z: torch.eye(65)[(ids[:, -1] + 1) % 65]]},
+        {"prefix_allowed_tokens_fn": lambda row, _: [11] if row == 0 else [12]},
+    ]
+    for options in more:
+        theirs, ours = both(model, prompt * mask, attention_mask=mask, **options)
+        assert torch.equal(ours, theirs)
+    slips = {"custom_generate": Sampler(PhaseSlip(angle=0.3)), "attention_mask": mask}
+    with pytest.raises(ConfigError, match=r"PrefixConstrained.* would be shown other rows"):
+        model.generate(prompt * mask, max_new_tokens=3, **slips, **more[1])
+    out = model.generate(prompt * mask, max_new_tokens=3, seeds=[1, 2], top_k=5, **SAMPLE, **slips)
+    assert out.shape == (2, 7)
