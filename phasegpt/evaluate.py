@@ -70,6 +70,7 @@ class EvaluateConfig(Section):
 def main(cfg: Any) -> None:
     """Command line."""
     from phasegpt.cli import guarded
+    from phasegpt.core.console import show
     from phasegpt.core.files import check_name, check_output, write_json
 
     def command() -> None:
@@ -82,9 +83,11 @@ def main(cfg: Any) -> None:
             text = task_table(result)
         else:
             text = (generated_table if "task" in result else table)(result)
-        print(text)  # first: it stays, whatever becomes of the file
+        show(text)  # first: it stays, whatever becomes of the file
+        if settings.output is None:
+            path = _not_in_the_way(path, result)
         write_json(path, result)
-        print(f"written to {path}")
+        show(f"written to {path}")
 
     guarded(command, debug=cfg.get("debug") is True)
 
@@ -180,6 +183,7 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
     found = scoring.score_task(
         loaded.model, task, settings.split, batch_size=settings.batch_size, device=device
     )
+    fingerprint, known = prepare(data).fingerprint, loaded.data_fingerprint
     loads = task.config.loads
     several = loads if len(loads) > 1 else ()
     return {
@@ -188,7 +192,8 @@ def _on_generated(settings: EvaluateConfig, loaded: Loaded, device: torch.device
         "leaky": loaded.model.leaky,
         "task": data.to_dict(),
         "trained": task.config.trained,
-        "data_fingerprint": prepare(data).fingerprint,
+        "data_fingerprint": fingerprint,
+        "training_text": None if known is None else fingerprint == known,
         "split": settings.split,
         "batch_size": settings.batch_size,
         "device": device.type,
@@ -223,6 +228,8 @@ def generated_table(result: dict[str, Any]) -> str:
         lines.append(f"{name:<16}{shown:>11}  {said.get(name, '')}".rstrip())
     if not result["finite"]:
         lines.append(_NOT_FINITE)
+    if result["training_text"] is False:
+        lines.append("these are not the examples of the training: the task's generator has changed")
     if result["leaky"]:
         lines.append(_LEAKY)
     return "\n".join(lines)
@@ -325,6 +332,34 @@ def _output(settings: EvaluateConfig) -> Path:
     exported = shards.there(target)
     folder = Path() if exported else Path(os.path.relpath(run_folder(find(target, settings.which))))
     return folder / f"evaluation-{settings.split if settings.tasks is None else 'tasks'}.json"
+
+
+def _not_in_the_way(path: Path, result: dict[str, Any]) -> Path:
+    """`path`, or the first NAME-2.json, -3, ... where another model, text or window is there."""
+    from phasegpt.core.errors import DataError
+    from phasegpt.core.files import read_json
+
+    same = (
+        "sha256",
+        "split",
+        "context",
+        "stride",
+        "data_fingerprint",
+        "tasks",
+        "num_fewshot",
+        "limit",
+    )
+    for number in range(2, 10_000):
+        try:
+            there = read_json(path) if path.exists() else result
+        except DataError:  # no result of ours: it is left alone too
+            there = {}
+        if all(there.get(key) == result.get(key) for key in same):
+            break
+        path = path.with_name(
+            f"{path.stem.rpartition('-')[0] if number > 2 else path.stem}-{number}.json"
+        )
+    return path
 
 
 def _finite(value: float | None) -> float | None:

@@ -46,9 +46,10 @@ class ExportConfig(Section):
 def main(cfg: Any) -> None:
     """Command line."""
     from phasegpt.cli import guarded
+    from phasegpt.core.console import show
 
     def command() -> None:
-        print("\n".join(export(ExportConfig.parse(plain(cfg)))))
+        show("\n".join(export(ExportConfig.parse(plain(cfg)))))
 
     guarded(command, debug=cfg.get("debug") is True)
 

@@ -106,7 +106,8 @@ def main(cfg: Any) -> None:
     from phasegpt.cli import guarded
 
     def write(text: str) -> None:
-        sys.stdout.write(text)
+        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
 
     def command() -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import hydra
 
 from phasegpt.core.composition import CONF_DIR, plain
+from phasegpt.core.console import show
 from phasegpt.core.errors import CheckpointError, ConfigError, UserError
 from phasegpt.core.files import expand, writing
 from phasegpt.core.sections import Section, option
@@ -90,7 +91,7 @@ def main(cfg: Any) -> None:
     from phasegpt.cli import guarded
 
     def command() -> None:
-        print(table(interpret(InterpretConfig.parse(plain(cfg)))))
+        show(table(interpret(InterpretConfig.parse(plain(cfg)))))
 
     guarded(command, debug=cfg.get("debug") is True)
 
@@ -248,7 +249,7 @@ def _printed_if_lost(result: dict[str, Any]) -> Iterator[None]:
         with writing(result["output"]):
             yield
     except UserError:
-        print(table(result).rpartition("\nwritten to ")[0])
+        show(table(result).rpartition("\nwritten to ")[0])
         raise
 
 

@@ -267,3 +267,27 @@ def test_paths_are_taken_to_the_letter(run: Path, tmp_path: Path, monkeypatch: A
     words = ["split=val", f"output={tmp_path}/it's={{a}},b.json"]
     command(monkeypatch, "evaluate", f"checkpoint={odd}", *words)
     assert (tmp_path / "it's={a},b.json").is_file()
+
+
+def test_another_measurement_does_not_take_the_place_of_the_first(
+    run: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    shutil.copytree(run, tmp_path / "run", symlinks=True)
+    words = [f"checkpoint={tmp_path / 'run'}", "split=val"]
+    for more in ([], ["stride=16"], [], ["stride=8"], ["stride=16"]):
+        command(monkeypatch, "evaluate", *words, *more)
+    found = {p.name: json.loads(p.read_text()) for p in (tmp_path / "run").glob("evaluation-*")}
+    strides = {name: result["stride"] for name, result in found.items()}
+    assert strides == {"evaluation-val.json": 32, "evaluation-val-2.json": 16,
+                       "evaluation-val-3.json": 8}  # fmt: skip
+
+
+def test_a_terminal_that_lacks_letters_loses_no_result(
+    run: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    shutil.copytree(run, tmp_path / "Ж", symlinks=True)
+    with (tmp_path / "out").open("w", encoding="ascii") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        command(monkeypatch, "evaluate", f"checkpoint={tmp_path / 'Ж'}", "split=val")
+    assert (tmp_path / "Ж" / "evaluation-val.json").is_file()
+    assert r"\u0416" in (tmp_path / "out").read_text()

@@ -340,3 +340,21 @@ def test_the_page_has_a_row_for_every_key_that_can_be_set() -> None:
     others = [k for name in COMMANDS for k in keys(plain(compose([], config_name=name)))]
     for key in {*train, *others} - {"sampler.name"}:
         assert f"| `{key}` |" in page, key
+
+
+@pytest.mark.parametrize(("name", "acts"), [("kope", True), ("kuramoto", False)])
+def test_the_rotary_base_may_be_set_where_a_layer_turns_by_it(name: str, acts: bool) -> None:
+    cfg = compose([f"attention={name}", "model.rope_theta=20"])
+    if acts:
+        assert run_config(cfg).gpt().rope_theta == 20
+    else:
+        with pytest.raises(ConfigError, match=r"rope_theta=20.0 does nothing while"):
+            run_config(cfg)
+
+
+def test_processes_that_weigh_scored_places_otherwise_are_another_configuration() -> None:
+    for data, same in (("synthetic", True), ("copying_small", False)):
+        words = [f"data={data}", "model=small", "model.dropout=0"]
+        one = run_config(compose([*words, "data.batch_size=16"]))
+        two = run_config(compose([*words, "data.batch_size=8", "trainer.devices=2"]))
+        assert (one.hash == two.hash) == same

@@ -225,7 +225,8 @@ def _reason(name: str, run: Run | None, record: Record) -> str | None:
         return f"not finished: {record.get('status')}"
     if record.get("smoke"):
         return "a smoke run, which does not train or validate in full"
-    if (record.get("git") or {}).get("dirty") is not False:
+    starts = [record, *(record.get("resumed") or ())]
+    if any((start.get("git") or {}).get("dirty") is not False for start in starts):
         return "not from a checkout without uncommitted changes"
     if record.get("leaky"):
         return "leaky: it sees the future"

@@ -88,7 +88,7 @@ class LayerCache:
             if self.over_prefix:
                 return modulus(cos.float().mean(2), sin.float().mean(2)).mean(-1)
             return resultant_length(cos[:, :, 0], sin[:, :, 0])
-        if self.state is None or not self.oscillators:
+        if self.state is None or not self.oscillators or not len(self.state.cos_SBC):
             return None
         cos, sin = self.state.cos_SBC[-1], self.state.sin_SBC[-1]
         R_RC = modulus(cos, sin) / self.state.weight_C
@@ -165,12 +165,14 @@ class LayerCache:
         chosen._children = {name: c._select(rows_R) for name, c in self._children.items()}
         return chosen
 
-    def _crop(self, length: int) -> None:
+    def _check_crop(self, length: int) -> None:
         if self.state is not None and length < self.length:
             raise ConfigError(
                 f"a memory of running sums cannot be cropped from {self.length} to {length} "
                 f"tokens: what it has added cannot be taken out; start from an empty cache"
             )
+
+    def _crop(self, length: int) -> None:
         self.length = min(self.length, length)
         self._stored = min(self._stored, length)
 
@@ -234,12 +236,14 @@ class Cache:
     def crop(self, length: int) -> None:
         """Forget all but the first `length` tokens, or the last -length of them.
 
-        ConfigError for running sums.
+        ConfigError for running sums; the cache is then as it was.
         """
         length = max(0, self.length + length) if length < 0 else length
-        for layer in self.layers:
-            for part in layer.parts():
-                part._crop(length)
+        parts = [part for layer in self.layers for part in layer.parts()]
+        for part in parts:
+            part._check_crop(length)
+        for part in parts:
+            part._crop(length)
 
     def select(self, rows_R: Tensor) -> Cache:
         """A cache of its own whose row i is row rows_R[i] of this one; this one stays as it is."""

@@ -237,6 +237,8 @@ class Attention(nn.Module, ABC):
     #: False for a control that mixes no tokens, or mixes them whatever their order.
     mixes: bool = True
     knows_order: bool = True
+    #: Whether it turns by rotary angles, of rope_theta, whatever model.positions says.
+    own_rotary: bool = False
     #: Whether parameters belong to positions: beyond those it was trained at it can do nothing.
     per_position: bool = False
     #: Parameters without a gradient at the start, at GPT-2's width: of a named, dead control.

@@ -118,7 +118,8 @@ class FixedQuery(Softmax):
         if not self.options.free_anchors:
             anchors_HUd = on_sphere(anchors_HUd)
         star_BHTd = direction(q, k, anchors_HUd, seen_TU)
-        A_BHTU = readout(star_BHTd, anchors_HUd, self.p.clamp(min=0), seen_TU)
+        p_H = self.p + (self.p.clamp(min=0) - self.p).detach()  # a p below 0 can come back
+        A_BHTU = readout(star_BHTd, anchors_HUd, p_H, seen_TU)
         y = mixed(A_BHTU, v, self.dropout if self.training else 0.0)
         return AttentionOutput(self.resid_dropout(self.c_proj(join_heads(y))))
 

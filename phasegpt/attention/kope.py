@@ -134,6 +134,7 @@ class Kope(Softmax):
         decisive={"coupling": 0.0},
     )
     coupled_axis = "prefix"
+    own_rotary = True
     link = Pull
     lr_factors: ClassVar[Mapping[str, float]] = {"mixing": 1.0, "oscillators.coupling": 1.0}
     starts: ClassVar[Mapping[str, str]] = {"coupling": "oscillators.coupling"}

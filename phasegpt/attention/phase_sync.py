@@ -12,6 +12,7 @@ Shapes: B batch, T time, D model width, H heads, N oscillators, C = H N channels
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -79,8 +80,9 @@ class PhaseSync(Attention):
         """See Oscillators.reset; lambda = `forget` in every channel."""
         self.oscillators.reset(generator)
         if self.forget_logit is not None:
-            forget = torch.tensor(self.options.forget, dtype=torch.float64)
-            nn.init.constant_(self.forget_logit, float(torch.logit(forget)))
+            forget = self.options.forget
+            assert forget is not None
+            nn.init.constant_(self.forget_logit, math.log(forget / (1 - forget)))
 
     def forward(
         self,

@@ -81,6 +81,7 @@ class SelectiveRope(Softmax):
     Config = SelectiveRopeConfig
     options: SelectiveRopeConfig
     off = Off({"rank": 0}, "softmax", positions="rope")
+    own_rotary = True
     lr_factors: ClassVar[Mapping[str, float]] = {
         "down.weight": 1.0,
         "up.weight": 1.0,

@@ -172,9 +172,15 @@ def link(path: Path, name: str) -> None:
 def find(target: str | Path, which: Which = "best") -> Path:
     """The .ckpt file meant by a run folder or a file; CheckpointError if there is none.
 
-    A run that has not validated yet has no best checkpoint; its last one stands in.
+    A run that has not validated yet has no best checkpoint; its last one stands in. `which=last` of
+    another file than last.ckpt is an error.
     """
     target = Path(target)
+    if which == "last" and os.path.isfile(target) and target.name != "last.ckpt":
+        raise CheckpointError(
+            f"which=last chooses among the checkpoints of a run folder, and {target!s:.300} is one "
+            f"file; leave which out, or give the run folder"
+        )
     if target.name in ("best.ckpt", "last.ckpt") and os.path.lexists(target):
         chosen = best(target.parent) if target.name == "best.ckpt" else last(target.parent)
         if chosen is not None:

@@ -79,7 +79,6 @@ class ModelSection(Section):
 
     def check_idle(self) -> None:
         """See Section.check_idle."""
-        self.refuse_idle(self.positions == "rope", "positions", "rope_theta")
         self.refuse_idle(self.match_parameters is None, "match_parameters", "mlp_width")
         self.refuse_idle(self.mlp != "none", "mlp", "mlp_width", "match_parameters")
 

@@ -30,6 +30,11 @@ def load_run(target: str | Path, which: Which = "best") -> Loaded:
     target = arguments.path("target", target)
     arguments.choice("which", which, ("best", "last"))
     if shards.there(target):
+        if which == "last":
+            raise CheckpointError(
+                f"which=last chooses among the checkpoints of a run, and {target} is an exported "
+                f"folder, which holds one model; leave which out"
+            )
         return exported.read_folder(target)
     if os.path.isfile(target / "model.pt2"):
         raise CheckpointError(

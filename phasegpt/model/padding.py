@@ -45,7 +45,7 @@ class PaddedCache:
         """Nothing: what can be cropped can be at any time."""
 
     def extended(self, mask_BL: Tensor) -> list[_Group]:
-        """The groups of rows under a mask that is longer than the one before."""
+        """The groups of rows under a mask that is longer than the one before; `keep` keeps them."""
         before, cached = self.get_seq_length(), self._groups
         past = self.mask_BL
         if past is not None and not torch.equal(mask_BL[:, :before], past.to(mask_BL.device)):
@@ -53,18 +53,22 @@ class PaddedCache:
                 f"attention_mask says another thing of the {before} tokens that past_key_values "
                 f"holds than when they came; give the same mask with ones behind it"
             )
-        self.mask_BL, self._groups = mask_BL, []
+        groups = []
         for rows_R in _alike(mask_BL):
             if not cached:
-                self._groups.append(_Group(rows_R, self._new()))
+                groups.append(_Group(rows_R, self._new()))
             for old in cached:
                 mine = rows_R[torch.isin(rows_R, old.rows_R)]
                 if torch.equal(mine, old.rows_R):
-                    self._groups.append(old)
+                    groups.append(old)
                 elif len(mine):
                     places = torch.searchsorted(old.rows_R, mine)
-                    self._groups.append(_Group(mine, old.cache.select(places)))
-        return self._groups
+                    groups.append(_Group(mine, old.cache.select(places)))
+        return groups
+
+    def keep(self, mask_BL: Tensor, groups: list[_Group]) -> None:
+        """What the model has read: these groups, under this mask."""
+        self.mask_BL, self._groups = mask_BL, groups
 
     def crop(self, length: int) -> None:
         """Forget all but the first `length` columns, or the last -length; 0 leaves all.
@@ -73,9 +77,10 @@ class PaddedCache:
         """
         if self.mask_BL is None or not length:
             return
-        self.mask_BL = self.mask_BL[:, :length]
-        for group in self._groups:
-            group.cache.crop(int(self.mask_BL[group.rows_R[0]].sum()))
+        mask_BL = self.mask_BL[:, :length]
+        for group in self._groups:  # of one model: all can be cropped, or the first says no
+            group.cache.crop(int(mask_BL[group.rows_R[0]].sum()))
+        self.mask_BL = mask_BL
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Row i becomes what row indices[i] was."""
@@ -126,16 +131,27 @@ def padded_logits(
             f"attention_mask has the shape {list(mask.shape)}; give [rows, tokens], here "
             f"{[B, before + T]}: 1 for a token, 0 for padding"
         )
+    if cache is None and not bool(mask_BL.any()):
+        raise ConfigError("attention_mask is 0 everywhere; a batch needs a token")
     groups: list[tuple[Tensor, Cache | None]]
+    kept: list[_Group] = []
     if cache is None:
         if not model.leaky:  # what stands behind a row's tokens changes nothing of theirs
-            mask_BL = mask_BL | (mask_BL.flip(1).cumsum(1).flip(1) == 0)
+            behind_BL = mask_BL.flip(1).cumsum(1).flip(1) == 0
+            used = int((~behind_BL).any(0).sum())  # columns behind all rows are not computed
+            room = mask_BL.sum(1, keepdim=True) + behind_BL.cumsum(1) <= model.config.block_size
+            behind_BL[:, used:] = False
+            mask_BL = mask_BL | (behind_BL & room)
         groups = [(rows_R, None) for rows_R in _alike(mask_BL)]
     else:
-        groups = [*cache.extended(mask_BL)]
+        kept = cache.extended(mask_BL)
+        groups = [*kept]
     mask_BT = mask_BL[:, before:]
     if len(groups) == 1 and bool(mask_BT.all()):
-        return model(idx_BT, cache=groups[0][1]).logits
+        logits = model(idx_BT, cache=groups[0][1]).logits
+        if cache is not None:
+            cache.keep(mask_BL, kept)
+        return logits
     logits_BTV = None
     for rows_R, own in groups:
         columns = mask_BT[rows_R[0]].nonzero().flatten()
@@ -146,7 +162,11 @@ def padded_logits(
             logits_BTV = logits.new_zeros(B, T, logits.shape[-1])
         logits_BTV = logits_BTV.index_put((rows_R[:, None], columns[None]), logits)
     if logits_BTV is None:
-        raise ConfigError("attention_mask is 0 everywhere; a batch needs a token")
+        if not bool(mask_BL.any()):
+            raise ConfigError("attention_mask is 0 everywhere; a batch needs a token")
+        logits_BTV = model.lm_head.weight.new_zeros(B, T, model.config.vocab_size)
+    if cache is not None:
+        cache.keep(mask_BL, kept)
     return logits_BTV
 
 

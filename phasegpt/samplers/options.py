@@ -69,7 +69,7 @@ class EntropyShockOptions(Section):
     patience: int = option(3, "tokens in a row that must look stuck")
     noise_scale: float = option(0.1, "in standard deviations of each head's own keys and Values")
     window: int = option(32, "newest positions that are shocked")
-    cooldown: int = option(16, "tokens without another shock")
+    cooldown: int = option(16, "tokens from one shock to the next, at least")
     target: Literal["keys", "values", "both"] = option("both", "what is shocked")
     heat: float = option(2.0, "the shocked token's logits are divided by it")
 

@@ -152,7 +152,8 @@ class PhaseSlip:
         """What the fitted heads and angle depend on."""
         heads = self.heads if isinstance(self.heads, str) else tuple(self.heads)
         numbers = (self.angle, self.target_kl, self.window, self.protect_prompt)
-        return (weakref.ref(model), heads, *numbers, self.target, self.rotation)
+        changes = sum(p._version for p in model.parameters() if not p.is_inference())
+        return (weakref.ref(model), changes, heads, *numbers, self.target, self.rotation)
 
     def _copy(self, heads: Sequence[Head], angle: float) -> PhaseSlip:
         return PhaseSlip(

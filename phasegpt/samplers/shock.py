@@ -109,7 +109,7 @@ class KVShock:
     """The intervention. `events` holds the shocks of the last decoding.
 
     scale: noise in standard deviations of each head's own keys or Values in the window.
-    detector: LoopDetector or LowEntropy; after a shock a row rests for `cooldown` tokens.
+    detector: LoopDetector or LowEntropy; shocks of a row are `cooldown` tokens apart at least.
     window: positions back from the newest. target: keys | values | both.
     heat: the logits of the shocked token are divided by it, once (1: not). Raises ConfigError.
     """

@@ -282,7 +282,11 @@ def _strategy(run: RunConfig) -> Any:
     t, timeout = run.trainer, timedelta(seconds=run.trainer.timeout_s)
     if t.processes == 1:
         return "auto"
-    return Sharded(t.processes, timeout) if t.strategy == "fsdp" else DDPStrategy(timeout=timeout)
+    if t.strategy == "fsdp":
+        return Sharded(t.processes, timeout)
+    # Without a step of integration some parameters have no gradient, which DDP must be told.
+    idle = getattr(run.attention.options, "steps", 1) == 0
+    return DDPStrategy(timeout=timeout, find_unused_parameters=idle)
 
 
 def _precision(run: RunConfig, cuda: bool) -> Any:

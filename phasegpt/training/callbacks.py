@@ -66,7 +66,7 @@ class Metrics(Callback):
         metrics = {
             "train/loss": mean.pop("loss").item(),
             "train/grad_norm": pl_module.grad_norm.item(),
-            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train/lr": pl_module.last_lr,
         }
         if pl_module.skipped is not None:
             metrics["train/skipped_steps"] = pl_module.skipped

@@ -13,7 +13,7 @@ from phasegpt.core.composition import plain
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.files import check_name
 from phasegpt.core.sections import Section, flat, option
-from phasegpt.data.config import DataSection, TaskConfig
+from phasegpt.data.config import TASKS, DataSection, TaskConfig
 from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection, gpt_config
 from phasegpt.model.migration import as_hashed
 from phasegpt.training.callback_config import CallbacksConfig
@@ -87,8 +87,8 @@ def hashed_fields(
 def _of_one_process(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration with which one process trains the same, up to rounding, if there is one.
 
-    There is none with dropout, which differs from process to process, with single documents, whose
-    targets count per process, and where `batches` are counted.
+    There is none with dropout, which differs from process to process, with single documents and
+    generated tasks, whose targets count per process, and where `batches` are counted.
     """
     if not {"trainer", "data", "model"} <= config.keys():
         return config
@@ -96,7 +96,7 @@ def _of_one_process(config: Mapping[str, Any]) -> Mapping[str, Any]:
     processes = t.get("devices", 1) * t.get("num_nodes", 1)
     limits = ("fast_dev_run", "limit_val_batches", "overfit_batches")
     own = config["model"].get("dropout") or data.get("documents") or any(map(t.get, limits))
-    if processes == 1 or own:
+    if processes == 1 or own or data.get("corpus") in TASKS:
         return config
     batch = {**data, "batch_size": data["batch_size"] * processes}
     return {**config, "trainer": {**t, "devices": 1, "num_nodes": 1}, "data": batch}
@@ -230,6 +230,8 @@ class RunConfig(Section):
         phased = layer.phased(self.attention.options)
         phases, rates = (somewhere and bool(x) for x in (phased, layer.lr_factors))
         why, callbacks = "without oscillators in some layer", self.callbacks
+        turns = self.model.positions == "rope" or (somewhere and layer.own_rotary)
+        self.model.refuse_idle(turns, "positions", "rope_theta")
         self.regularizer.refuse_idle(phases, why, "mode")
         self.optimizer.refuse_idle(rates, why, "oscillator_lr_factor")
         callbacks.phase_monitor.refuse_idle(phases, why, "band")

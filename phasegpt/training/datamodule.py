@@ -18,17 +18,20 @@ from phasegpt.data.windows import EvalWindows, TrainBatches
 
 
 class _Steps(Sampler, Sized):
-    """Batch numbers from `start` on; Lightning counts the length, which is the whole run's.
+    """Batch numbers from `start` on, to the end of an epoch of `total`; a next epoch goes on there.
 
-    With `only` the first so many again and again.
+    Lightning counts the length, which is the whole epoch's. With `only` the first so many again
+    and again.
     """
 
     def __init__(self, start: int, total: int, only: int | None = None) -> None:
-        self.start, self.total, self.only = start, total, only
+        self.next, self.total, self.only = start, total, only
 
     def __iter__(self) -> Iterator[int]:
-        numbers = range(self.start, self.total)
-        return iter(numbers) if self.only is None else (k % self.only for k in numbers)
+        begin = self.next  # once the first is asked for: workers make iterators that they drop
+        self.next = begin + self.total - begin % self.total
+        for k in range(begin, self.next):
+            yield k if self.only is None else k % self.only
 
     def __len__(self) -> int:
         return self.total
@@ -53,6 +56,8 @@ class _ResumableLoader(DataLoader):
 
 class DataModule(pl.LightningDataModule):
     """Loaders for one run of `total_batches` micro-batches per process, seen as a single epoch.
+
+    A Trainer of more epochs gets new batches in each.
 
     A resumed run goes on with the first batch that no optimizer step has used. The loaders have
     generators of their own and leave the global ones alone. Trainers with several processes need

@@ -21,8 +21,12 @@ class Failed(NamedTuple):
 
 
 def skips_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether it leaves everything as it is where found_inf says so: torch's fused ones do."""
-    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    """Whether it leaves everything as it is where found_inf says so: torch's fused ones do.
+
+    A group that was loaded from a checkpoint may have lost `fused`.
+    """
+    fused = all(group.get("fused", True) for group in optimizer.param_groups)
+    return fused and bool(getattr(optimizer, "_step_supports_amp_scaling", False))
 
 
 def restorer(scheduler: LRScheduler) -> Callable[[], None]:

@@ -37,7 +37,8 @@ def finished(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
             record = _record(file.parent)
         else:
             record = with_names_of_today(read_json(file))
-            if (record.get("git") or {}).get("dirty") is True:
+            starts = [record, *(record.get("resumed") or ())]
+            if any((start.get("git") or {}).get("dirty") is True for start in starts):
                 continue
         if record.get("status") in FINISHED and not record.get("smoke"):
             found[str(record.get("config_hash"))] = file, record

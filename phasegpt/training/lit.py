@@ -67,6 +67,7 @@ class LitGPT(pl.LightningModule):
         )
         self._order: list[Tensor] = []  # R of each micro-batch, for an adaptive weight
         self.grad_norm: Tensor | None = None
+        self.last_lr = 0.0  # of the last step; the schedule is at the next one when it is logged
         self._finite = FiniteWatch(self.run.trainer.skip_nonfinite)
         self._undo: list[Callable[[], None]] = []  # of what counts the last step as made
         self.register_state_dict_pre_hook(_settled)
@@ -249,8 +250,11 @@ class LitGPT(pl.LightningModule):
         if self._read:
             targets.refuse_named("the checkpoint that this LitGPT was made from", own.to_dict())
         optimizer = build_optimizer(self.model, own)
-        # A trainer of the user's own may have another number of steps, or count epochs (-1).
-        steps = self.trainer.max_steps if self._trainer is not None else -1
+        # A trainer of the user's own may have another number of steps, or count epochs.
+        steps = -1 if self._trainer is None else self.trainer.max_steps
+        if self._trainer is not None and steps < 0:
+            known = self.trainer.estimated_stepping_batches
+            steps = int(known) if math.isfinite(known) else -1
         scheduler = build_schedule(optimizer, own, steps if steps > 0 else self.run.trainer.steps)
         return {
             "optimizer": optimizer,
@@ -300,7 +304,7 @@ class LitGPT(pl.LightningModule):
         by_value = gradient_clip_algorithm == "value"
         parameters = list(self.model.parameters())
         norm = nn.utils.clip_grad_norm_(parameters, math.inf if by_value else limit)
-        self.grad_norm = whole(norm)
+        self.grad_norm, self.last_lr = whole(norm), optimizer.param_groups[0]["lr"]
         if by_value:
             nn.utils.clip_grad_value_(parameters, limit)
         at_once = self._finite.see(self.grad_norm, self.global_step, self._last_batch, optimizer)

@@ -44,12 +44,15 @@ def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
 
 def newest_unfinished(root: Path, config_hash: str) -> Path | None:
     """The folder under `root` whose run has this configuration, began last, and is not done."""
-    found = [
-        (record.get("started", ""), file.parent)
-        for file in root.glob("*/run.json")
-        if (record := read_record(file.parent)).get("config_hash") == config_hash
-        and record.get("status") not in FINISHED
-    ]
+    found = []
+    for file in root.glob("*/run.json"):
+        try:
+            record = read_record(file.parent)
+        except CheckpointError as error:  # of another run: it is in nobody's way
+            tell(f"warning: left out: {error}")
+            continue
+        if record.get("config_hash") == config_hash and record.get("status") not in FINISHED:
+            found.append((record.get("started", ""), file.parent))
     return max(found)[1] if found else None
 
 

@@ -35,6 +35,7 @@ from phasegpt.training.resume import difference, resume_point
 from phasegpt.training.run_figure import draw_curves
 from phasegpt.training.run_folder import (
     RunFolder,
+    environment,
     provenance,
     read_metrics,
 )
@@ -187,7 +188,9 @@ def _fit(
 
 
 def _begin(run: RunConfig, folder: RunFolder) -> None:
-    """Write config.yaml and what produced the run, where an earlier start did not get so far."""
+    """Write config.yaml and what produced the run, where an earlier start did not get so far.
+
+    Where this start has other code, packages or hardware, `resumed` says so."""
     file, begun = folder.path / "config.yaml", "started" in folder.record
     if not begun or not file.is_file():
         config = folder.record["config"] if begun else run.to_dict()
@@ -195,6 +198,11 @@ def _begin(run: RunConfig, folder: RunFolder) -> None:
     if not begun:
         smoke = {"smoke": True} if run.trainer.smoke else {}
         folder.update(started=_now(), preregistration=stamp(), **provenance(run), **smoke)
+        return
+    resumed, here = list(folder.record.get("resumed", [])), environment()
+    last = resumed[-1] if resumed else folder.record
+    if any(last.get(key) != value for key, value in here.items()):
+        folder.update(resumed=[*resumed, {"started": _now(), **here}])
 
 
 def _ending(error: BaseException) -> dict[str, str]:

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FINISHED = ("ok", "collapsed")
 _TYPES: dict[str, type] = {  # of what readers of run.json take apart
     **{"config": dict, "data": dict, "best": dict, "final": dict, "versions": dict},
-    **{"init_from": dict, "attention_code": dict},
+    **{"init_from": dict, "attention_code": dict, "resumed": list},
     **{"config_hash": str, "status": str, "started": str, "step": int},
 }
 

@@ -343,6 +343,17 @@ def test_parameters_that_belong_to_positions_are_said_to(stem: str) -> None:
     contract_state.per_position(subject(stem))
 
 
+@pytest.mark.parametrize("more", [{}, {"forget": 0.9}])
+@every_yaml
+def test_a_model_can_be_built_without_memory(stem: str, more: dict[str, Any]) -> None:
+    """As transformers and the check of a sweep build it."""
+    if more.keys() - yaml_options(stem).keys():
+        pytest.skip(f"{stem} has no {', '.join(more)}")
+    with torch.device("meta"):
+        model = subject(stem).gpt(**more)
+    assert all(p.is_meta for p in model.parameters())
+
+
 @every_yaml
 def test_names_of_saved_tensors_are_the_promised_ones(stem: str) -> None:
     found = sorted(subject(stem).gpt().blocks[1].attn.state_dict())

@@ -235,3 +235,16 @@ def test_a_table_too_large_for_a_cpu_is_refused_before_it_is_made(
         torch.inference_mode(),
     ):
         layer(torch.zeros(1, 20_000, 4))
+
+
+def test_a_learned_p_below_0_can_come_back(make_model: Any, text_ids: Any) -> None:
+    model = make_model("fixed_query", layers=(0,), p=1.0, learn_p=True)
+    layer = model.blocks[0].attn
+    with torch.no_grad():
+        layer.p.fill_(-1e-6)
+    model(text_ids(2, 8)).logits.square().mean().backward()
+    assert (layer.p.grad != 0).all()
+    with torch.no_grad():
+        below = model(text_ids(2, 8)).logits
+        layer.p.zero_()
+        assert torch.equal(below, model(text_ids(2, 8)).logits)  # it acts as 0

@@ -308,3 +308,14 @@ def test_one_flipped_bit_in_any_file_of_an_exported_folder_is_found(
 def test_export_does_not_write_into_a_folder_that_is_not_empty(whole: Path) -> None:
     with pytest.raises(CheckpointError, match="not empty"):
         loading.export(whole, whole)
+
+
+def test_which_that_could_choose_nothing_is_refused(whole: Path, tmp_path: Path) -> None:
+    file = whole / "checkpoints" / "best.ckpt"
+    loading.load(file)
+    loading.load(whole / "checkpoints" / "last.ckpt", "last")
+    with pytest.raises(CheckpointError, match=r"which=last chooses .* is one file"):
+        loading.load(file, "last")
+    loading.export(whole, tmp_path / "export")
+    with pytest.raises(CheckpointError, match=r"which=last chooses .* holds one model"):
+        loading.load(tmp_path / "export", "last")

@@ -293,3 +293,49 @@ def test_rows_that_became_alike_by_a_crop_go_on_as_they_were(ids: Tensor) -> Non
     cache.crop(-2)
     step = model(ids[:, 9:], past_key_values=cache)
     close(step.logits, model(ids).logits[:, 9:])
+
+
+@torch.no_grad()
+def test_padding_behind_the_text_needs_no_room(ids: Tensor) -> None:
+    """Of a block_size of 32: 12 tokens and 30 of padding, whatever number stands there."""
+    model = model_with("kuramoto")
+    behind = torch.cat((ids, torch.full((3, 30), -1)), dim=1)
+    mask = torch.zeros_like(behind)
+    mask[:, :12] = 1
+    mask[1, 8:12] = 0
+    out = model(behind, attention_mask=mask, use_cache=False).logits
+    assert out.shape[1] == 42 and (out[:, 12:] == 0).all()
+    close(out[0, :12], model(ids[:1], use_cache=False).logits[0])
+    close(out[1, :8], model(ids[1:2, :8], use_cache=False).logits[0])
+
+
+@torch.no_grad()
+def test_a_piece_of_padding_alone_goes_into_the_cache(ids: Tensor) -> None:
+    model, past = model_with("kuramoto"), PaddedCache(model_with("kuramoto").gpt)
+    mask = torch.ones(3, 14, dtype=torch.long)
+    mask[:, 5:7] = 0
+    padded = torch.cat((ids[:, :5], ids[:, :2], ids[:, 5:]), dim=1)
+    found = []
+    for begin, end in ((0, 5), (5, 7), (7, 14)):
+        piece = model(padded[:, begin:end], attention_mask=mask[:, :end], past_key_values=past)
+        found.append(piece.logits)
+    assert (found[1] == 0).all()
+    close(torch.cat((found[0], found[2]), dim=1), model(ids, use_cache=False).logits)
+
+
+@torch.no_grad()
+def test_what_a_cache_refuses_leaves_it_as_it_was(ids: Tensor) -> None:
+    mixed = PhaseGPTConfig(
+        n_layer=2, n_head=2, n_embd=16, block_size=16, vocab_size=65, dropout=0.0,
+        attention="phase_sync", attention_layers=(1,),
+    )  # fmt: skip
+    model = PhaseGPTForCausalLM(mixed).eval()
+    past = PaddedCache(model.gpt)
+    first = model(ids[:, :6], past_key_values=past).logits
+    with pytest.raises(ConfigError, match="cannot be cropped"):
+        past.crop(4)
+    with pytest.raises(ConfigError, match="cannot attend to"):
+        model(ids.repeat(1, 2)[:, 6:], past_key_values=past)
+    assert past.get_seq_length() == 6
+    rest = model(ids[:, 6:], past_key_values=past).logits
+    close(torch.cat((first, rest), dim=1), model(ids, use_cache=False).logits)

@@ -13,6 +13,7 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import EntropyGate, PhaseSlip, PhaseSlipSampler, Prompt, Temperature, decode
 from phasegpt.samplers.classic import rotation_of
 from phasegpt.samplers.intervene import entropy
+from phasegpt.samplers.models import decoder
 
 KINDS = ["gpt2", "llama"]
 HEADS = [(1, 0), (2, 0), (2, 1)]
@@ -252,3 +253,12 @@ def test_heads_that_are_changed_between_two_texts_are_used(hf: Callable, ids: Ca
     slip.heads = [(3, 2)]
     decode(hf("gpt2"), ids(1, 5), intervention=slip, **options)
     assert slip._fitted[1] == [(3, 2)]
+
+
+def test_other_weights_in_the_same_model_are_fitted_anew(make_model: Any) -> None:
+    model, other = make_model("softmax", seed=0), make_model("softmax", seed=5)
+    slip = PhaseSlip()
+    for wanted in (model, other):
+        model.load_state_dict(wanted.state_dict())
+        slip.start(decoder(model))
+        assert slip._fitted is not None and slip._fitted[1:] == PhaseSlip().fit(wanted)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from phasegpt.attention._cache import LayerCache
+from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import PhaseSlip, RGate, decode
 
 
@@ -109,3 +110,10 @@ def test_the_R_of_the_gate_is_that_of_the_layer(
     (gate,) = (R_RH for R_RH in found if R_RH is not None)
     expected = R.mean(-1) if layer.coupled_axis == "prefix" else R
     torch.testing.assert_close(gate, expected, atol=1e-5, rtol=0)
+
+
+def test_a_gate_on_r_without_integration_is_refused_by_name(make_model: Any) -> None:
+    model = make_model("phase_sync", steps=0)
+    slip = PhaseSlip(heads=[(0, 0)], angle=0.3, target="phases", gate=RGate(0.5))
+    with pytest.raises(ConfigError):
+        decode(model, torch.ones(1, 4).long(), max_new_tokens=3, seeds=[1], intervention=slip)

@@ -15,7 +15,7 @@ import phasegpt
 from phasegpt.core.errors import Collapsed
 from phasegpt.model import checkpoint
 from phasegpt.training.diagnosis import diagnosis
-from phasegpt.training.finite import Failed, FiniteWatch
+from phasegpt.training.finite import Failed, FiniteWatch, skips_on_device
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.run_folder import read_record
 
@@ -257,3 +257,11 @@ def test_a_compiled_model_is_diagnosed_by_the_plain_one(tmp_path, text):
     lit.model._compiled_call_impl = refuse
     lit.model.blocks[1].mlp.c_fc.weight.data.fill_(float("nan"))
     assert "first in layer 1" in diagnosis(lit.model, 5, torch.zeros(2, 4, dtype=torch.long))
+
+
+def test_a_group_that_lost_fused_in_a_checkpoint_is_told_before_it_steps() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.SGD([weight], lr=0.1, fused=True)
+    assert skips_on_device(optimizer)
+    optimizer.load_state_dict(torch.optim.SGD([weight], lr=0.1).state_dict())
+    assert not skips_on_device(optimizer)

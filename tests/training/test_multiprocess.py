@@ -30,10 +30,12 @@ from launched import (
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 import phasegpt
+from phasegpt.core.composition import compose
 from phasegpt.core.errors import Collapsed, ConfigError, Interrupted, ProcessFailed
 from phasegpt.model import checkpoint
 from phasegpt.training import ranks
-from phasegpt.training.config import RunConfig, plain
+from phasegpt.training.assemble import _strategy
+from phasegpt.training.config import RunConfig, plain, run_config
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics, read_phases, read_record
@@ -274,3 +276,13 @@ def test_processes_count_in_the_hash_where_they_change_results(words, same):
         for more in (["data.batch_size=8"], ["data.batch_size=4", "trainer.devices=2"])
     )
     assert (single.hash == double.hash) is same
+
+
+@pytest.mark.parametrize(("steps", "idle"), [(0, True), (1, False)])
+def test_ddp_is_told_of_parameters_without_a_gradient(make_model, steps, idle):
+    model = make_model("lohe", steps=steps)
+    model(torch.zeros(1, 4).long()).logits.sum().backward()
+    assert any(p.grad is None for p in model.parameters()) == idle
+    words = ["attention=lohe", f"attention.steps={steps}", "trainer.devices=2", "trainer=cpu"]
+    strategy = _strategy(run_config(compose(words)))
+    assert strategy._ddp_kwargs["find_unused_parameters"] == idle

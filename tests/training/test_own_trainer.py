@@ -156,3 +156,33 @@ def test_lr_find_sets_the_rate_that_trains_and_is_saved(tmp_path, parts):
     own.fit(lit, data)
     assert own.optimizers[0].param_groups[0]["initial_lr"] == found
     assert lit.hparams["config"]["optimizer"]["lr"] == found
+
+
+def read_numbers(loader: DataLoader) -> list[int]:
+    """Numbers of the batches that a train loader would hand out in one epoch."""
+    return list(loader.sampler)
+
+
+def test_every_epoch_of_a_trainer_has_new_batches_also_after_a_resume(tmp_path, parts):
+    _, data = parts()
+    loader = data.train_dataloader()
+    assert [read_numbers(loader) for _ in range(2)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
+    for consumed, epochs in ((2, [[2, 3, 4], [5, 6, 7, 8, 9]]), (7, [[7, 8, 9], [*range(10, 15)]])):
+        data.load_state_dict({"consumed": consumed})
+        loader = data.train_dataloader()
+        assert [read_numbers(loader) for _ in range(2)] == epochs
+
+
+def test_a_schedule_of_several_epochs_ends_with_the_last(tmp_path, parts):
+    rates: list[float] = []
+
+    class Rates(pl.Callback):
+        def on_train_batch_end(self, trainer, module, *rest):
+            rates.append(module.last_lr)
+
+    lit, data = parts("optimizer.min_lr=0", "optimizer.warmup_steps=2")
+    own = trainer(tmp_path, max_epochs=3, callbacks=[Rates()])
+    own.fit(lit, datamodule=data)
+    assert own.global_step == len(rates) == 15
+    assert rates[0] < rates[1] and 0 < rates[-1] < 0.1 * max(rates)
+    assert rates[1:] == sorted(rates[1:], reverse=True)

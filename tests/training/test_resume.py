@@ -14,6 +14,7 @@ from processes import Forked, python, run
 
 import phasegpt
 from phasegpt.core.errors import CheckpointError
+from phasegpt.training import run_folder
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_record
@@ -206,14 +207,32 @@ def test_resume_true_finds_the_newest_unfinished_run_of_its_config(tmp_path, tex
     record = read_record(tmp_path / "older")
     (tmp_path / "older" / "run.json").write_text(json.dumps({**record, "started": "2020-01-01"}))
     runs = tmp_path / "runs" / "kuramoto-text"
-    runs.mkdir(parents=True)
+    (runs / "damaged").mkdir(parents=True)
+    (runs / "damaged" / "run.json").write_text('{"config_hash": "')
     for name in ("older", "newer"):
         (tmp_path / name).rename(runs / name)
     done = run(python(*TRAIN, *NOISY, *text, "resume=true"), cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "left out" in done.stderr and "damaged" in done.stderr
     assert read_record(runs / "newer")["status"] == "ok"
     assert read_record(runs / "older")["status"] == "failed"
-    assert sorted(p.name for p in runs.iterdir()) == ["newer", "older"]
+    assert sorted(p.name for p in runs.iterdir()) == ["damaged", "newer", "older"]
+
+
+def test_a_start_with_other_code_or_hardware_is_recorded(tmp_path, text, monkeypatch):
+    with crash_at(4):
+        fit(config(text=text), tmp_path / "run")
+    first = read_record(tmp_path / "run")
+    here = run_folder.environment()
+    other = {**here, "hardware": {**here["hardware"], "cpu": "another"}}
+    monkeypatch.setattr("phasegpt.training.run.environment", lambda: other)
+    for stop in (7, 9):
+        with crash_at(stop):
+            fit(config("resume=true", text=text), tmp_path / "run")
+    found = read_record(tmp_path / "run")
+    (start,) = found["resumed"]  # the third start is like the second
+    assert start["hardware"] == other["hardware"] and start["git"] == here["git"]
+    assert found["hardware"] == first["hardware"] and found["started"] == first["started"]
 
 
 @pytest.mark.parametrize("what", ["folder", "an earlier checkpoint"])

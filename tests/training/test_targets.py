@@ -157,7 +157,7 @@ def test_a_schedule_of_ones_own_steps_and_resumes_bit_for_bit(tmp_path, text):
     phasegpt.fit(phasegpt.compose([*words, "resume=true"]), tmp_path / "cut")
     assert_identical(tmp_path / "whole", tmp_path / "cut")
     rates = [row["train/lr"] for row in read_metrics(tmp_path / "cut" / "metrics.csv")]
-    assert rates[:11] == pytest.approx([3e-4] * 4 + [1.5e-4] * 5 + [0.75e-4] * 2)
+    assert rates[:11] == pytest.approx([3e-4] * 5 + [1.5e-4] * 5 + [0.75e-4])
 
 
 def test_an_own_schedule_keeps_the_factors_of_oscillators(make_model):
