@@ -85,7 +85,7 @@ def main(cfg: Any) -> None:
             text = (generated_table if "task" in result else table)(result)
         show(text)  # first: it stays, whatever becomes of the file
         if settings.output is None:
-            path = _not_in_the_way(path, result)
+            path = not_in_the_way(path, result)
         write_json(path, result)
         show(f"written to {path}")
 
@@ -255,7 +255,7 @@ def _on_tasks(
         "checkpoint": os.path.relpath(loaded.path),
         "sha256": loaded.sha256,
         "lm_eval": version("lm_eval"),
-        "tasks": tasks,
+        "tasks": [*tasks],
         "num_fewshot": settings.num_fewshot,
         "limit": settings.limit,
         "batch_size": settings.batch_size,
@@ -334,7 +334,7 @@ def _output(settings: EvaluateConfig) -> Path:
     return folder / f"evaluation-{settings.split if settings.tasks is None else 'tasks'}.json"
 
 
-def _not_in_the_way(path: Path, result: dict[str, Any]) -> Path:
+def not_in_the_way(path: Path, result: dict[str, Any]) -> Path:
     """`path`, or the first NAME-2.json, -3, ... where another model, text or window is there."""
     from phasegpt.core.errors import DataError
     from phasegpt.core.files import read_json

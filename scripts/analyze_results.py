@@ -18,7 +18,7 @@ from phasegpt.analysis.tables import cells, summary
 from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.core.files import check_output, write_json
-from phasegpt.evaluate import EvaluateConfig, evaluate
+from phasegpt.evaluate import EvaluateConfig, evaluate, not_in_the_way
 from phasegpt.model.run_checkpoints import best
 from phasegpt.training.jobs import counted, jobs
 from phasegpt.training.run_folder import FINISHED, read_record
@@ -56,7 +56,7 @@ def evaluate_tests(folder: Path) -> None:
                 continue
             check_output(run / TEST_FILE)
             score = evaluate(EvaluateConfig(checkpoint=str(run), split="test"))
-            write_json(run / TEST_FILE, score)
+            write_json(not_in_the_way(run / TEST_FILE, score), score)
         except UserError as error:
             print(f"{run.name}: not scored: {error}")
 

@@ -13,10 +13,11 @@ from helpers import TEXT, command, make_run, text_data
 
 from phasegpt.cli import training_corpus
 from phasegpt.core.errors import CheckpointError, DataError
+from phasegpt.core.files import write_json
 from phasegpt.data.config import DataConfig
 from phasegpt.data.corpus import Corpus, prepare
 from phasegpt.data.synthetic import EVAL_CHARACTERS
-from phasegpt.evaluate import EvaluateConfig, evaluate, table
+from phasegpt.evaluate import EvaluateConfig, evaluate, not_in_the_way, table
 from phasegpt.model import checkpoint, loading
 from phasegpt.model.scoring import score
 
@@ -280,6 +281,14 @@ def test_another_measurement_does_not_take_the_place_of_the_first(
     strides = {name: result["stride"] for name, result in found.items()}
     assert strides == {"evaluation-val.json": 32, "evaluation-val-2.json": 16,
                        "evaluation-val-3.json": 8}  # fmt: skip
+
+
+def test_a_result_of_lm_eval_is_found_again(tmp_path: Path) -> None:
+    path, result = tmp_path / "evaluation-tasks.json", {"sha256": "0", "tasks": ["a", "b"]}
+    write_json(path, result)
+    assert not_in_the_way(path, result) == path
+    other = not_in_the_way(path, {**result, "tasks": ["a"]})
+    assert other.name == "evaluation-tasks-2.json"
 
 
 def test_a_terminal_that_lacks_letters_loses_no_result(

@@ -53,7 +53,7 @@ APART = 1 / 3
 #: With fewer pairs McNemar's exact two-sided p cannot be below ALPHA.
 EXACT_MINIMUM = 6
 
-#: What a cell of enough runs (Cell.least) says; one of fewer says nothing.
+#: What a cell of enough pairs (Cell.least) says; one of fewer says nothing.
 COUPLING, ARCHITECTURE, OWN_PART, WORSE, OPEN = (
     *("both tests", "softmax only", "off control only", "worse than both", "no difference seen"),
 )
@@ -71,8 +71,8 @@ class Cell:
     seeds. `p` is the largest of those that decide, `holm` the same after Holm. `missed` is the
     least true difference, in the column's unit, that the test of the wider spread would find with
     80% power at 5% before Holm. `lost` runs are excluded, `collapsed` of them had a loss that was
-    not finite or fell out. `groups` says why its runs, or those of what it is compared with, count
-    as solved or not, and no t-test is made; None: t-tests.
+    not finite or fell out. `counted` says by comparison, and under "own" for the arm's runs alone,
+    why runs count as solved or not, so that no t-test and no interval is given.
     """
 
     arm: str
@@ -91,7 +91,7 @@ class Cell:
     candidate: bool = False
     lost: int = 0
     collapsed: int = 0
-    groups: str | None = None
+    counted: dict[str, str] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -99,9 +99,13 @@ class Cell:
         return len(self.scores)
 
     @property
-    def least(self) -> int:
-        """Pairs from which on a test can decide."""
-        return EXACT_MINIMUM if self.groups else MINIMUM
+    def groups(self) -> str | None:
+        """Why runs are counted, of the arm or of a comparison that decides."""
+        return next((self.counted[k] for k in ("own", *self.keys) if k in self.counted), None)
+
+    def least(self, key: str) -> int:
+        """Pairs from which on the test of a comparison can decide."""
+        return EXACT_MINIMUM if key in self.counted else MINIMUM
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -151,18 +155,20 @@ class Column:
 
         Only a complete confirmation, ten pairs, confirms; that and a run that collapsed refute.
         """
+        if not is_mechanism(arm) or arm in UNCOUPLED:
+            return None
         stages = ("screening", "verdict", "confirmation")
         screened, tested, last = (self.stages.get(name, {}).get(arm) for name in stages)
         hoped = bool((screened and screened.candidate) or (tested and tested.candidate))
+        if self.collapsed.get(("verdict", arm)):
+            return DROPPED if hoped else None
         if self.collapsed.get(("confirmation", arm)):
             return REFUTED
         if last and last.pairs == len(STAGES["confirmation"]):
             return CONFIRMED if last.word == COUPLING else REFUTED
-        if self.collapsed.get(("verdict", arm)):
-            return DROPPED if hoped else None
         if tested and tested.pairs >= MINIMUM:
             if tested.word == COUPLING or (tested.groups and tested.candidate):
-                return HOLDS
+                return HOLDS  # of counted runs five pairs are too few for a test
             return CANDIDATE if tested.candidate else DROPPED if hoped else None
         return CANDIDATE if screened and screened.candidate else None
 
@@ -174,7 +180,10 @@ class Column:
             arm
             for arm, cell in screened.items()
             if is_mechanism(arm)
-            and cell.pairs >= len(STAGES["screening"])
+            and all(
+                key in cell.against and cell.against[key].n >= len(STAGES["screening"])
+                for key in ("softmax", "off")
+            )
             and all(
                 sign * cell.mean > sign * screened[other].mean for other in (BASELINE, f"{arm}_off")
             )
@@ -254,7 +263,7 @@ def _column(found: Board, task: str, metric: str) -> Column:
                 a: replace(c, lost=lost[stage, a], collapsed=collapsed.get((stage, a), 0))
                 for a, c in cells.items()
             }
-            column.stages[stage] = _judged(column, cells)
+            column.stages[stage] = _judged(column, cells, stage)
     return column
 
 
@@ -291,7 +300,7 @@ def _groups(
     if not column.higher:
         return None
     whole = (column.ceiling or 1.0) - (column.chance or 0.0)
-    base = arms.get(BASELINE, {}).values()
+    base = arms.get(BASELINE, {}).values() if BASELINE in compared else ()
     if base and all(solved(value, column.ceiling) for value in base):
         return f"every run of {human(BASELINE)} solved it, so none can be better"
     for arm in (arm for arm in compared if arm in arms):
@@ -310,20 +319,22 @@ def _cell(column: Column, arm: str, arms: Mapping[str, Mapping[int, float]]) -> 
     own = dict(arms[arm])
     mean, sd, low, high = statistics.interval(list(own.values()))
     others = {"softmax": BASELINE, "off": f"{arm}_off", "rival": RIVALS.get(arm, "")}
-    groups = _groups(column, arms, [arm, *others.values()])
+    deciding = Cell(arm=arm, scores=own, mean=0.0, median=0.0).keys
+    why = {"own": _groups(column, arms, [arm])}
     against, spreads = {}, []
     for key, other in others.items():
         seeds = [seed for seed in own if seed in arms.get(other, {})]
         if arm == other or not seeds:
             continue
         pair = [own[s] for s in seeds], [arms[other][s] for s in seeds]
-        if groups:
+        why[key] = _groups(column, arms, [arm, other])
+        if why[key]:
             done = ([solved(v, column.ceiling) for v in values] for values in pair)
             against[key] = statistics.solve(*done)
         else:
             against[key] = statistics.differ(*pair)
             differences = [a - b for a, b in zip(*pair, strict=True)]
-            if len(seeds) >= 3 and key != "rival":
+            if len(seeds) >= 3 and key in deciding:
                 spread = float(np.std(differences, ddof=1))
                 spreads.append(_detectable(len(seeds)) * spread)
     cell = Cell(
@@ -331,16 +342,16 @@ def _cell(column: Column, arm: str, arms: Mapping[str, Mapping[int, float]]) -> 
         scores=own,
         mean=float(mean or 0.0),
         median=float(np.median(list(own.values()))),
-        sd=None if groups else sd,
-        low=None if groups else low,
-        high=None if groups else high,
+        sd=None if why["own"] else sd,
+        low=None if why["own"] else low,
+        high=None if why["own"] else high,
         solved=sum(solved(v, column.ceiling) for v in own.values()) if column.higher else None,
         against=against,
         missed=max(spreads, default=None),
-        groups=groups,
+        counted={key: reason for key, reason in why.items() if reason},
     )
     able = is_mechanism(arm) and arm not in UNCOUPLED and cell.pairs >= len(STAGES["screening"])
-    clear = able and all(_clear(column, cell, against[key]) for key in cell.keys)
+    clear = able and all(_clear(column, cell, key) for key in cell.keys)
     return replace(cell, candidate=clear)
 
 
@@ -354,26 +365,29 @@ def better(column: Column, difference: Comparison) -> bool:
     return difference.effect > 0 if column.higher else difference.effect < 0
 
 
-def _clear(column: Column, cell: Cell, difference: Comparison) -> bool:
+def _clear(column: Column, cell: Cell, key: str) -> bool:
     """Whether a difference is in favour and its 95% interval clear of 0; of runs that solve or do
     not, whether all do where none of the others does."""
-    if cell.groups:
+    difference = cell.against[key]
+    if key in cell.counted:
         return difference.effect == 1.0
     near = difference.low if column.higher else difference.high
     return near is not None and (near > 0 if column.higher else near < 0)
 
 
-def _judged(column: Column, cells: dict[str, Cell]) -> dict[str, Cell]:
+def _judged(column: Column, cells: dict[str, Cell], stage: str) -> dict[str, Cell]:
     """The cells of a stage with p, Holm's p over mechanisms, and a word where n suffices.
 
-    Holm's family is every mechanism with a run at the stage; one that has too few has p = 1.
+    Holm's family is every mechanism with a run at the stage, also where all of them collapsed; one
+    that has too few has p = 1.
     """
-    family = [arm for arm in cells if is_mechanism(arm)]
+    lost = [arm for at, arm in column.collapsed if at == stage and arm not in cells]
+    family = [arm for arm in (*cells, *lost) if is_mechanism(arm)]
 
     def tested(keys: Callable[[Cell], Sequence[str]]) -> dict[str, float]:
         """Of each mechanism with enough pairs the largest p of its comparisons, after Holm."""
         p = dict.fromkeys(family, 1.0)
-        able = [arm for arm in family if has_pairs(cells[arm], keys(cells[arm]))]
+        able = [arm for arm in family if arm in cells and has_pairs(cells[arm], keys(cells[arm]))]
         for arm in able:
             p[arm] = max(p_of(cells[arm].against[key]) for key in keys(cells[arm]))
         after = dict(zip(p, statistics.holm(list(p.values())), strict=True))
@@ -403,7 +417,7 @@ def _judged(column: Column, cells: dict[str, Cell]) -> dict[str, Cell]:
 
 def has_pairs(cell: Cell, keys: Sequence[str]) -> bool:
     """Whether comparisons have pairs enough for a test."""
-    return all(key in cell.against and cell.against[key].n >= cell.least for key in keys)
+    return all(key in cell.against and cell.against[key].n >= cell.least(key) for key in keys)
 
 
 def p_of(difference: Comparison) -> float:

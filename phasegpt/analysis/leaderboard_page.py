@@ -29,6 +29,8 @@ from phasegpt.analysis.text_table import markdown, number
 
 _TOLD = {HOLDS: "holds on new seeds, ten more decide", CANDIDATE: "candidate, ten new seeds decide"}
 
+_BY = {"fsn": ", by its delay and harmonics"}  # what its control leaves out
+
 FIRST = """\
 # Leaderboard: where does coupling help?
 
@@ -41,10 +43,12 @@ FIRST = """\
 - **By coupling**: better than softmax + RoPE, and than its own off control. Its p is the larger of
   both tests, after Holm over the mechanisms with a run at that stage. fsn must beat softmax with
   token shift too.
-- The off control leaves out what couples, and keeps the rest: torus its step, fsn its delay and
-  harmonics. Without coupling phase_sync and lohe mix no tokens, and fixed_query mixes all alike:
-  there coupling and mixing are one, and a win says that they mix better than softmax.
-- **By architecture**: better than softmax + RoPE, but not clearly better than its own off control.
+- The off control leaves out what couples, and keeps the rest: of torus the step. That of fsn leaves
+  out delay and harmonics: what fsn wins, it wins by them. Without coupling phase_sync and lohe mix
+  no tokens, and fixed_query mixes all alike: there coupling and mixing are one, and a win says that
+  they mix better than softmax.
+- **By architecture**: better than softmax + RoPE, but not clearly better than its own off control,
+  or fsn than token shift.
 - **Coupling, but not past softmax**: better than its own off control alone.
 - A mechanism of which a run collapsed at a stage wins nothing there.
 - **Missed below**: four of five such studies find a true difference of this size; smaller ones are
@@ -130,7 +134,9 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
             cell = column.cell(arm)
             text = f"{human(arm)} on {human_task(column.key)}"
             if status := column.standing(arm):
-                by_status.setdefault(status, []).append(text + _beside_rival(column, arm))
+                by_status.setdefault(status, []).append(
+                    text + _BY.get(arm, "") + _beside_rival(column, arm)
+                )
             if cell and cell.word == ARCHITECTURE:
                 architecture.append(text)
             if cell and cell.word == WORSE:

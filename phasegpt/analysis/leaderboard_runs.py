@@ -18,7 +18,9 @@ from typing import Any, Self
 from phasegpt.core.errors import UserError
 from phasegpt.core.figures import FAMILIES
 from phasegpt.data.config import DataSection
+from phasegpt.training.jobs import changed
 from phasegpt.training.preregistration import config_fields
+from phasegpt.training.run_folder import FINISHED
 
 Record = Mapping[str, Any]
 
@@ -210,6 +212,9 @@ def admit(records: Mapping[str, Record]) -> tuple[list[Run], dict[str, list[str]
             for name, reason in _strangers(members, of_arm=whole).items():
                 excluded[reason].append(name)
                 del runs[name]
+    for name in [name for name, run in runs.items() if _collapsed(run.record)]:
+        excluded[COLLAPSED].append(name)
+        del runs[name]
     return list(runs.values()), {reason: excluded[reason] for reason in sorted(excluded)}
 
 
@@ -219,14 +224,11 @@ def _reason(name: str, run: Run | None, record: Record) -> str | None:
         return "no run of the leaderboard by its name"
     if record.get("seed") != run.seed or run.stage is None:
         return "a seed of no stage, or other than in its name"
-    if record.get("status") == "collapsed":
-        return COLLAPSED
-    if record.get("status") != "ok":
+    if record.get("status") not in FINISHED:
         return f"not finished: {record.get('status')}"
     if record.get("smoke"):
         return "a smoke run, which does not train or validate in full"
-    starts = [record, *(record.get("resumed") or ())]
-    if any((start.get("git") or {}).get("dirty") is not False for start in starts):
+    if changed(record):
         return "not from a checkout without uncommitted changes"
     if record.get("leaky"):
         return "leaky: it sees the future"
@@ -234,12 +236,13 @@ def _reason(name: str, run: Run | None, record: Record) -> str | None:
         return "not in all layers"
     if dead(record):
         return "dead: parameters without a gradient at the start"
-    final = record.get("final") or {}
-    if "val/loss" not in final:
-        return COLLAPSED
-    if not run.metrics:
+    if not run.metrics and not _collapsed(record):
         return "no score: neither accuracy nor bits per byte"
     return None
+
+
+def _collapsed(record: Record) -> bool:
+    return record.get("status") == "collapsed" or "val/loss" not in (record.get("final") or {})
 
 
 def dead(record: Record) -> bool:

@@ -82,6 +82,8 @@ def how(cells: Mapping[str, Cell]) -> str:
         if is_mechanism(arm) and cell.groups:
             why.setdefault(cell.groups, []).append(human(arm))
     text = "Differences are paired by seed, with 95% t intervals; p is the larger of the two."
+    if "fsn" in cells:
+        text += " That of fsn is the largest of three: it must beat token shift too."
     if why:
         some = "; ".join(f"{', '.join(arms)} ({reason})" for reason, arms in why.items())
         text += (

@@ -99,25 +99,29 @@ def collect(runs: Path, study: Path) -> list[Path]:
 
 
 def best_test_score(folder: Path, record: dict[str, Any]) -> dict[str, Any] | None:
-    """TEST_FILE, if it is of the run's best weights and text in windows of the model's context.
+    """The TEST_FILE (or -2, -3, ...) of the run's best weights and text in the model's windows.
 
     `python -m phasegpt.evaluate` leaves scores of other weights and windows there too.
     """
+    files = sorted(folder.glob(TEST_FILE.replace(".json", "*.json")))
     try:
-        scored = best(folder / "checkpoints") if (folder / TEST_FILE).is_file() else None
+        scored = best(folder / "checkpoints") if files else None
     except CheckpointError:  # not copied along
         scored = None
     if scored is None:
         return None
-    try:
-        score = read_json(folder / TEST_FILE, "sha256", "loss", "perplexity")
-    except DataError:  # it can be scored again
-        return None
     context = record["config"]["model"]["block_size"]
     wanted = {"split": "test", "context": context, "stride": context}
     wanted["data_fingerprint"] = record["data"]["fingerprint"]
-    same = all(score.get(name) == value for name, value in wanted.items())
-    return score if same and score["sha256"] in sums_beside(scored) else None
+    for file in files:
+        try:
+            score = read_json(file, "sha256", "loss", "perplexity")
+        except DataError:  # it can be scored again
+            continue
+        same = all(score.get(name) == value for name, value in wanted.items())
+        if same and score["sha256"] in sums_beside(scored):
+            return score
+    return None
 
 
 def _size(record: dict[str, Any]) -> tuple[Any, ...]:

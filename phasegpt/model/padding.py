@@ -147,6 +147,12 @@ def padded_logits(
         kept = cache.extended(mask_BL)
         groups = [*kept]
     mask_BT = mask_BL[:, before:]
+    for rows_R, own in groups:  # before any of them is extended
+        size = int(mask_BT[rows_R[0]].sum()) + (0 if own is None else own.length)
+        if size > model.config.block_size:
+            raise ConfigError(
+                f"cannot attend to {size} tokens: model.block_size is {model.config.block_size}"
+            )
     if len(groups) == 1 and bool(mask_BT.all()):
         logits = model(idx_BT, cache=groups[0][1]).logits
         if cache is not None:

@@ -167,7 +167,10 @@ def _check_alone(parts: Sequence[Any]) -> None:
     """ConfigError for what looks at the rows of a batch or their lengths, where each row of a GPT
     of ours is decoded at its own length: with an intervention, by a model that sees the future,
     or past the context."""
-    plain = {"MaxLengthCriteria", "EosTokenCriteria", "MaxTimeCriteria"}
+    plain = {
+        *("MaxLengthCriteria", "EosTokenCriteria", "MaxTimeCriteria", "LogitNormalization"),
+        *("InfNanRemoveLogitsProcessor", "SuppressTokensLogitsProcessor"),
+    }
     wrong = sorted(
         {
             type(part).__name__

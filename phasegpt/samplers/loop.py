@@ -17,11 +17,10 @@ from torch import Tensor
 from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.core.eval_mode import inference
 from phasegpt.core.randomness import global_state, keyed_generator
-from phasegpt.model.gpt import GPT
 from phasegpt.model.padding import PaddedCache
 from phasegpt.samplers import _values
 from phasegpt.samplers.intervene import Intervention, Memory
-from phasegpt.samplers.models import Decoder, Padded, decoder
+from phasegpt.samplers.models import Decoder, decoder
 from phasegpt.samplers.processor import Processor
 from phasegpt.samplers.prompt import Prompt
 from phasegpt.samplers.stopping import Stop
@@ -122,8 +121,7 @@ def decode(
         stack.enter_context(inference(decoding.module))
         if streamer is not None:
             streamer.put(given.ids.cpu())
-        alone = isinstance(decoding.module, GPT) and not isinstance(decoding, Padded)
-        if alone and any(given.pads):
+        if decoding.slides and any(given.pads):
             out_BT = _by_length(job, given, drawn)
         else:
             out_BT = job.run(range(len(given.ids)), given, drawn)
@@ -156,7 +154,6 @@ class _Job:
             slips = [keyed_generator("slip", state, row) for row in rows]
         else:
             slips = [keyed_generator("slip", seed) for seed in seeds]
-        slides = isinstance(self.decoding.module, GPT) and not isinstance(self.decoding, Padded)
         done, length, start, cache = [False] * batch, begin, 0, None
         with ExitStack() as stack:
             for _ in range(self.max_new_tokens):
@@ -164,7 +161,7 @@ class _Job:
                 if length == out_BT.shape[1]:
                     out_BT = _longer(out_BT, 0)
                     mask_BT = None if mask_BT is None else _longer(mask_BT, 1)
-                if slides and length - start > (self.decoding.context or length):
+                if self.decoding.slides and length - start > (self.decoding.context or length):
                     start, cache = length - max(1, int(KEEP * (self.decoding.context or 1))), None
                 seen = None if mask_BT is None else mask_BT[:, start:length]
                 # Logits: of the whole window where there is no memory of it, else of one token.

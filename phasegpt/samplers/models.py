@@ -28,6 +28,7 @@ class Decoder(Protocol):
     context: int | None  # tokens that it can attend to; None: not known
     vocab_size: int
     head: nn.Module  # the linear map to logits; has `weight` [V,D]
+    slides: bool  # whether its window moves on when the context is full
 
     def read(self, ids_BT: Tensor, mask_BT: Tensor | None, keep: bool) -> tuple[Tensor, Any]:
         """Logits[B,V] after the last token, float32, and a cache of the tokens if `keep`."""
@@ -57,6 +58,11 @@ def decoder(model: Any, past_key_values: Any = None) -> Decoder:
         raise ConfigError("the model is on the device meta, where its weights hold no numbers")
     own = getattr(model, "gpt", model)  # PhaseGPTForCausalLM is a GPT of ours inside
     if isinstance(own, GPT) and isinstance(past_key_values, PaddedCache):
+        if past_key_values.get_seq_length():
+            raise ConfigError(
+                f"the given past_key_values hold {past_key_values.get_seq_length()} tokens; "
+                f"decoding begins with an empty cache: pass the whole text as ids instead"
+            )
         return Padded(own, past_key_values)
     if isinstance(own, GPT) and past_key_values is not None:
         raise ConfigError("a GPT of ours keeps its own cache; set use_cache to True or False")
@@ -73,6 +79,8 @@ def decoder(model: Any, past_key_values: Any = None) -> Decoder:
 
 class _Own:
     """A GPT of ours: no padding, and its attentions keep their own memory."""
+
+    slides = True
 
     def __init__(self, model: GPT) -> None:
         self.module: Any = model
@@ -103,6 +111,8 @@ class _Own:
 class Padded(_Own):
     """A GPT of ours whose rows are decoded together under Hugging Face's padding."""
 
+    slides = False
+
     def __init__(self, model: GPT, cache: PaddedCache) -> None:
         super().__init__(model)
         self._cache = cache
@@ -116,9 +126,18 @@ class Padded(_Own):
         """See Decoder."""
         return padded_logits(self.module, ids_B1, mask_BT, cache)[:, -1].float()
 
+    def editable(self, cache: Any) -> Cache:
+        """See Decoder."""
+        raise ConfigError(
+            "a PaddedCache holds a memory for each length of rows, which an intervention cannot "
+            "edit; leave it out: rows are then decoded length by length"
+        )
+
 
 class _HuggingFace:
     """A causal model of transformers."""
+
+    slides = False
 
     def __init__(self, model: Any, past_key_values: Any) -> None:
         self.module, self._past = model, past_key_values

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from phasegpt.core import arguments
 from phasegpt.core.errors import ConfigError
-from phasegpt.model.gpt import GPT
 from phasegpt.samplers import _values
 from phasegpt.samplers.models import Decoder
 
@@ -71,8 +70,8 @@ class Prompt:
                 f"token {low if low < 0 else high} is outside the model's vocabulary "
                 f"0..{decoding.vocab_size - 1}"
             )
-        if isinstance(decoding.module, GPT) or decoding.context is None:
-            return  # a GPT of ours moves its window on
+        if decoding.slides or decoding.context is None:
+            return
         longest = self.ids.shape[1] - min(self.pads)
         room = decoding.context + 1 - longest
         if longest > decoding.context or max_new_tokens > room:

@@ -54,6 +54,13 @@ class _ResumableLoader(DataLoader):
         """Do nothing."""
 
 
+def epoch_steps(trainer: pl.Trainer, data: DataModule) -> int:
+    """Optimizer steps of an epoch; Lightning makes one of its last batches, if they are few."""
+    limit: Any = trainer.limit_train_batches
+    most = limit if isinstance(limit, int) else int(data.total_batches * limit)
+    return max(1, -(-min(data.total_batches, most) // trainer.accumulate_grad_batches))
+
+
 class DataModule(pl.LightningDataModule):
     """Loaders for one run of `total_batches` micro-batches per process, seen as a single epoch.
 
@@ -152,7 +159,9 @@ class DataModule(pl.LightningDataModule):
         """For the checkpoint: how many micro-batches the finished optimizer steps have used."""
         if self.trainer is None:
             return {"consumed": self.consumed}
-        return {"consumed": self.trainer.global_step * self.trainer.accumulate_grad_batches}
+        epochs, steps = divmod(self.trainer.global_step, epoch_steps(self.trainer, self))
+        consumed = epochs * self.total_batches + steps * self.trainer.accumulate_grad_batches
+        return {"consumed": consumed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the batches that the checkpoint has used."""

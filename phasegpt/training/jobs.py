@@ -28,8 +28,8 @@ class Job(NamedTuple):
 def finished(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
     """File and record of every finished run by config hash: of a study, runs/*.json, or a sweep.
 
-    Smoke runs do not count, nor do records of a study from a checkout with uncommitted changes,
-    which its pages leave out. Raises DataError where a record of a study is damaged.
+    Smoke runs do not count, nor do records of a study from a checkout with uncommitted changes:
+    what they ran is in no commit. Raises DataError where a record of a study is damaged.
     """
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
     for file in sorted((*folder.glob("runs/*.json"), *folder.glob("*/run.json"))):
@@ -37,12 +37,17 @@ def finished(folder: Path) -> dict[str, tuple[Path, dict[str, Any]]]:
             record = _record(file.parent)
         else:
             record = with_names_of_today(read_json(file))
-            starts = [record, *(record.get("resumed") or ())]
-            if any((start.get("git") or {}).get("dirty") is True for start in starts):
+            if changed(record):
                 continue
         if record.get("status") in FINISHED and not record.get("smoke"):
             found[str(record.get("config_hash"))] = file, record
     return found
+
+
+def changed(record: Mapping[str, Any]) -> bool:
+    """Whether a start of a run was from a checkout with uncommitted changes."""
+    starts = [record, *(record.get("resumed") or ())]
+    return any((start.get("git") or {}).get("dirty") for start in starts)
 
 
 def jobs(sweep: Path, plan: Sequence[Mapping[str, Any]] | None = None) -> list[Job]:

@@ -99,7 +99,7 @@ class Leaderboard:
         own: dict[str, Any] = {}
         rest: dict[str, Any] = {}
         for override in overrides:  # of a key that is given twice the last one counts
-            key = override.get_key_element().lstrip("+")
+            key = override.get_key_element().lstrip("+~")
             (own if key in _OWN else rest)[key] = override
         if several := [o.input_line for o in rest.values() if o.is_sweep_override()]:
             raise ConfigError(

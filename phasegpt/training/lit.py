@@ -38,6 +38,7 @@ from phasegpt.phase.steering import (
 from phasegpt.training.callbacks import Metrics
 from phasegpt.training.checkpointing import step_done
 from phasegpt.training.config import RunConfig
+from phasegpt.training.datamodule import DataModule, epoch_steps
 from phasegpt.training.diagnosis import diagnosis, gradients_again
 from phasegpt.training.finite import FiniteWatch, restorer
 from phasegpt.training.optim import build_optimizer, build_schedule
@@ -250,16 +251,24 @@ class LitGPT(pl.LightningModule):
         if self._read:
             targets.refuse_named("the checkpoint that this LitGPT was made from", own.to_dict())
         optimizer = build_optimizer(self.model, own)
-        # A trainer of the user's own may have another number of steps, or count epochs.
-        steps = -1 if self._trainer is None else self.trainer.max_steps
-        if self._trainer is not None and steps < 0:
-            known = self.trainer.estimated_stepping_batches
-            steps = int(known) if math.isfinite(known) else -1
-        scheduler = build_schedule(optimizer, own, steps if steps > 0 else self.run.trainer.steps)
+        scheduler = build_schedule(optimizer, own, self._steps())
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _steps(self) -> int:
+        """Those of the schedule: a trainer of the user's own may have others, or count epochs."""
+        own = self._trainer
+        if own is None:
+            return self.run.trainer.steps
+        if own.max_steps > 0:
+            return own.max_steps
+        data = getattr(own, "datamodule", None)
+        epochs = own.max_epochs or 0
+        if isinstance(data, DataModule) and epochs > 0:
+            return epochs * epoch_steps(own, data)
+        return self.run.trainer.steps
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Adapt lambda, once per optimizer step and before anything is saved."""

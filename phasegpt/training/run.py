@@ -155,6 +155,7 @@ def _fit(
         # Write down what is about to run, then train; how it ended goes into run.json too.
         begun = True
         _begin(run, folder)
+        _note_start(folder)
         shown = {k: v for k, v in extras.items() if v or k in folder.record}
         classes = {k: [class_name(x) for x in v] for k, v in shown.items()}
         folder.update(status="running", data=_describe(corpus), error=None, **classes)
@@ -188,9 +189,7 @@ def _fit(
 
 
 def _begin(run: RunConfig, folder: RunFolder) -> None:
-    """Write config.yaml and what produced the run, where an earlier start did not get so far.
-
-    Where this start has other code, packages or hardware, `resumed` says so."""
+    """Write config.yaml and what produced the run, where an earlier start did not get so far."""
     file, begun = folder.path / "config.yaml", "started" in folder.record
     if not begun or not file.is_file():
         config = folder.record["config"] if begun else run.to_dict()
@@ -198,7 +197,10 @@ def _begin(run: RunConfig, folder: RunFolder) -> None:
     if not begun:
         smoke = {"smoke": True} if run.trainer.smoke else {}
         folder.update(started=_now(), preregistration=stamp(), **provenance(run), **smoke)
-        return
+
+
+def _note_start(folder: RunFolder) -> None:
+    """Say in `resumed` where this start has other code, packages or hardware than the last."""
     resumed, here = list(folder.record.get("resumed", [])), environment()
     last = resumed[-1] if resumed else folder.record
     if any(last.get(key) != value for key, value in here.items()):

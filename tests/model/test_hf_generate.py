@@ -339,3 +339,10 @@ def test_what_a_cache_refuses_leaves_it_as_it_was(ids: Tensor) -> None:
     assert past.get_seq_length() == 6
     rest = model(ids[:, 6:], past_key_values=past).logits
     close(torch.cat((first, rest), dim=1), model(ids, use_cache=False).logits)
+    two, past = ids[:2].repeat(1, 2)[:, :16], PaddedCache(model.gpt)
+    mask = torch.ones(2, 17, dtype=torch.long)
+    mask[0, :8] = 0
+    model(two, attention_mask=mask[:, :16], past_key_values=past)
+    with pytest.raises(ConfigError, match="cannot attend to 17"):
+        model(two[:, :1], attention_mask=mask, past_key_values=past)
+    assert [group.cache.length for group in past._groups] == [8, 16]

@@ -346,8 +346,12 @@ def test_padded_rows_of_our_model_end_and_are_constrained_as_generate_has_it(
     for options in more:
         theirs, ours = both(model, prompt * mask, attention_mask=mask, **options)
         assert torch.equal(ours, theirs)
+    past = model(prompt[:, :2], use_cache=True).past_key_values
+    with pytest.raises(ConfigError, match="hold 2 tokens"):
+        model.generate(prompt, past_key_values=past, custom_generate=Sampler())
     slips = {"custom_generate": Sampler(PhaseSlip(angle=0.3)), "attention_mask": mask}
     with pytest.raises(ConfigError, match=r"PrefixConstrained.* would be shown other rows"):
         model.generate(prompt * mask, max_new_tokens=3, **slips, **more[1])
-    out = model.generate(prompt * mask, max_new_tokens=3, seeds=[1, 2], top_k=5, **SAMPLE, **slips)
+    out = model.generate(prompt * mask, max_new_tokens=3, seeds=[1, 2], top_k=5, **SAMPLE, **slips,
+                         renormalize_logits=True)  # fmt: skip
     assert out.shape == (2, 7)

@@ -173,6 +173,34 @@ def test_every_epoch_of_a_trainer_has_new_batches_also_after_a_resume(tmp_path, 
         assert [read_numbers(loader) for _ in range(2)] == epochs
 
 
+@pytest.mark.parametrize(
+    "words", [{}, {"limit_train_batches": 3}, {"accumulate_grad_batches": 2}], ids=str
+)
+def test_a_trainer_of_several_epochs_resumes_with_the_batches_it_would_have_had(
+    tmp_path, parts, words
+):
+    def batches_of(folder, **more):
+        seen: list[list[int]] = []
+
+        class Seen(pl.Callback):
+            def on_train_batch_end(self, trainer, module, outputs, batch, index):
+                seen.append([trainer.current_epoch, *batch["idx"].flatten().tolist()])
+
+        lit, data = parts()
+        saver = ModelCheckpoint(folder, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+        own = trainer(folder, max_epochs=3, callbacks=[Seen(), saver], enable_checkpointing=True,
+                      **words)  # fmt: skip
+        own.fit(lit, datamodule=data, **more)
+        return seen
+
+    whole = batches_of(tmp_path / "whole")
+    assert len({tuple(batch) for _, *batch in whole}) == len(whole)  # every epoch has new ones
+    for epoch in (0, 1):
+        file = tmp_path / "whole" / f"epoch={epoch}.ckpt"
+        again = batches_of(tmp_path / f"from{epoch}", ckpt_path=file)
+        assert again == [row for row in whole if row[0] > epoch]
+
+
 def test_a_schedule_of_several_epochs_ends_with_the_last(tmp_path, parts):
     rates: list[float] = []
 
