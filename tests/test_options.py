@@ -352,7 +352,7 @@ def test_the_rotary_base_may_be_set_where_a_layer_turns_by_it(name: str, acts: b
             run_config(cfg)
 
 
-def test_processes_that_weigh_scored_places_otherwise_are_another_configuration() -> None:
+def test_processes_that_weigh_places_otherwise_have_another_hash() -> None:
     for data, same in (("synthetic", True), ("copying_small", False)):
         words = [f"data={data}", "model=small", "model.dropout=0"]
         one = run_config(compose([*words, "data.batch_size=16"]))

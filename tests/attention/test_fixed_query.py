@@ -187,7 +187,7 @@ def test_anchors_may_leave_the_sphere_and_count_as_if_they_had_not(
     torch.testing.assert_close(layer(x).y, before, atol=1e-12, rtol=0)
 
 
-def test_a_learned_p_is_alive_and_stops_at_0(
+def test_a_learned_p_is_alive_and_acts_as_0_below_0(
     make_model: Callable[..., Any], text_ids: Callable[..., Any]
 ) -> None:
     model = make_model("fixed_query", learn_p=True)
@@ -198,8 +198,7 @@ def test_a_learned_p_is_alive_and_stops_at_0(
         model.zero_grad()
         logits.append(model(text_ids(2, 40)).logits)
         logits[-1].square().mean().backward()
-        alive = model.blocks[1].attn.p.grad.abs() > 0
-        assert alive.all() if p >= 0 else not alive.any()
+        assert (model.blocks[1].attn.p.grad != 0).all()  # so that it can come back
     assert torch.equal(logits[1], logits[2])
 
 
@@ -235,16 +234,3 @@ def test_a_table_too_large_for_a_cpu_is_refused_before_it_is_made(
         torch.inference_mode(),
     ):
         layer(torch.zeros(1, 20_000, 4))
-
-
-def test_a_learned_p_below_0_can_come_back(make_model: Any, text_ids: Any) -> None:
-    model = make_model("fixed_query", layers=(0,), p=1.0, learn_p=True)
-    layer = model.blocks[0].attn
-    with torch.no_grad():
-        layer.p.fill_(-1e-6)
-    model(text_ids(2, 8)).logits.square().mean().backward()
-    assert (layer.p.grad != 0).all()
-    with torch.no_grad():
-        below = model(text_ids(2, 8)).logits
-        layer.p.zero_()
-        assert torch.equal(below, model(text_ids(2, 8)).logits)  # it acts as 0

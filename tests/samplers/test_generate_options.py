@@ -334,9 +334,7 @@ def test_padded_rows_of_our_model_get_generates_own_tokens(
     assert torch.equal(ours, theirs)
 
 
-def test_padded_rows_of_our_model_end_and_are_constrained_as_generate_has_it(
-    hf: Callable, ids: Callable
-) -> None:
+def test_padded_rows_of_our_model_end_as_generate_has_it(hf: Callable, ids: Callable) -> None:
     model, prompt, mask = hf("ours"), ids(2, 4), torch.ones(2, 4, dtype=torch.long)
     mask[1, :2] = 0
     more: list[dict] = [

@@ -176,9 +176,7 @@ def test_every_epoch_of_a_trainer_has_new_batches_also_after_a_resume(tmp_path, 
 @pytest.mark.parametrize(
     "words", [{}, {"limit_train_batches": 3}, {"accumulate_grad_batches": 2}], ids=str
 )
-def test_a_trainer_of_several_epochs_resumes_with_the_batches_it_would_have_had(
-    tmp_path, parts, words
-):
+def test_a_trainer_of_several_epochs_resumes_with_its_own_batches(tmp_path, parts, words):
     def batches_of(folder, **more):
         seen: list[list[int]] = []
 
