@@ -123,7 +123,7 @@ class Sampler:
                 f"too; leave it at 1 with an intervention"
             )
         criteria, chain = list(stopping_criteria or ()), list(logits_processor or ())
-        prompt, new = Prompt(input_ids, mask), config.max_length - input_ids.shape[1]
+        prompt = Prompt(input_ids, mask)
         if isinstance(decoding.module, GPT) and any(prompt.pads):
             idle = self.intervention is None or not self.intervention.active
             fits = config.max_length - min(prompt.pads) <= (decoding.context or 0)
@@ -137,7 +137,7 @@ class Sampler:
         return decode(
             model,
             prompt,
-            max_new_tokens=new,
+            max_new_tokens=config.max_length - input_ids.shape[1],
             seeds=seeds,
             chain=chain,
             greedy=not config.do_sample,

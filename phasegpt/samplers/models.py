@@ -58,11 +58,7 @@ def decoder(model: Any, past_key_values: Any = None) -> Decoder:
         raise ConfigError("the model is on the device meta, where its weights hold no numbers")
     own = getattr(model, "gpt", model)  # PhaseGPTForCausalLM is a GPT of ours inside
     if isinstance(own, GPT) and isinstance(past_key_values, PaddedCache):
-        if past_key_values.get_seq_length():
-            raise ConfigError(
-                f"the given past_key_values hold {past_key_values.get_seq_length()} tokens; "
-                f"decoding begins with an empty cache: pass the whole text as ids instead"
-            )
+        _check_empty(past_key_values)
         return Padded(own, past_key_values)
     if isinstance(own, GPT) and past_key_values is not None:
         raise ConfigError("a GPT of ours keeps its own cache; set use_cache to True or False")
@@ -75,6 +71,14 @@ def decoder(model: Any, past_key_values: Any = None) -> Decoder:
         f"{type(model).__name__} is no model to decode with; give a phasegpt GPT or a Hugging Face "
         f"causal language model"
     )
+
+
+def _check_empty(past_key_values: Any) -> None:
+    if held := past_key_values.get_seq_length():
+        raise ConfigError(
+            f"the given past_key_values hold {held} tokens; decoding begins with an empty cache: "
+            f"pass the whole text as ids instead"
+        )
 
 
 class _Own:
@@ -148,11 +152,8 @@ class _HuggingFace:
         self.vocab_size = self._config.vocab_size
         self._doubled = False  # whether a second path has been computed
         self._takes = set(inspect.signature(model.forward).parameters)
-        if past_key_values is not None and past_key_values.get_seq_length():
-            raise ConfigError(
-                f"the given past_key_values hold {past_key_values.get_seq_length()} tokens; "
-                f"decoding begins with an empty cache: pass the whole text as ids instead"
-            )
+        if past_key_values is not None:
+            _check_empty(past_key_values)
 
     @property
     def blocks(self) -> list[nn.Module]:
