@@ -138,3 +138,9 @@ def having(name: str, value: Any, parts: Sequence[str], what: str) -> None:
     """ConfigError for an object without one of the attributes `parts`; `what` says what it is."""
     if isinstance(value, type) or not all(hasattr(value, part) for part in parts):
         raise ConfigError(f"{name}={seen(value)} must be {what}")
+
+
+def idle(name: str, value: Any, default: Any, why: str) -> None:
+    """ConfigError if `value` is not the default's although it does nothing, as `why` says."""
+    if value != default:
+        raise ConfigError(f"{name}={seen(value)} does nothing {why}; leave one of them out")

@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from phasegpt.core.arguments import MOST, between, callables, flag, having, held, real, seen, whole
+from phasegpt.core.arguments import (
+    MOST,
+    between,
+    callables,
+    flag,
+    having,
+    held,
+    idle,
+    real,
+    seen,
+    whole,
+)
 from phasegpt.core.errors import ConfigError
 
 __all__ = [
@@ -20,6 +31,7 @@ __all__ = [
     "flag",
     "having",
     "held",
+    "idle",
     "processor",
     "real",
     "token_ids",

@@ -35,6 +35,9 @@ from phasegpt.samplers.vocabulary import Vocabulary, token_count
 #: vectors had 0.025 to 0.141 rad and other models have other means.
 RADIANS_PER_NOISE = 0.057 / 0.03
 
+#: The published noise and its dilution.
+NOISE_SCALE, BLEND_BETA = 0.03, 0.15
+
 #: Tokens that calibrate_heads lets the model write after the prompt.
 CALIBRATION_TOKENS = 128
 
@@ -113,9 +116,10 @@ class PhaseSlipSampler(_TextSampler):
     """Phase-Slip with the published parameters; what they amount to is written to stderr.
 
     noise_scale and blend_beta: the published noise and its dilution, here an exact rotation by
-    rotation_of(noise_scale, blend_beta): 0.0085 rad by default, next to nothing. `angle` states
-    the rotation itself, in radians. logit_fusion_alpha: the anchor, the share of the clean path
-    with an open gate. perturbation_window: newest positions that are rotated. heads: see PhaseSlip.
+    rotation_of(noise_scale, blend_beta): 0.0085 rad by default, next to nothing. `angle`: the
+    rotation itself, in radians, instead of both. logit_fusion_alpha: the anchor, the share of the
+    clean path with an open gate. perturbation_window: newest positions that are rotated. heads: see
+    PhaseSlip.
     `intervention` is the PhaseSlip that acts, with its `trace`. Raises ConfigError.
     """
 
@@ -125,16 +129,19 @@ class PhaseSlipSampler(_TextSampler):
         self,
         model: Any,
         tokenizer: Any,
-        noise_scale: float = 0.03,
+        noise_scale: float = NOISE_SCALE,
         logit_fusion_alpha: float = PhaseSlipOptions.anchor,
         perturbation_window: int = PhaseSlipOptions.window,
         *,
-        blend_beta: float = 0.15,
+        blend_beta: float = BLEND_BETA,
         angle: float | None = None,
         heads: Sequence[Head] | None = None,
         protect_prompt: bool = True,
     ) -> None:
         super().__init__(model, tokenizer)
+        if angle is not None:
+            _values.idle("noise_scale", noise_scale, NOISE_SCALE, f"beside angle={angle}")
+            _values.idle("blend_beta", blend_beta, BLEND_BETA, f"beside angle={angle}")
         mapped = rotation_of(
             _values.between("noise_scale", noise_scale, 0),
             _values.between("blend_beta", blend_beta, 0, 1),
@@ -206,6 +213,11 @@ class EntropyShockSampler(_TextSampler):
         super().__init__(model, tokenizer)
         if detector not in ("entropy", "loop"):
             raise ConfigError(f"detector={detector!r} must be 'entropy' or 'loop'")
+        if detector == "loop":
+            usual = EntropyShockOptions.stagnation_threshold
+            _values.idle(
+                "stagnation_threshold", stagnation_threshold, usual, "beside detector='loop'"
+            )
         self.intervention = KVShock(
             noise_scale,
             detector=LowEntropy(stagnation_threshold, patience)

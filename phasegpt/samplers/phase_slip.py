@@ -103,6 +103,9 @@ class PhaseSlip:
         if angle is not None:
             otherwise = " radians, or None to take the angle that target_kl asks for"
             angle = _values.between("angle", angle, 0, math.pi, otherwise=otherwise)
+            _values.idle(
+                "target_kl", target_kl, PhaseSlipOptions.target_kl, f"beside angle={angle}"
+            )
         if candidates is not None:
             _values.whole("candidates", candidates, 1, ", or None for all")
         if gate is not None and gate != "entropy" and not _callable(gate):

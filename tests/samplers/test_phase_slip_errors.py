@@ -27,6 +27,7 @@ from phasegpt.samplers import KVShock, PhaseSlip, PhaseSlipSampler, RGate, decod
         ({"heads": [(7, 0.5)]}, r"list of \(layer, head\)"),
         ({"gate": "R"}, "gate='R' must be"),
         ({"target": "phases", "rotation": "plane"}, "one circle"),
+        ({"angle": 0.1, "target_kl": 0.5}, r"target_kl=0\.5 does nothing beside angle=0\.1"),
     ],
 )
 def test_a_wrong_option_is_named(options: dict, says: str) -> None:
@@ -118,3 +119,9 @@ def test_a_model_that_sees_the_future_has_no_memory_to_slip(make_model: Any) -> 
 def test_an_empty_prompt_is_an_error(hf: Callable, words: Any) -> None:
     with pytest.raises(ConfigError, match="has no tokens"):
         PhaseSlipSampler(hf("gpt2"), words).generate("")
+
+
+@pytest.mark.parametrize("name", ["noise_scale", "blend_beta"])
+def test_what_an_angle_replaces_is_refused_beside_it(name: str, hf: Callable, words: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{name}=0.5 does nothing beside angle=0.3"):
+        PhaseSlipSampler(hf("gpt2"), words, angle=0.3, **{name: 0.5})

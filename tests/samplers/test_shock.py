@@ -200,3 +200,10 @@ def test_a_model_without_keys_cannot_be_shocked(make_model: Any, text_ids: Any) 
 def test_a_wrong_option_is_named(make: Callable, says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         make()
+
+
+def test_a_threshold_of_entropy_is_refused_where_loops_are_watched(
+    hf: Callable, words: Any
+) -> None:
+    with pytest.raises(ConfigError, match=r"stagnation_threshold=0\.9 does nothing beside"):
+        EntropyShockSampler(hf("gpt2"), words, 0.9, detector="loop")
