@@ -89,7 +89,11 @@ def _locked(lock: Any) -> bool:
         except OSError:
             time.sleep(_PAUSE_S)
         else:
-            return True
+            break
+    else:
+        return False
+    with suppress(FileNotFoundError):  # the process that had it may have removed it by now
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
     return False
 
 

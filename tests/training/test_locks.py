@@ -52,6 +52,19 @@ def test_a_run_that_is_written_is_held_and_refused_to_a_second_writer(tmp_path):
     assert not held(tmp_path)
 
 
+def test_a_lock_that_was_removed_while_it_was_waited_for_is_none(tmp_path, monkeypatch):
+    # Two started at once; the first ends with nothing recorded, and so removes the file.
+    take = fcntl.flock
+
+    def removed_first(lock, how):
+        (tmp_path / ".lock").unlink()
+        take(lock, how)
+
+    monkeypatch.setattr(fcntl, "flock", removed_first)
+    with pytest.raises(CheckpointError, match="another process"):
+        RunFolder(tmp_path)
+
+
 def test_a_forked_worker_does_not_hold_the_lock_of_a_run_that_ended(tmp_path):
     folder = RunFolder(tmp_path)
     folder.update(status="running")
