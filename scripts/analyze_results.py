@@ -11,7 +11,7 @@ python scripts/analyze_results.py results/phase_b  the same of one study; also o
 import argparse
 from pathlib import Path
 
-from phasegpt.analysis.leaderboard_view import is_leaderboard
+from phasegpt.analysis.leaderboard.view import is_leaderboard
 from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import TEST_FILE, best_test_score, collect
 from phasegpt.analysis.tables import cells, summary

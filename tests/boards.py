@@ -9,7 +9,7 @@ from typing import Any
 
 from helpers import composed
 
-from phasegpt.analysis.leaderboard import Board, board
+from phasegpt.analysis.leaderboard.board import Board, Column, board
 
 STEPS, TOKENS = 1000, 2000  # of a run, and of a step
 TASKS = {  # chance and ceiling
@@ -95,3 +95,29 @@ def shifted(by: float, base: Sequence[float] = BASE) -> list[float]:
     """`base` moved by about `by`, each seed a little otherwise."""
     noise = [0.004, -0.003, 0.001, -0.002, 0.002, 0.003, -0.001, 0.000, -0.004, 0.001]
     return [round(v + by + noise[i % 10], 6) for i, v in enumerate(base)]
+
+
+def arm(by: float, base: Sequence[float] = BASE) -> list[float]:
+    """Scores that are better than `base` by about `by`, with a spread unlike that of `shifted`."""
+    noise = [0.003, -0.002, 0.001, 0.000, -0.004, 0.002, 0.004, -0.001, -0.003, 0.001]
+    return [v + by + noise[i] for i, v in enumerate(base)]
+
+
+TASK = "cycle_navigation"
+
+#: By coupling torus, by architecture fsn, by its own part kope, worse than both lohe, none ssa.
+PLANTED = {
+    "softmax": BASE,
+    **{"torus": arm(0.10), "torus_off": shifted(0.01)},
+    **{"fsn": arm(0.10), "fsn_off": shifted(0.10), "token_shift": shifted(0.08)},
+    **{"kope": arm(0.00), "kope_off": shifted(-0.10)},
+    **{"lohe": arm(-0.10), "lohe_off": shifted(-0.03)},
+    **{"ssa": arm(0.00), "ssa_off": shifted(0.00)},
+}
+#: One mechanism that solves it, beside those that seldom or never do.
+SOLVED = {"softmax": [1.0, 0.3, 0.35], "torus": [1.0, 1.0, 0.995], "torus_off": [0.2, 0.2, 0.3]}
+
+
+def column(*parts: Mapping[str, dict[str, Any]], task: str = TASK) -> Column:
+    """The column of a task, or TASK/beyond, in the board of several sets of records."""
+    return next(c for c in of(*parts).columns if c.key == task)

@@ -93,7 +93,7 @@ def study_page(
 
 
 def leaderboard_page(view: Mapping[str, Any]) -> str:
-    """The page of a leaderboard: phasegpt.analysis.leaderboard_view."""
+    """The page of a leaderboard: phasegpt.analysis.leaderboard.view."""
     return _page("leaderboard", view["name"], {"version": phasegpt.__version__, **view})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from phasegpt.analysis.leaderboard_view import is_leaderboard, write_leaderboard
+from phasegpt.analysis.leaderboard.view import is_leaderboard, write_leaderboard
 from phasegpt.analysis.phase_a_late import is_late, write_late
 from phasegpt.analysis.study import load_records
 from phasegpt.analysis.study_view import write_study

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from helpers import ROOT
 
-from phasegpt.analysis.leaderboard_view import is_leaderboard
+from phasegpt.analysis.leaderboard.view import is_leaderboard
 from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import load_records
 from phasegpt.analysis.tables import baseline_of

@@ -13,8 +13,8 @@ from boards import BASE, records, shifted, write
 from browser import browser, faults, needs_browser
 from helpers import TEXT, make_run, run_config, text_data
 
-from phasegpt.analysis.leaderboard import board
-from phasegpt.analysis.leaderboard_view import view
+from phasegpt.analysis.leaderboard.board import board
+from phasegpt.analysis.leaderboard.view import view
 from phasegpt.analysis.report import flat, leaderboard_page, pack, sweep_page
 from phasegpt.analysis.study import read_records
 from phasegpt.analysis.study_view import write_study

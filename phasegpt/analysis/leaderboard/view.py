@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from phasegpt.analysis import leaderboard_figures
-from phasegpt.analysis.leaderboard import Board, Cell, Column, board, is_mechanism
-from phasegpt.analysis.leaderboard_costs import relative_costs
-from phasegpt.analysis.leaderboard_page import claim, first_page, gaps
-from phasegpt.analysis.leaderboard_runs import human, human_task
-from phasegpt.analysis.leaderboard_task import how, task_page
+from phasegpt.analysis.leaderboard import figures
+from phasegpt.analysis.leaderboard.board import Board, Column, board
+from phasegpt.analysis.leaderboard.cells import Cell, is_mechanism
+from phasegpt.analysis.leaderboard.costs import relative_costs
+from phasegpt.analysis.leaderboard.first_page import claim, first_page, gaps
+from phasegpt.analysis.leaderboard.runs import human, human_task
+from phasegpt.analysis.leaderboard.task_page import how, task_page
 from phasegpt.analysis.report import leaderboard_page
 from phasegpt.analysis.study import read_records
 from phasegpt.core.errors import ConfigError
@@ -36,7 +37,7 @@ def write_leaderboard(study: Path) -> list[Path]:
         raise ConfigError(f"{study / 'runs'} holds no run that counts ({why}); put some there")
     texts = {"README.md": first_page(found)}
     texts |= {f"{task}.md": task_page(found, task) for task in found.tasks}
-    pictures = leaderboard_figures.draw(found, study)
+    pictures = figures.draw(found, study)
     texts["report.html"] = leaderboard_page(view(found, study.resolve().name, pictures))
     for name, text in texts.items():
         write_atomic(study / name, text.encode())

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from phasegpt.analysis.leaderboard import BASELINE, Board, Column
-from phasegpt.analysis.leaderboard_costs import rates, shown_runs
-from phasegpt.analysis.leaderboard_runs import CONTROLS, human, human_task, mechanism
+from phasegpt.analysis.leaderboard.board import Board, Column
+from phasegpt.analysis.leaderboard.cells import BASELINE
+from phasegpt.analysis.leaderboard.costs import rates, shown_runs
+from phasegpt.analysis.leaderboard.runs import CONTROLS, human, human_task, mechanism
 from phasegpt.core import figures
 
 Curves = Mapping[str, Mapping[Any, float]]

@@ -6,8 +6,9 @@ import statistics as plain
 from dataclasses import dataclass
 
 from phasegpt.analysis import statistics
-from phasegpt.analysis.leaderboard import BASELINE, Board, Column
-from phasegpt.analysis.leaderboard_runs import STAGES, Run
+from phasegpt.analysis.leaderboard.board import Board, Column
+from phasegpt.analysis.leaderboard.cells import BASELINE
+from phasegpt.analysis.leaderboard.runs import STAGES, Run
 from phasegpt.analysis.statistics import Comparison
 
 #: What an arm costs, and what the pages call it.

@@ -1,11 +1,7 @@
-"""The leaderboard in numbers, from run records alone: what wins where, and by what part of it.
+"""The cells of the leaderboard: runs of one arm at one stage, their comparisons, tests and word.
 
-An arm is a mechanism, NAME_off without what makes it one, or a control; the stage of a run follows
-from its seed. Differences are paired by seed within a stage, and a cell's p is the largest of its
-comparisons: to softmax + RoPE, to the mechanism's own off control, and of fsn to token shift.
-
-    found = board(read_records(study))
-    found.columns[0].standing("torus")
+Differences are paired by seed within a stage, and a cell's p is the largest of its comparisons: to
+softmax + RoPE, to the mechanism's own off control, and of fsn to token shift.
 
 Sources: Holm (1979), over the mechanisms of a column; a win is an intersection-union test, Berger,
 Technometrics 24 (1982).
@@ -15,24 +11,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from phasegpt.analysis import statistics
-from phasegpt.analysis.leaderboard_runs import (
-    COLLAPSED,
-    CONTROLS,
-    STAGES,
-    Run,
-    admit,
-    arms_in_order,
-    human,
-)
+from phasegpt.analysis.leaderboard.runs import CONTROLS, STAGES, human
 from phasegpt.analysis.statistics import MINIMUM, Comparison
 
 ALPHA = 0.05
@@ -56,10 +42,6 @@ EXACT_MINIMUM = 6
 #: What a cell of enough pairs (Cell.least) says; one of fewer says nothing.
 COUPLING, ARCHITECTURE, OWN_PART, WORSE, OPEN = (
     *("both tests", "softmax only", "off control only", "worse than both", "no difference seen"),
-)
-#: How far a win by both tests has come.
-CONFIRMED, REFUTED, HOLDS, DROPPED, CANDIDATE = (
-    *("confirmed", "not confirmed", "holds on new seeds", "did not hold on new seeds", "candidate"),
 )
 
 
@@ -119,7 +101,7 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Column:
+class Measure:
     """One measure of one task: of a generated one its accuracy, or that beyond what it trained on.
 
     `collapsed` counts such runs by stage and arm, also where an arm has no other.
@@ -130,7 +112,6 @@ class Column:
     higher: bool  # is better
     chance: float | None
     ceiling: float | None
-    stages: dict[str, dict[str, Cell]]
     collapsed: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
@@ -138,152 +119,10 @@ class Column:
         """TASK, or TASK/beyond."""
         return self.task + ("/beyond" if self.metric.endswith("beyond") else "")
 
-    def stage(self, arm: str) -> str | None:
-        """The stage that has most runs of an arm, of equal ones the later; None without a run."""
-        there = [name for name in self.stages if arm in self.stages[name]]
-        return max(
-            there, key=lambda s: (self.stages[s][arm].n, list(STAGES).index(s)), default=None
-        )
-
-    def cell(self, arm: str) -> Cell | None:
-        """That of `stage`."""
-        stage = self.stage(arm)
-        return None if stage is None else self.stages[stage][arm]
-
-    def standing(self, arm: str) -> str | None:
-        """How far a win of a mechanism by both tests has come; None where none is in sight.
-
-        Only a complete confirmation, ten pairs, confirms; that and a run that collapsed refute.
-        """
-        if not is_mechanism(arm) or arm in UNCOUPLED:
-            return None
-        stages = ("screening", "verdict", "confirmation")
-        screened, tested, last = (self.stages.get(name, {}).get(arm) for name in stages)
-        hoped = bool((screened and screened.candidate) or (tested and tested.candidate))
-        if self.collapsed.get(("verdict", arm)):
-            return DROPPED if hoped else None
-        if self.collapsed.get(("confirmation", arm)):
-            return REFUTED
-        if last and last.pairs == len(STAGES["confirmation"]):
-            return CONFIRMED if last.word == COUPLING else REFUTED
-        if tested and tested.pairs >= MINIMUM:
-            if tested.word == COUPLING or (tested.groups and tested.candidate):
-                return HOLDS  # of counted runs five pairs are too few for a test
-            return CANDIDATE if tested.candidate else DROPPED if hoped else None
-        return CANDIDATE if screened and screened.candidate else None
-
-    def survivors(self) -> list[str]:
-        """Mechanisms whose mean of the screening is better than those they are compared with."""
-        sign = 1 if self.higher else -1
-        screened = self.stages.get("screening", {})
-        return [
-            arm
-            for arm, cell in screened.items()
-            if is_mechanism(arm)
-            and all(
-                key in cell.against and cell.against[key].n >= len(STAGES["screening"])
-                for key in ("softmax", "off")
-            )
-            and all(
-                sign * cell.mean > sign * screened[other].mean for other in (BASELINE, f"{arm}_off")
-            )
-        ]
-
-
-@dataclass(frozen=True)
-class Board:
-    """Every run that counts, why others do not (names by reason), and the columns."""
-
-    runs: list[Run]
-    excluded: dict[str, list[str]]
-    columns: list[Column]
-
-    @property
-    def tasks(self) -> list[str]:
-        """Tasks by name."""
-        return list(dict.fromkeys(column.task for column in self.columns))
-
-    @property
-    def arms(self) -> list[str]:
-        """Arms with a run in a column, a mechanism before its off control; controls first."""
-        return arms_in_order(a for c in self.columns for s in c.stages.values() for a in s)
-
-    @property
-    def mechanisms(self) -> list[str]:
-        """Arms that claims are made for."""
-        return [arm for arm in self.arms if is_mechanism(arm)]
-
-    @property
-    def every_arm(self) -> list[str]:
-        """Also those of which only the learning rate was chosen."""
-        return arms_in_order(run.arm for run in self.runs)
-
-    def of(self, task: str, stage: str) -> dict[str, dict[int, Run]]:
-        """Runs of a task and stage, by arm and seed."""
-        found: dict[str, dict[int, Run]] = defaultdict(dict)
-        for run in self.runs:
-            if (run.task, run.stage) == (task, stage):
-                found[run.arm][run.seed] = run
-        return dict(found)
-
 
 def is_mechanism(arm: str) -> bool:
     """Whether an arm is neither a control nor an off control."""
     return arm not in CONTROLS and not arm.endswith("_off")
-
-
-def board(records: Mapping[str, Mapping[str, Any]]) -> Board:
-    """The leaderboard of records by name, `phasegpt.analysis.study.read_records`."""
-    runs, excluded = admit(records)
-    found = Board(runs, excluded, [])
-    for task in dict.fromkeys(run.task for run in runs):
-        for metric in dict.fromkeys(m for r in runs if r.task == task for m in r.metrics):
-            found.columns.append(_column(found, task, metric))
-    return found
-
-
-def _column(found: Board, task: str, metric: str) -> Column:
-    stages = {stage: found.of(task, stage) for stage in STAGES if stage != "rates"}
-    record = next(run.record for run in found.runs if run.task == task)
-    chance, ceiling = (record.get("data", {}).get(key) for key in ("chance", "ceiling"))
-    higher = metric != "val/bpb"
-    lost, collapsed = _lost(found.excluded, task)
-    column = Column(
-        task=task, metric=metric, higher=higher, chance=chance, ceiling=ceiling,
-        stages={}, collapsed=collapsed,
-    )  # fmt: skip
-    scores = {
-        stage: {arm: kept for arm, by in arms.items() if (kept := _scores(by, metric))}
-        for stage, arms in stages.items()
-    }
-    for stage, arms in scores.items():
-        if arms:
-            cells = {arm: _cell(column, arm, arms) for arm in arms_in_order(arms)}
-            cells = {
-                a: replace(c, lost=lost[stage, a], collapsed=collapsed.get((stage, a), 0))
-                for a, c in cells.items()
-            }
-            column.stages[stage] = _judged(column, cells, stage)
-    return column
-
-
-def _scores(by_seed: Mapping[int, Run], metric: str) -> dict[int, float]:
-    found = {seed: run.score(metric) for seed, run in sorted(by_seed.items())}
-    return {seed: value for seed, value in found.items() if value is not None}
-
-
-def _lost(
-    excluded: Mapping[str, list[str]], task: str
-) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
-    """Excluded runs by stage and arm; those of them that collapsed."""
-    lost: dict[tuple[str, str], int] = defaultdict(int)
-    collapsed: dict[tuple[str, str], int] = defaultdict(int)
-    for reason, names in excluded.items():
-        for run in (Run.named(name, {}) for name in names):
-            if run and run.task == task and run.stage:
-                lost[run.stage, run.arm] += 1
-                collapsed[run.stage, run.arm] += reason == COLLAPSED
-    return lost, {key: count for key, count in collapsed.items() if count}
 
 
 def solved(value: float, ceiling: float | None) -> bool:
@@ -292,20 +131,20 @@ def solved(value: float, ceiling: float | None) -> bool:
 
 
 def _groups(
-    column: Column, arms: Mapping[str, Mapping[int, float]], compared: Sequence[str]
+    measure: Measure, arms: Mapping[str, Mapping[int, float]], compared: Sequence[str]
 ) -> str | None:
     """Why the runs of some arms at one stage are solved or not: of one of them some are and some
     are not, or its runs are APART, or softmax + RoPE always solves it; None where nothing of this
     is so."""
-    if not column.higher:
+    if not measure.higher:
         return None
-    whole = (column.ceiling or 1.0) - (column.chance or 0.0)
+    whole = (measure.ceiling or 1.0) - (measure.chance or 0.0)
     base = arms.get(BASELINE, {}).values() if BASELINE in compared else ()
-    if base and all(solved(value, column.ceiling) for value in base):
+    if base and all(solved(value, measure.ceiling) for value in base):
         return f"every run of {human(BASELINE)} solved it, so none can be better"
     for arm in (arm for arm in compared if arm in arms):
         values = sorted(arms[arm].values())
-        done = [solved(value, column.ceiling) for value in values]
+        done = [solved(value, measure.ceiling) for value in values]
         if any(done) and not all(done):
             return f"{sum(done)} of {len(done)} runs of {human(arm)} solved it"
         widest = max((b - a for a, b in pairwise(values)), default=0.0)
@@ -314,22 +153,22 @@ def _groups(
     return None
 
 
-def _cell(column: Column, arm: str, arms: Mapping[str, Mapping[int, float]]) -> Cell:
+def cell_of(measure: Measure, arm: str, arms: Mapping[str, Mapping[int, float]]) -> Cell:
     """The numbers of an arm and its comparisons within one stage."""
     own = dict(arms[arm])
     mean, sd, low, high = statistics.interval(list(own.values()))
     others = {"softmax": BASELINE, "off": f"{arm}_off", "rival": RIVALS.get(arm, "")}
     deciding = Cell(arm=arm, scores=own, mean=0.0, median=0.0).keys
-    why = {"own": _groups(column, arms, [arm])}
+    why = {"own": _groups(measure, arms, [arm])}
     against, spreads = {}, []
     for key, other in others.items():
         seeds = [seed for seed in own if seed in arms.get(other, {})]
         if arm == other or not seeds:
             continue
         pair = [own[s] for s in seeds], [arms[other][s] for s in seeds]
-        why[key] = _groups(column, arms, [arm, other])
+        why[key] = _groups(measure, arms, [arm, other])
         if why[key]:
-            done = ([solved(v, column.ceiling) for v in values] for values in pair)
+            done = ([solved(v, measure.ceiling) for v in values] for values in pair)
             against[key] = statistics.solve(*done)
         else:
             against[key] = statistics.differ(*pair)
@@ -345,13 +184,13 @@ def _cell(column: Column, arm: str, arms: Mapping[str, Mapping[int, float]]) -> 
         sd=None if why["own"] else sd,
         low=None if why["own"] else low,
         high=None if why["own"] else high,
-        solved=sum(solved(v, column.ceiling) for v in own.values()) if column.higher else None,
+        solved=sum(solved(v, measure.ceiling) for v in own.values()) if measure.higher else None,
         against=against,
         missed=max(spreads, default=None),
         counted={key: reason for key, reason in why.items() if reason},
     )
     able = is_mechanism(arm) and arm not in UNCOUPLED and cell.pairs >= len(STAGES["screening"])
-    clear = able and all(_clear(column, cell, key) for key in cell.keys)
+    clear = able and all(_clear(measure, cell, key) for key in cell.keys)
     return replace(cell, candidate=clear)
 
 
@@ -360,28 +199,28 @@ def _detectable(n: int) -> float:
     return statistics.detectable(n, alpha=ALPHA, two_sided=True)
 
 
-def better(column: Column, difference: Comparison) -> bool:
+def better(measure: Measure, difference: Comparison) -> bool:
     """Whether a difference is in the arm's favour."""
-    return difference.effect > 0 if column.higher else difference.effect < 0
+    return difference.effect > 0 if measure.higher else difference.effect < 0
 
 
-def _clear(column: Column, cell: Cell, key: str) -> bool:
+def _clear(measure: Measure, cell: Cell, key: str) -> bool:
     """Whether a difference is in favour and its 95% interval clear of 0; of runs that solve or do
     not, whether all do where none of the others does."""
     difference = cell.against[key]
     if key in cell.counted:
         return difference.effect == 1.0
-    near = difference.low if column.higher else difference.high
-    return near is not None and (near > 0 if column.higher else near < 0)
+    near = difference.low if measure.higher else difference.high
+    return near is not None and (near > 0 if measure.higher else near < 0)
 
 
-def _judged(column: Column, cells: dict[str, Cell], stage: str) -> dict[str, Cell]:
+def judged(measure: Measure, cells: dict[str, Cell], stage: str) -> dict[str, Cell]:
     """The cells of a stage with p, Holm's p over mechanisms, and a word where n suffices.
 
     Holm's family is every mechanism with a run at the stage, also where all of them collapsed; one
     that has too few has p = 1.
     """
-    lost = [arm for at, arm in column.collapsed if at == stage and arm not in cells]
+    lost = [arm for at, arm in measure.collapsed if at == stage and arm not in cells]
     family = [arm for arm in (*cells, *lost) if is_mechanism(arm)]
 
     def tested(keys: Callable[[Cell], Sequence[str]]) -> dict[str, float]:
@@ -397,7 +236,7 @@ def _judged(column: Column, cells: dict[str, Cell], stage: str) -> dict[str, Cel
     softmax, off = tested(lambda _: ["softmax"]), tested(lambda _: ["off"])
     found = {}
     for arm, cell in cells.items():
-        sides = {k: better(column, c) for k, c in cell.against.items()}
+        sides = {k: better(measure, c) for k, c in cell.against.items()}
         known = [cell.against[k] for k in cell.keys if k in cell.against]
         p = max(map(p_of, known)) if arm in family and len(known) == len(cell.keys) else None
         word = OPEN if arm in softmax or arm in off else None

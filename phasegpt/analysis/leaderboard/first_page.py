@@ -5,25 +5,27 @@ from __future__ import annotations
 import statistics as plain
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from phasegpt.analysis.leaderboard import (
-    ARCHITECTURE,
+from phasegpt.analysis.leaderboard.board import (
     CANDIDATE,
     CONFIRMED,
     DROPPED,
     HOLDS,
-    OWN_PART,
     REFUTED,
+    Board,
+    Column,
+)
+from phasegpt.analysis.leaderboard.cells import (
+    ARCHITECTURE,
+    OWN_PART,
     RIVALS,
     UNCOUPLED,
     WORSE,
-    Board,
     Cell,
-    Column,
     has_pairs,
 )
-from phasegpt.analysis.leaderboard_costs import COSTS, equal_flops, relative_costs
-from phasegpt.analysis.leaderboard_gaps import missing
-from phasegpt.analysis.leaderboard_runs import STAGES, Run, human, human_task
+from phasegpt.analysis.leaderboard.costs import COSTS, equal_flops, relative_costs
+from phasegpt.analysis.leaderboard.gaps import missing
+from phasegpt.analysis.leaderboard.runs import STAGES, Run, human, human_task
 from phasegpt.analysis.statistics import MINIMUM, Comparison
 from phasegpt.analysis.text_table import markdown, number
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 
-from phasegpt.analysis.leaderboard import BASELINE, Board, is_mechanism
-from phasegpt.analysis.leaderboard_runs import STAGES, arms_in_order, human, human_task
+from phasegpt.analysis.leaderboard.board import Board
+from phasegpt.analysis.leaderboard.cells import BASELINE, is_mechanism
+from phasegpt.analysis.leaderboard.runs import STAGES, arms_in_order, human, human_task
 
 
 def missing(found: Board, task: str | None = None) -> Iterator[str]:

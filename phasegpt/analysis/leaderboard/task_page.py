@@ -5,10 +5,11 @@ from __future__ import annotations
 import statistics as plain
 from collections.abc import Callable, Iterator, Mapping
 
-from phasegpt.analysis.leaderboard import RIVALS, Board, Cell, Column, is_mechanism
-from phasegpt.analysis.leaderboard_costs import costs, rates, shown_runs, used_rates
-from phasegpt.analysis.leaderboard_page import claim, difference, equal, gaps, seeds, size
-from phasegpt.analysis.leaderboard_runs import STAGES, human, human_task
+from phasegpt.analysis.leaderboard.board import Board, Column
+from phasegpt.analysis.leaderboard.cells import RIVALS, Cell, is_mechanism
+from phasegpt.analysis.leaderboard.costs import costs, rates, shown_runs, used_rates
+from phasegpt.analysis.leaderboard.first_page import claim, difference, equal, gaps, seeds, size
+from phasegpt.analysis.leaderboard.runs import STAGES, human, human_task
 from phasegpt.analysis.statistics import MINIMUM
 from phasegpt.analysis.text_table import markdown, number, span
 

@@ -1,0 +1,1 @@
+"""The leaderboard from its records: runs -> cells -> board -> pages, pictures and report (view)."""

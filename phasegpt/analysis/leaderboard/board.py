@@ -1,0 +1,179 @@
+"""The leaderboard in numbers, from run records alone: what wins where, and by what part of it.
+
+An arm is a mechanism, NAME_off without what makes it one, or a control; the stage of a run follows
+from its seed.
+
+    found = board(read_records(study))
+    found.columns[0].standing("torus")
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from phasegpt.analysis.leaderboard.cells import (
+    BASELINE,
+    COUPLING,
+    UNCOUPLED,
+    Cell,
+    Measure,
+    cell_of,
+    is_mechanism,
+    judged,
+)
+from phasegpt.analysis.leaderboard.runs import COLLAPSED, STAGES, Run, admit, arms_in_order
+from phasegpt.analysis.statistics import MINIMUM
+
+#: How far a win by both tests has come.
+CONFIRMED, REFUTED, HOLDS, DROPPED, CANDIDATE = (
+    *("confirmed", "not confirmed", "holds on new seeds", "did not hold on new seeds", "candidate"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column(Measure):
+    """A measure with the cells of its arms, by stage."""
+
+    stages: dict[str, dict[str, Cell]]
+
+    def stage(self, arm: str) -> str | None:
+        """The stage that has most runs of an arm, of equal ones the later; None without a run."""
+        there = [name for name in self.stages if arm in self.stages[name]]
+        return max(
+            there, key=lambda s: (self.stages[s][arm].n, list(STAGES).index(s)), default=None
+        )
+
+    def cell(self, arm: str) -> Cell | None:
+        """That of `stage`."""
+        stage = self.stage(arm)
+        return None if stage is None else self.stages[stage][arm]
+
+    def standing(self, arm: str) -> str | None:
+        """How far a win of a mechanism by both tests has come; None where none is in sight.
+
+        Only a complete confirmation, ten pairs, confirms; that and a run that collapsed refute.
+        """
+        if not is_mechanism(arm) or arm in UNCOUPLED:
+            return None
+        stages = ("screening", "verdict", "confirmation")
+        screened, tested, last = (self.stages.get(name, {}).get(arm) for name in stages)
+        hoped = bool((screened and screened.candidate) or (tested and tested.candidate))
+        if self.collapsed.get(("verdict", arm)):
+            return DROPPED if hoped else None
+        if self.collapsed.get(("confirmation", arm)):
+            return REFUTED
+        if last and last.pairs == len(STAGES["confirmation"]):
+            return CONFIRMED if last.word == COUPLING else REFUTED
+        if tested and tested.pairs >= MINIMUM:
+            if tested.word == COUPLING or (tested.groups and tested.candidate):
+                return HOLDS  # of counted runs five pairs are too few for a test
+            return CANDIDATE if tested.candidate else DROPPED if hoped else None
+        return CANDIDATE if screened and screened.candidate else None
+
+    def survivors(self) -> list[str]:
+        """Mechanisms whose mean of the screening is better than those they are compared with."""
+        sign = 1 if self.higher else -1
+        screened = self.stages.get("screening", {})
+        return [
+            arm
+            for arm, cell in screened.items()
+            if is_mechanism(arm)
+            and all(
+                key in cell.against and cell.against[key].n >= len(STAGES["screening"])
+                for key in ("softmax", "off")
+            )
+            and all(
+                sign * cell.mean > sign * screened[other].mean for other in (BASELINE, f"{arm}_off")
+            )
+        ]
+
+
+@dataclass(frozen=True)
+class Board:
+    """Every run that counts, why others do not (names by reason), and the columns."""
+
+    runs: list[Run]
+    excluded: dict[str, list[str]]
+    columns: list[Column]
+
+    @property
+    def tasks(self) -> list[str]:
+        """Tasks by name."""
+        return list(dict.fromkeys(column.task for column in self.columns))
+
+    @property
+    def arms(self) -> list[str]:
+        """Arms with a run in a column, a mechanism before its off control; controls first."""
+        return arms_in_order(a for c in self.columns for s in c.stages.values() for a in s)
+
+    @property
+    def mechanisms(self) -> list[str]:
+        """Arms that claims are made for."""
+        return [arm for arm in self.arms if is_mechanism(arm)]
+
+    @property
+    def every_arm(self) -> list[str]:
+        """Also those of which only the learning rate was chosen."""
+        return arms_in_order(run.arm for run in self.runs)
+
+    def of(self, task: str, stage: str) -> dict[str, dict[int, Run]]:
+        """Runs of a task and stage, by arm and seed."""
+        found: dict[str, dict[int, Run]] = defaultdict(dict)
+        for run in self.runs:
+            if (run.task, run.stage) == (task, stage):
+                found[run.arm][run.seed] = run
+        return dict(found)
+
+
+def board(records: Mapping[str, Mapping[str, Any]]) -> Board:
+    """The leaderboard of records by name, `phasegpt.analysis.study.read_records`."""
+    runs, excluded = admit(records)
+    found = Board(runs, excluded, [])
+    for task in dict.fromkeys(run.task for run in runs):
+        for metric in dict.fromkeys(m for r in runs if r.task == task for m in r.metrics):
+            found.columns.append(_column(found, task, metric))
+    return found
+
+
+def _column(found: Board, task: str, metric: str) -> Column:
+    record = next(run.record for run in found.runs if run.task == task)
+    chance, ceiling = (record.get("data", {}).get(key) for key in ("chance", "ceiling"))
+    lost, collapsed = _lost(found.excluded, task)
+    measure = Measure(
+        task=task, metric=metric, higher=metric != "val/bpb", chance=chance, ceiling=ceiling,
+        collapsed=collapsed,
+    )  # fmt: skip
+    stages = {}
+    for stage in STAGES:
+        by_arm = {} if stage == "rates" else found.of(task, stage)
+        arms = {arm: kept for arm, by in by_arm.items() if (kept := _scores(by, metric))}
+        if arms:
+            cells = {arm: cell_of(measure, arm, arms) for arm in arms_in_order(arms)}
+            cells = {
+                a: replace(c, lost=lost[stage, a], collapsed=collapsed.get((stage, a), 0))
+                for a, c in cells.items()
+            }
+            stages[stage] = judged(measure, cells, stage)
+    return Column(**vars(measure), stages=stages)
+
+
+def _scores(by_seed: Mapping[int, Run], metric: str) -> dict[int, float]:
+    found = {seed: run.score(metric) for seed, run in sorted(by_seed.items())}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _lost(
+    excluded: Mapping[str, list[str]], task: str
+) -> tuple[dict[tuple[str, str], int], dict[tuple[str, str], int]]:
+    """Excluded runs by stage and arm; those of them that collapsed."""
+    lost: dict[tuple[str, str], int] = defaultdict(int)
+    collapsed: dict[tuple[str, str], int] = defaultdict(int)
+    for reason, names in excluded.items():
+        for run in (Run.named(name, {}) for name in names):
+            if run and run.task == task and run.stage:
+                lost[run.stage, run.arm] += 1
+                collapsed[run.stage, run.arm] += reason == COLLAPSED
+    return lost, {key: count for key, count in collapsed.items() if count}
