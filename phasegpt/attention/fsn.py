@@ -6,7 +6,7 @@ a token u but a learned mixture of its harmonics m and of those of its successor
     A = softmax over u <= t - 1 of the scores of `torus`
     F_tk = sum_m sum_d Im(c^md_hk exp(-i m theta_tk) sum_u A_tu exp(i m theta_{u+d,k})),  d = 0, 1
          = sum_m sum_d |c^md| sum_u A_tu sin(m (theta_{u+d} - theta_t) + arg c^md)
-    theta' = theta + eta_h F;  y = W_o [cos theta', sin theta']
+    theta' = theta + eta_h F;  y = W_o [cos theta' - r, sin theta'], r as in `torus`
 
 A phase of c is a frustration (Sakaguchi and Kuramoto 1986), and so is the delay: with alpha_u =
 theta_u - theta_{u+1}, sin(theta_{u+1} - theta_t) = sin(theta_u - theta_t - alpha_u). Since u + 1 <=
@@ -17,7 +17,8 @@ a head of its own, 2N wide, with the same queries and keys: one SDPA call of equ
 
 The paper (Nunley, arXiv 2606.18694, of which we know the abstract) has the complex kernel over
 harmonics and the delays 0 and 1. Ours are: one strictly causal A for both delays, a c of every
-channel, M = 2, where c begins, and what `torus` says of itself.
+channel, M = 2, where c begins, tau = 4/sqrt(E) (no token attends to itself here, so that sharp
+scores do no harm), and what else `torus` says of itself.
 
 Shapes: B batch, T time, D model width, H heads, N = D / H phases of a head, M harmonics.
 """
@@ -82,6 +83,10 @@ class Fsn(Torus):
             self.kernel[0, :, 0] = 1 / self.kernel.shape[1]
             self.kernel[1, :, 0] = 0
 
+    @property
+    def _first_tau(self) -> float:
+        return 4 * self.head_width**-0.5
+
     def _force(self, theta_BTHN: Tensor, gate_BHTN: Tensor, cache: LayerCache | None) -> Tensor:
         """F, [B,H,T,N]."""
         theta, remembered = self._remembered(theta_BTHN, cache)
@@ -115,4 +120,4 @@ class Fsn(Torus):
     def flops(self, time: int) -> Flops:
         """See Attention.flops; M heads for each, whose queries, keys and values are 2N wide."""
         D, M = self.n_embd, self.options.harmonics
-        return Flops.preceding(linear_flops(self), 8.0 * M * D, time, (12.0 + 20.0 * M) * D)
+        return Flops.preceding(linear_flops(self), 8.0 * M * D, time, (13.0 + 20.0 * M) * D)

@@ -13,7 +13,8 @@ queries, keys and values by them:
     z~ = z M_l, renormalised;  q, k, v turned by arg z~, attention's output turned back
 
 Source: Xiao et al., arXiv 2604.07904, for images. Ours: the causal mask, positions in one dimension
-with model.rope_theta, the step as an angle, K = gamma learned per head and layer if at all.
+with model.rope_theta, the step as an angle, K = gamma learned per head and layer if at all, at the
+model's learning rate (there at half of it), and no norm of the layer's own queries and keys.
 
 Shapes: B batch, T time, D model width, H heads, E head width, N = E/2 phases of a head.
 """

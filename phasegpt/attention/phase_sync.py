@@ -113,6 +113,11 @@ class PhaseSync(Attention):
         coupling_only: bool = False,
     ) -> tuple[Tensor, Tensor | float]:
         """Phases after S steps, [B,T,H,N], and the rotary drift that they contain."""
+        if cache is not None and perturbation is not None:
+            raise ConfigError(
+                "phase_sync takes no perturbation with a cache, which holds sums of undisturbed "
+                "phases; call without one of them"
+            )
         theta0, drift_T1N = self._start(x_BTD, cache, coupling_only=coupling_only)
         omega = self.oscillators.frequencies(coupling_only)
         last: list[ops.Scan] = []

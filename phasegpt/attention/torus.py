@@ -7,20 +7,24 @@ layer takes one Kuramoto step towards the attention-weighted circular mean of th
     s_tu = tau_h sum_k g_tk cos(theta_tk - theta_uk + (t - u) nu_k);  A = softmax over u <= t
     Z_tk = sum_u A_tu exp(i theta_uk) = R_tk exp(i psi_tk)
     F_tk = Im(exp(-i theta_tk) Z_tk) = sum_u A_tu sin(theta_uk - theta_tk) = R sin(psi - theta)
-    theta' = theta + eta_h F;  y = W_o [cos theta', sin theta']
+    theta' = theta + eta_h F;  y = W_o [cos theta' - r, sin theta'], r = exp(-theta_std^2 / 2)
+
+r is the mean cosine of the first phases. Without it every token would add the same large vector to
+the stream, beside which its content is small for all layers above.
 
 The drift t nu_k is RoPE: it is there with positions=rope alone, and in the scores alone. The cosine
 lifts to [cos, sin] features, so that the layer is one SDPA call.
 
 The paper (Nunley, arXiv 2606.11585, of which we know the abstract) has the gated cosine, the raw
 phases as values, the tangent step and the drift. Ours are: a layer beside a residual stream (in the
-paper the stream is the phases), content gates, tau = 4/sqrt(E), eta = 1, the spread of W.
+paper the stream is the phases), content gates, tau = 4/E, eta = 1, the spread of W, r.
 
 Shapes: B batch, T time, D model width, H heads, E head width, N = E phases of a head.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -85,8 +89,11 @@ class TorusConfig(StepConfig):
 class Torus(Attention):
     """Kuramoto attention on the torus: one step towards the phases that attention retrieves.
 
-    eta = 0 mixes nothing. With readout=mean y = W_o [Re Z, Im Z]: the same attention without the
-    tangent step, so that no phase moves. W has no bias: W_o can turn any offset away.
+    eta = 0 mixes nothing. With readout=mean y = W_o [Re Z - r, Im Z]: the same attention without
+    the tangent step, so that no phase moves. W has no bias: W_o can turn any offset away.
+
+    A token's score with itself is about 0.7 tau E, and pulls nowhere. tau = 4/E holds it down at
+    any width; with 4/sqrt(E) a head of width 64 starts with 97% of its attention there.
 
     A decode cache holds theta alone: D numbers of a token, 4 D bytes in float32, half of softmax's.
     The features are computed anew from it for every new token.
@@ -112,6 +119,7 @@ class Torus(Attention):
         """The maps to phases and gates, tau and eta of every head, and the readout c_proj."""
         super().__init__(config, options, layer)
         o, D = self.options, config.n_embd
+        self.rest = math.exp(-(o.theta_std**2) / 2)  # r
         self.moves = getattr(o, "readout", "tangent") == "tangent"
         self.phase = nn.Linear(D, D, bias=False)
         self.c_gate = nn.Linear(D, D, bias=config.bias)
@@ -122,12 +130,16 @@ class Torus(Attention):
         self.resid_dropout = nn.Dropout(config.dropout)
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
-        """W ~ N(0, theta_std^2 / D), tau = 4 / sqrt(E), eta."""
+        """W ~ N(0, theta_std^2 / D), tau, eta."""
         o = self.options
         std = o.theta_std * self.n_embd**-0.5
         nn.init.normal_(self.phase.weight, std=std, generator=generator("phase.weight"))
-        nn.init.constant_(self.tau, 4 * self.head_width**-0.5)
+        nn.init.constant_(self.tau, self._first_tau)
         nn.init.constant_(self.oscillators.coupling, o.coupling * self.moves)
+
+    @property
+    def _first_tau(self) -> float:
+        return 4 / self.head_width
 
     def forward(
         self,
@@ -143,6 +155,8 @@ class Torus(Attention):
         gate = self._gate(x_BTD)
         theta = self._integrate(x_BTD, self._advance(gate, cache), perturbation)
         read = lifted(theta.transpose(1, 2)) if self.moves else self._mean(theta, gate, cache)[1]
+        cos, sin = read.chunk(2, dim=-1)
+        read = torch.cat((cos - self.rest, sin), dim=-1)
         y_BTD = self.resid_dropout(self.c_proj(join_heads(read).to(x_BTD.dtype)))
         if return_phase == "coupling":
             theta = self._integrate(x_BTD, self._advance(gate), perturbation, coupling_only=True)
@@ -232,7 +246,7 @@ class Torus(Attention):
 
     def flops(self, time: int) -> Flops:
         """See Attention.flops; queries, keys and values are 2N wide, twice softmax's."""
-        return Flops.of(linear_flops(self), 8.0 * self.n_embd, time, 20.0 * self.n_embd)
+        return Flops.of(linear_flops(self), 8.0 * self.n_embd, time, 21.0 * self.n_embd)
 
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory:
         """See Attention.trajectory; one step, whose phases are without drift."""

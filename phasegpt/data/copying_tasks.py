@@ -34,7 +34,7 @@ class CopyingConfig(TaskConfig):
     def __post_init__(self) -> None:
         """Also check the lengths."""
         super().__post_init__()
-        check_loads("data.val_lengths", self.val_lengths, self.trained)
+        check_loads("data.val_lengths", self.val_lengths, self.trained, self.min_length)
         if self.min_length > self.length:
             raise ConfigError(
                 f"data.min_length={self.min_length} is above data.length={self.length}; lower it"

@@ -41,6 +41,12 @@ class FormalConfig(TaskConfig):
         """Also check the lengths."""
         super().__post_init__()
         check_loads("data.val_lengths", self.val_lengths, self.trained)
+        again = self.length + 1
+        if self.corpus == "modular_arithmetic" and self.length % 2 and again in self.val_lengths:
+            raise ConfigError(
+                f"data.val_lengths={list(self.val_lengths)}: strings of {again} symbols have "
+                f"{self.length}, as those of training; leave {again} out, or train on it"
+            )
         if self.corpus == "modular_arithmetic" and self.scored == "every":
             raise ConfigError(
                 "data.scored=every is not for modular_arithmetic, whose strings have a value only "

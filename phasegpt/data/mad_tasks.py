@@ -75,7 +75,7 @@ class Recall(Task):
         value_BK = K + draws.below(self.values, K)
         key_BP = draws.below(K, P)
         noisy_BP = draws.uniform(P) < self.noise
-        sure_B = draws.below(P, 1)[:, 0]  # a pair that is none of noise, so that there is one
+        sure_B = draws.below(P - 1, 1)[:, 0]  # is no noise, so that the last key was told before
         noisy_BP[np.arange(B), sure_B] = False
         noisy_BP[:, -1] = False
         told_BPK = (key_BP[:, :, None] == np.arange(K)) & ~noisy_BP[:, :, None]

@@ -5,6 +5,8 @@ Shapes: B rows, R places, P period, T time.
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -91,7 +93,7 @@ class PeriodicConfig(TaskConfig):
     def __post_init__(self) -> None:
         """Also check the periods."""
         super().__post_init__()
-        check_loads("data.val_periods", self.val_periods, self.trained)
+        check_loads("data.val_periods", self.val_periods, self.trained, self.min_period)
         if self.min_period > self.period:
             raise ConfigError(
                 f"data.min_period={self.min_period} is above data.period={self.period}; lower it"
@@ -120,9 +122,8 @@ class PeriodicConfig(TaskConfig):
 class Periodic(Task):
     """x_t = motif[t mod P], or with probability `noise` any token; from 2P on the next is due.
 
-    What is due is the token that comes, noise and all: who knows the motif is right with
-    probability 1 - noise (1 - 1/V). Nobody can do better; who reads it off two noisy periods falls
-    a little short.
+    What is due is the token that comes, noise and all. The ceiling is exact for who is told the
+    period and takes the commonest of the copies so far, which nobody beats.
     """
 
     name: ClassVar[str] = "periodic"
@@ -133,7 +134,19 @@ class Periodic(Task):
         super().__init__(config)
         self.vocab_size = config.vocab_size
         self.chance = 1 / config.vocab_size
-        self.ceiling = 1 - config.noise * (1 - self.chance)
+        of = {load: self._ceiling(load) for load in config.loads}
+        within = {load: of[load] for load in of if load <= config.trained}
+        places = {load: config.length - 2 * load + 1 for load in of}  # that are scored
+        self.ceiling = sum(places[n] * within[n] for n in within) / sum(places[n] for n in within)
+        beyond = [of[load] for load in of if load not in within]
+        self.ceiling_beyond = sum(beyond) / len(beyond) if beyond else self.ceiling
+
+    def _ceiling(self, period: int) -> float:
+        """The best accuracy at places 2P..T, of which each has copies of its token before it."""
+        c, share = self.config, self.config.noise * self.chance
+        copies = np.arange(2 * period, c.length + 1) // period
+        known = {int(k): _commonest(int(k), share, c.vocab_size) for k in set(copies)}
+        return float(np.mean([known[int(k)] * (1 - c.noise) + share for k in copies]))
 
     def draw(self, draws: Draws, load: int | None = None) -> Rows:
         """See Task.draw."""
@@ -141,10 +154,40 @@ class Periodic(Task):
         P_B = np.full(B, load)
         if load is None:
             P_B = c.min_period + draws.below(c.period - c.min_period + 1, 1)[:, 0]
-        motif = draws.below(c.vocab_size, max(c.period, *c.val_periods))
+        motif = draws.below(c.vocab_size, c.period if load is None else load)
         place_T = np.arange(c.length + 1)
         x = np.take_along_axis(motif, place_T % P_B[:, None], axis=1)
         noisy = draws.uniform(c.length + 1) < c.noise
         x = np.where(noisy, draws.below(c.vocab_size, c.length + 1), x)
         due_BT = place_T[1:] >= 2 * P_B[:, None]
         return Rows(x[:, :-1].copy(), np.where(due_BT, x[:, 1:], nothing_scored(x[:, 1:])))
+
+
+@functools.cache
+def _commonest(copies: int, share: float, vocab_size: int) -> float:
+    """Probability that the commonest of noisy copies of a token, ties at random, is the token.
+
+    A copy is any other token with probability `share` each.
+    """
+    own, found, others = 1 - share * (vocab_size - 1), 0.0, vocab_size - 1
+    for seen in range(1, copies + 1):  # times that the token was seen; all others were less often
+        most = own**seen / math.factorial(seen)
+        equal = share**seen / math.factorial(seen)
+        fewer = np.array([share**i / math.factorial(i) for i in range(seen)])
+        for ties in range(min(others, (copies - seen) // seen) + 1):
+            left = copies - seen - ties * seen
+            rest = _power(fewer, others - ties, left + 1)
+            if left < len(rest):
+                ways = math.comb(others, ties) * equal**ties * rest[left]
+                found += most * ways / (ties + 1)
+    return found * math.factorial(copies)
+
+
+def _power(polynomial: np.ndarray, exponent: int, size: int) -> np.ndarray:
+    """The first `size` coefficients of a power of a polynomial, from its own."""
+    found = np.ones(1)
+    while exponent:
+        if exponent % 2:
+            found = np.convolve(found, polynomial)[:size]
+        polynomial, exponent = np.convolve(polynomial, polynomial)[:size], exponent // 2
+    return found

@@ -107,7 +107,11 @@ def _json_values(path: Path, text: Iterator[str]) -> Iterator[Any]:
         if not count and not array and rest[at : at + 1] == "[":
             array, at = True, at + 1
             continue
-        if rest[at : at + 1] == "]" if array else ended and count and at == len(rest):
+        if array and rest[at : at + 1] == "]":
+            if any(piece.strip() for piece in itertools.chain([rest[at + 1 :]], text)):
+                raise DataError(f"{path} goes on after its array; make it one array, or .jsonl")
+            return
+        if not array and ended and count and at == len(rest):
             return
         value, stop, problem = None, len(rest), "it ends too early"
         try:

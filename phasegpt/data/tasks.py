@@ -41,6 +41,7 @@ class Task(ABC):
     #: Accuracy of the best guess that does not read the row, and of the best predictor there is.
     chance: float
     ceiling: float = 1.0
+    ceiling_beyond: float = 1.0  # at loads beyond those of training
 
     def __init__(self, config: Any) -> None:
         """Of a Config of this task."""
@@ -76,6 +77,7 @@ class Task(ABC):
             "splits": {split: {"sha256": digest} for split, digest in digests.items()},
             "chance": self.chance,
             "ceiling": self.ceiling,
+            "ceiling_beyond": self.ceiling_beyond,
         }
 
 
@@ -92,10 +94,14 @@ def nothing_scored(idx_BT: np.ndarray) -> np.ndarray:
     return np.full(idx_BT.shape, IGNORED, dtype=np.int64)
 
 
-def check_loads(name: str, loads: tuple[int, ...], trained: int) -> None:
-    """ConfigError for loads that do not rise, or of which the training has none."""
+def check_loads(name: str, loads: tuple[int, ...], trained: int, least: int = 1) -> None:
+    """ConfigError for loads that do not rise, start below the training's, or are all above it."""
     if not loads or any(b <= a for a, b in zip((0, *loads), loads, strict=False)):
         raise ConfigError(f"{name}={list(loads)} must be whole numbers >= 1 that rise")
+    if loads[0] < least:
+        raise ConfigError(
+            f"{name}={list(loads)} has {loads[0]}, and training begins at {least}; leave it out"
+        )
     if loads[0] > trained:
         raise ConfigError(
             f"{name}={list(loads)} has none up to {trained}, the training's, by which a run "

@@ -279,7 +279,10 @@ class GPT(nn.Module):
             ) from None
 
     def new_cache(self) -> Cache:
-        """An empty decode cache; ConfigError for a model that sees the future."""
+        """An empty decode cache, written in place: no gradient goes through more than one call.
+
+        ConfigError for a model that sees the future.
+        """
         if self.leaky:
             raise ConfigError(
                 f"this model sees the future (attention={self.config.attention}), so it cannot "

@@ -85,10 +85,12 @@ class DataModule(pl.LightningDataModule):
     ) -> None:
         """With `overfit_batches` the first so many are all that is trained on.
 
-        `loads` are those of a task that are validated.
+        `loads` are those of a task that are validated; all, where none are given.
         """
         super().__init__()
-        self.overfit_batches, self.loads = overfit_batches, loads
+        task = corpus.task
+        self.loads = task.config.loads if task is not None and not loads else loads
+        self.overfit_batches = overfit_batches
         self.corpus, self.config = corpus, config
         self.block_size, self.seed, self.total_batches = block_size, seed, total_batches
         self.consumed = 0

@@ -23,6 +23,7 @@ from phasegpt.core.composition import CONF_DIR, offer_mechanisms, plain
 from phasegpt.core.console import tell
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import unknown
+from phasegpt.data.config import TaskConfig
 from phasegpt.model.contract import Subject, switches
 from phasegpt.training.config import RunConfig, checked
 from phasegpt.training.jobs import finished
@@ -263,10 +264,18 @@ class Leaderboard:
         return plain(job)
 
     def _fitting(self, task: str, arm: str) -> Settings:
-        """The settings of an arm, with learned positions where it refuses rotary ones."""
+        """The settings of an arm, with learned positions where it refuses rotary ones.
+
+        One with parameters for each position has none beyond the longest row of training, where
+        they would never be trained and yet be paid for with a narrower MLP.
+        """
         settings = self.arms[arm]
         for attempt in (settings, {**settings, "model.positions": "learned"}):
             try:
+                run = configured(self._base[task], attempt)
+                own = layer_class(run.attention.name).per_position
+                if own and isinstance(run.data, TaskConfig):
+                    attempt = {**attempt, "model.block_size": run.data.time(run.data.trained)}
                 check_model(configured(self._base[task], attempt))
                 return attempt
             except ConfigError as error:

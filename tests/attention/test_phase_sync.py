@@ -8,6 +8,7 @@ import torch
 from phasegpt import ops
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention.phase_sync import PhaseSync
+from phasegpt.core.errors import ConfigError
 from phasegpt.model.gpt import GPT
 from phasegpt.phase.steering import Perturbation
 
@@ -171,3 +172,11 @@ def test_noise_and_jitter_drive_every_step(make_model: Callable, roughen: Callab
         theta = step.view_as(theta) + 0.1 * osc.omega * jitter.unsqueeze(1) + noise[s]
     found = layer(x, perturbation=Perturbation(noise, jitter), return_phase=True).phase.theta
     torch.testing.assert_close(found, theta, rtol=0, atol=1e-12)
+
+
+def test_a_perturbation_with_a_cache_is_refused(make_model: Callable, roughen: Callable) -> None:
+    layer = layer_of(make_model, roughen, steps=3)
+    noise, jitter = torch.zeros(3, 2, 6, 3, 5, dtype=F64), torch.zeros(2, 3, 5, dtype=F64)
+    with pytest.raises(ConfigError, match="no perturbation with a cache"):
+        layer(torch.randn(2, 6, 12, dtype=F64), cache=LayerCache(),
+              perturbation=Perturbation(noise, jitter))  # fmt: skip

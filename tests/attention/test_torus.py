@@ -9,7 +9,7 @@ from naive.torus import torus as naive
 from torch.nn import functional as F
 
 from phasegpt.attention._cache import LayerCache
-from phasegpt.attention.torus import Torus
+from phasegpt.attention.torus import Torus, lifted
 from phasegpt.core.errors import ConfigError
 
 F64 = torch.float64
@@ -36,8 +36,9 @@ def test_the_layer_equals_loops_written_from_the_equations(
     with torch.no_grad():
         out = layer(x.unsqueeze(0), return_phase=True)
         y, theta = naive(
-            x, layer.state_dict(), 3, drift=positions == "rope", mean=readout == "mean"
-        )
+            x, layer.state_dict(), 3, drift=positions == "rope", theta_std=0.4,
+            mean=readout == "mean",
+        )  # fmt: skip
     torch.testing.assert_close(out.y[0], y, rtol=0, atol=1e-10)
     torch.testing.assert_close(out.phase.theta[0].flatten(1), theta, rtol=0, atol=1e-10)
 
@@ -92,17 +93,39 @@ def test_phases_have_the_spread_asked_for_at_any_width(width: int, make_model: C
     assert layer._initial_phases(x).std().item() == pytest.approx(0.9, rel=0.05)
 
 
-def test_at_a_wider_spread_a_token_attends_to_itself_and_feels_no_force(
-    make_model: Callable,
+@pytest.mark.parametrize("heads", [8, 4, 2])  # 16, 32 and 64 wide
+def test_a_fresh_layer_leaves_attention_for_other_tokens_at_any_width(
+    heads: int, make_model: Callable
 ) -> None:
-    x = F.layer_norm(torch.randn(2, 64, 128, generator=torch.Generator().manual_seed(1)), (128,))
-    force = {}
-    for spread in (0.4, 1.6):
-        layer = make_model("torus", n_layer=1, n_embd=128, n_head=4, theta_std=spread).blocks[0]
+    words = {"n_layer": 1, "n_embd": 128, "n_head": heads, "positions": "rope"}
+    layer = make_model("torus", **words).blocks[0].attn
+    x = F.layer_norm(torch.randn(2, 64, 128), (128,))
+    with torch.no_grad():
+        theta = layer._initial_phases(x).transpose(1, 2)
+        own = lifted(theta)
+        q, k = layer._features(own, own, layer._gate(x))
+        scores = q @ k.mT
+        A = scores.masked_fill(torch.ones(64, 64).triu(1).bool(), -torch.inf).softmax(-1)
+    assert A.diagonal(dim1=-2, dim2=-1)[..., 32:].mean() < 0.2
+    if heads == 2:
         with torch.no_grad():
-            path = layer.attn.trajectory(x)
-        force[spread] = (path.theta - path.theta0).abs().mean().item()
-    assert force[1.6] < 1e-3 < 0.01 < force[0.4]
+            layer.tau.fill_(4 * 64**-0.5)
+            q, k = layer._features(own, own, layer._gate(x))
+        A = (q @ k.mT).masked_fill(torch.ones(64, 64).triu(1).bool(), -torch.inf).softmax(-1)
+        assert A.diagonal(dim1=-2, dim2=-1)[..., 32:].mean() > 0.95
+
+
+@pytest.mark.parametrize("name", ["torus", "fsn"])
+def test_phases_of_all_layers_begin_with_the_spread(name: str, make_model: Callable) -> None:
+    model = make_model(name, n_layer=4, n_embd=128, n_head=4, positions="rope")
+    spreads = []
+    for block in model.blocks:
+        block.attn.phase.register_forward_hook(
+            lambda _, __, theta: spreads.append(theta.flatten(0, 1).std(0).mean().item())
+        )
+    with torch.no_grad():
+        model(torch.randint(model.config.vocab_size, (8, 32)))
+    assert all(0.3 < spread < 0.45 for spread in spreads), spreads
 
 
 # --- the decode cache ------------------------------------------------------------------------

@@ -55,6 +55,7 @@ def test_selective_copy_asks_for_what_is_not_blank_in_order():
     [
         ("copying", {"min_length": 40}),
         ("copying", {"val_lengths": [64]}),
+        ("copying", {"min_length": 20, "val_lengths": [8, 32]}),
         ("selective_copy", {"length": 33}),
     ],
 )

@@ -104,3 +104,8 @@ def test_learned_positions_end_with_the_training():
     config = task("parity").config
     assert config.loads_with(False) == (10, 20, 40)
     assert config.loads_with(True) == (10, 20, 40, 60, 80, 100)
+
+
+def test_a_string_of_arithmetic_that_was_trained_on_is_not_beyond():
+    with pytest.raises(ConfigError, match="strings of 40 symbols have 39"):
+        task("modular_arithmetic", length=39, val_lengths=[39, 40])

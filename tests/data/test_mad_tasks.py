@@ -96,3 +96,12 @@ def test_memorization_has_one_map_for_every_row_and_run():
 def test_sizes_that_do_not_fit_are_refused(name, keys):
     with pytest.raises(ConfigError, match=r"data\.\w+="):
         task(name, **keys)
+
+
+@pytest.mark.parametrize(("length", "noise"), [(4, 0.2), (8, 0.9), (16, 0.95)])
+def test_what_is_asked_for_in_noise_was_told_in_the_row(length, noise):
+    t = task("noisy_recall", length=length, noise=noise)
+    rows = t.scored("val", np.arange(500), length)
+    for idx, targets in zip(rows.idx.tolist(), rows.targets.tolist(), strict=True):
+        told = dict(zip(idx[:-1:2], idx[1::2], strict=True))
+        assert told[idx[-1]] == targets[-1]

@@ -108,6 +108,8 @@ def test_rows_without_a_text_are_left_out_and_said(
         ("a.json", b'[{"text": "x"}, {"text": "y"', r"not JSON after 1 values"),
         ("a.json", b'[{"text": "x"}', r"not JSON after 1 values"),
         ("a.json", b"", r"not JSON after 0 values"),
+        ("a.json", b'[{"text": "x"}]\n[{"text": "y"}]', r"goes on after its array"),
+        ("a.json", b'[{"text": "x"}] and more', r"goes on after its array"),
         ("a.json", b'{"data": [{"text": "x"}]}', r"its columns are data"),
         ("a.parquet", b"PAR1 is not all", r"cannot be read as Parquet"),
         ("a.txt.gz", b"\x1f\x8b\x08 and no more", r"cannot be unpacked"),

@@ -42,7 +42,7 @@ def test_periodic_rows_repeat_their_motif_up_to_noise():
         assert np.array_equal(rows.targets[:, 2 * load - 1 :], whole[:, 2 * load :])
 
 
-def test_periodic_noise_is_as_said_and_so_is_the_ceiling():
+def test_periodic_noise_is_as_said():
     t = task("periodic", noise=0.3, length=512)
     rows = t.scored("val", np.arange(200), 8)
     whole = np.concatenate([rows.idx, rows.targets[:, -1:]], axis=1)[:, :512].reshape(200, 64, 8)
@@ -50,7 +50,40 @@ def test_periodic_noise_is_as_said_and_so_is_the_ceiling():
     motif = counts.argmax(axis=0)  # of 64 copies the commonest token
     right = (whole == motif[:, None]).mean()
     assert right == pytest.approx(1 - 0.3 * 15 / 16, abs=0.01)
-    assert t.ceiling == pytest.approx(1 - 0.3 * 15 / 16)
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_the_ceiling_of_periodic_is_a_vote_over_the_copies_so_far(noise):
+    t = task("periodic", noise=noise)
+    rng, found = np.random.default_rng(0), {}
+    for load in t.config.loads:
+        rows = t.scored("val", np.arange(2000), load)
+        whole = np.concatenate([rows.idx, rows.targets[:, -1:]], axis=1)
+        votes, right = np.zeros((2000, load, 16)), []
+        for place in range(257):
+            seen = votes[:, place % load]  # [2000,16] times that each token was there
+            if place >= 2 * load:
+                told = (seen + rng.random(seen.shape) / 2).argmax(axis=1)  # ties at random
+                right.append(told == whole[:, place])
+            seen[np.arange(2000), whole[:, place]] += 1
+        found[load] = np.array(right)
+    trained = np.concatenate([v.ravel() for load, v in found.items() if load <= 32]).mean()
+    beyond = np.mean([v.mean() for load, v in found.items() if load > 32])
+    assert t.ceiling == pytest.approx(trained, abs=0.002)
+    assert t.ceiling_beyond == pytest.approx(beyond, abs=0.002)
+    assert t.meta()["ceiling_beyond"] == t.ceiling_beyond < t.ceiling
+
+
+def test_the_ceiling_of_periodic_is_fast_and_right_with_many_tokens_and_without_noise():
+    assert task("periodic", vocab_size=2**24).ceiling == pytest.approx(0.95, abs=0.005)
+    assert task("periodic", noise=0.0).ceiling == pytest.approx(1)
+
+
+def test_periods_of_validation_leave_the_training_alone():
+    few, many = task("periodic", val_periods=[8]), task("periodic")
+    number = np.arange(50)
+    assert np.array_equal(few.train(3, number).idx, many.train(3, number).idx)
+    assert np.array_equal(few.scored("val", number, 8).idx, many.scored("val", number, 8).idx)
 
 
 def test_periods_of_training_are_uniform():
@@ -68,6 +101,7 @@ def test_periods_of_training_are_uniform():
         ("periodic", {"length": 128}),
         ("periodic", {"min_period": 33}),
         ("periodic", {"val_periods": [40]}),
+        ("periodic", {"val_periods": [2, 8]}),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(name, keys):

@@ -24,6 +24,12 @@ from phasegpt.training.run import fit
 from phasegpt.training.run_folder import provenance, read_metrics, read_phases, read_record
 
 
+def test_a_task_is_validated_at_all_its_loads_where_none_are_named() -> None:
+    run = run_config(compose(["data=copying_small", "model=nano", "model.block_size=258"]))
+    data = DataModule(prepare(run.data), run.data, block_size=258, seed=1, total_batches=2)
+    assert {int(batch["load"]) for batch in data.val_dataloader()} == {8, 16, 32, 64, 96, 128}
+
+
 def test_bits_per_byte_divides_by_the_bytes_of_what_was_scored(text: list[str]) -> None:
     run = run_config(compose([*TWO_STEPS, *text, "data.tokenizer=byte"]))
     corpus = prepare(run.data)

@@ -140,7 +140,10 @@ def board(records: Mapping[str, Mapping[str, Any]]) -> Board:
 
 def _column(found: Board, task: str, metric: str) -> Column:
     record = next(run.record for run in found.runs if run.task == task)
-    chance, ceiling = (record.get("data", {}).get(key) for key in ("chance", "ceiling"))
+    data = record.get("data", {})
+    chance, ceiling = data.get("chance"), data.get("ceiling")
+    if metric.endswith("beyond"):
+        ceiling = data.get("ceiling_beyond", ceiling)
     lost, collapsed = _lost(found.excluded, task)
     measure = Measure(
         task=task, metric=metric, higher=metric != "val/bpb", chance=chance, ceiling=ceiling,

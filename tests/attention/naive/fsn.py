@@ -8,13 +8,14 @@ from torch import Tensor
 
 
 def fsn(
-    x_TD: Tensor, weights: dict[str, Tensor], heads: int, *, drift: bool
+    x_TD: Tensor, weights: dict[str, Tensor], heads: int, *, drift: bool, theta_std: float
 ) -> tuple[Tensor, Tensor]:
     """y[T,D] and theta'[T,D] of one sequence in float64; weights by the names of the state dict.
 
     The force is the sum over u of |c| sin(m (theta_{u+d} - theta_t) + arg c), weighted by A.
     """
     T, D = x_TD.shape
+    rest = math.exp(-(theta_std**2) / 2)
     N = D // heads
     theta = (x_TD @ weights["phase.weight"].T).tolist()
     gates = (x_TD @ weights["c_gate.weight"].T + weights["c_gate.bias"]).exp().log1p().tolist()
@@ -44,5 +45,5 @@ def fsn(
                             force += A[u] * size * math.sin(turn)
                 moved[t, c] = theta[t][c] + eta * force
         parts = [moved[t, h * N : (h + 1) * N] for h in range(heads)]
-        read.append(torch.cat([torch.cat((p.cos(), p.sin())) for p in parts]))
+        read.append(torch.cat([torch.cat((p.cos() - rest, p.sin())) for p in parts]))
     return torch.stack(read) @ weights["c_proj.weight"].T + weights["c_proj.bias"], moved

@@ -8,13 +8,20 @@ from torch import Tensor
 
 
 def torus(
-    x_TD: Tensor, weights: dict[str, Tensor], heads: int, *, drift: bool, mean: bool = False
+    x_TD: Tensor,
+    weights: dict[str, Tensor],
+    heads: int,
+    *,
+    drift: bool,
+    theta_std: float,
+    mean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """y[T,D] and theta'[T,D] of one sequence; weights by the names of the state dict.
 
     `drift`: rotary positions of base 10000. `mean`: the readout of the circular mean.
     """
     T, D = x_TD.shape
+    rest = math.exp(-(theta_std**2) / 2)
     N = D // heads
     theta = (x_TD @ weights["phase.weight"].T).tolist()
     gates = (x_TD @ weights["c_gate.weight"].T + weights["c_gate.bias"]).exp().log1p().tolist()
@@ -39,7 +46,7 @@ def torus(
                 # F = R sin(psi - theta)
                 assert abs(force - abs(z) * math.sin(cmath.phase(z) - theta[t][k])) < 1e-12
             ends = Z if mean else [cmath.exp(1j * moved[t, k].item()) for k in channels]
-            lifted += [z.real for z in ends] + [z.imag for z in ends]
+            lifted += [z.real - rest for z in ends] + [z.imag for z in ends]
         read.append(lifted)
     y = torch.tensor(read, dtype=torch.float64) @ weights["c_proj.weight"].T
     return y + weights["c_proj.bias"], moved
