@@ -139,6 +139,7 @@ BAD = {
     "regularizer.widht=0.1": ["regularizer.widht", "did you mean regularizer.width?"],
     "regularizer=bande": ["bande", "band", "ceiling", "center"],
     "attention.omega_spread=-1": ["attention.omega_spread=-1", ">= 0"],
+    "attention.omega_std=200000": ["attention.omega_std=200000", "above 100000", "attention.steps"],
     "callbacks.collapse_guard.action=rolback": ["'rolback'", "did you mean rollback?"],
     "callbacks.collapse_guard.R_low=0.99": ["R_low=0.99 must be below R_high=0.95"],
     "callbacks.phase_monitor=null": ["callbacks.phase_monitor=None", "keys: every_n_steps, band"],
