@@ -160,8 +160,8 @@ def _rules(leaky: bool, compile: bool) -> dict[str, Callable[[Subject], None]]:
     alive.__doc__ = contract_training.alive.__doc__
     causal: list[Callable[[Subject], None]] = [
         *(contract.causality, contract.not_leaky, contract.mixing, contract.order),
-        *(contract_state.decoding, decoding_float64, contract_state.rows_of_the_cache),
-        contract_state.phases_while_decoding,
+        *(contract_training.heard, contract_state.decoding, decoding_float64),
+        *(contract_state.rows_of_the_cache, contract_state.phases_while_decoding),
     ]
     rules: list[Callable[[Subject], None]] = [
         *(contract.shapes, contract.float32_phases, contract.same_logits_with_phases),

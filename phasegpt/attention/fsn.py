@@ -17,8 +17,7 @@ a head of its own, 2N wide, with the same queries and keys: one SDPA call of equ
 
 The paper (Nunley, arXiv 2606.18694, of which we know the abstract) has the complex kernel over
 harmonics and the delays 0 and 1. Ours are: one strictly causal A for both delays, a c of every
-channel, M = 2, where c begins, tau = 4/sqrt(E) (no token attends to itself here, so that sharp
-scores do no harm), and what else `torus` says of itself.
+channel, M = 2, where c begins, and what `torus` says of itself.
 
 Shapes: B batch, T time, D model width, H heads, N = D / H phases of a head, M harmonics.
 """
@@ -82,10 +81,6 @@ class Fsn(Torus):
         with torch.no_grad():
             self.kernel[0, :, 0] = 1 / self.kernel.shape[1]
             self.kernel[1, :, 0] = 0
-
-    @property
-    def _first_tau(self) -> float:
-        return 4 * self.head_width**-0.5
 
     def _force(self, theta_BTHN: Tensor, gate_BHTN: Tensor, cache: LayerCache | None) -> Tensor:
         """F, [B,H,T,N]."""

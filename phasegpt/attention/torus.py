@@ -17,7 +17,7 @@ lifts to [cos, sin] features, so that the layer is one SDPA call.
 
 The paper (Nunley, arXiv 2606.11585, of which we know the abstract) has the gated cosine, the raw
 phases as values, the tangent step and the drift. Ours are: a layer beside a residual stream (in the
-paper the stream is the phases), content gates, tau = 4/E, eta = 1, the spread of W, r.
+paper the stream is the phases), content gates, tau = 8/E, eta = 1, the spread of W, r.
 
 Shapes: B batch, T time, D model width, H heads, E head width, N = E phases of a head.
 """
@@ -92,8 +92,9 @@ class Torus(Attention):
     eta = 0 mixes nothing. With readout=mean y = W_o [Re Z - r, Im Z]: the same attention without
     the tangent step, so that no phase moves. W has no bias: W_o can turn any offset away.
 
-    A token's score with itself is about 0.7 tau E, and pulls nowhere. tau = 4/E holds it down at
-    any width; with 4/sqrt(E) a head of width 64 starts with 97% of its attention there.
+    A token's score with itself is about 0.7 tau E, and pulls nowhere. With tau = 8/E a fresh model
+    hears a token of the prefix as well as one of uniform means, at any width of a head; with
+    4/sqrt(E) a head 64 wide starts with 97% of its attention on the token itself.
 
     A decode cache holds theta alone: D numbers of a token, 4 D bytes in float32, half of softmax's.
     The features are computed anew from it for every new token.
@@ -134,12 +135,8 @@ class Torus(Attention):
         o = self.options
         std = o.theta_std * self.n_embd**-0.5
         nn.init.normal_(self.phase.weight, std=std, generator=generator("phase.weight"))
-        nn.init.constant_(self.tau, self._first_tau)
+        nn.init.constant_(self.tau, 8 / self.head_width)
         nn.init.constant_(self.oscillators.coupling, o.coupling * self.moves)
-
-    @property
-    def _first_tau(self) -> float:
-        return 4 / self.head_width
 
     def forward(
         self,

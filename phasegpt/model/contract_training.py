@@ -14,7 +14,7 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.nn import functional as F
 
 from phasegpt.attention import Attention
-from phasegpt.model.contract import NotApplicable, Subject, close, need, roughen, tokens
+from phasegpt.model.contract import VOCAB, NotApplicable, Subject, close, need, roughen, tokens
 from phasegpt.model.gpt import GPT
 from phasegpt.phase.steering import NoiseKey, coherence_regularizer
 
@@ -91,6 +91,29 @@ def alive(s: Subject, idx: Tensor, width: int = 64) -> None:
             floor = 1e-4 if key.endswith("phase.weight") else 1e-5
             need(ratio >= floor, f"the gradient of {name}.{key} is {ratio:.1e} of c_proj's; it "
                  f"must be {floor} at least")  # fmt: skip
+
+
+def heard(s: Subject) -> None:
+    """At initialisation a token of the prefix moves the last logits a tenth as far as in a model of
+    uniform means, at least; heads are 64 wide, as GPT-2's."""
+    if not s.layer_class.mixes or s.layer_class.dead:
+        raise NotApplicable("no token is heard at the start, as the layer says")
+    idx = tokens(32, 48)
+    other = idx.clone()
+    other[:, 16] = (idx[:, 16] + 1) % VOCAB
+
+    def moved(subject: Subject) -> float:
+        """In standard deviations of the logits over rows, root mean squares over the vocabulary."""
+        model = subject.gpt(layers=(0, 1), n_embd=128, n_head=2)
+        with torch.no_grad():
+            logits, others = model(idx).logits[:, -1], model(other).logits[:, -1]
+        spread = logits.std(0).square().mean().sqrt()
+        return float((others - logits).square().mean().sqrt() / spread)
+
+    mine, floor = moved(s), 0.1 * moved(Subject("uniform", positions=s.positions))
+    need(mine > floor, f"it moves them by {mine:.1e} of their standard deviation, and must by "
+         f"{floor:.1e}: attention may be on the token itself, or y have a large constant part; let "
+         "reset_oscillators draw what holds at any width")  # fmt: skip
 
 
 def attention_modules(model: nn.Module) -> dict[str, Attention]:

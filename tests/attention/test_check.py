@@ -65,6 +65,7 @@ FAULTS = {
     "mixing": ("an attention layer mixes tokens", (ATTEND, "v")),
     "order": ("rotary_angles", ("if self.rope:", "if False:")),
     "order: base": ("rope_theta", (", self.rope_theta)", ")")),
+    "heard": ("attention may be on the token itself", (ATTEND, ATTEND.replace("/ N", "* N"))),
     "decoding: nothing kept": ("cache.update(k, v)", (UPDATE, "pass")),
     "decoding: positions": (
         "begin positions at cache.length",

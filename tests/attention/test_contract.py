@@ -220,6 +220,15 @@ def test_every_parameter_of_the_mechanism_is_alive_at_init_on_real_text(
     contract_training.alive(subject(stem, positions), text_ids(4, 129))
 
 
+@causal_case
+def test_a_fresh_model_hears_its_prefix(stem: str, positions: str) -> None:
+    if not layer_class(_attention(stem)["name"]).mixes or stem == "ssa_as_published":
+        with pytest.raises(NotApplicable, match="no token is heard"):
+            contract_training.heard(subject(stem, positions))
+        return
+    contract_training.heard(subject(stem, positions))
+
+
 @every_yaml
 def test_every_parameter_is_alive_at_init_at_the_width_of_gpt2(
     stem: str, text_ids: Callable

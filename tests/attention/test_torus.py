@@ -106,7 +106,7 @@ def test_a_fresh_layer_leaves_attention_for_other_tokens_at_any_width(
         q, k = layer._features(own, own, layer._gate(x))
         scores = q @ k.mT
         A = scores.masked_fill(torch.ones(64, 64).triu(1).bool(), -torch.inf).softmax(-1)
-    assert A.diagonal(dim1=-2, dim2=-1)[..., 32:].mean() < 0.2
+    assert A.diagonal(dim1=-2, dim2=-1)[..., 32:].mean() < 0.3
     if heads == 2:
         with torch.no_grad():
             layer.tau.fill_(4 * 64**-0.5)
