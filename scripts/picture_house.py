@@ -29,7 +29,7 @@ def imports(package: Path) -> Graph:
     """Of each folder, and of the modules beside them as one, the folders that it imports."""
     found: Graph = {}
     for path in sorted(package.rglob("*.py")):
-        folder = COMMANDS if path.parent == package else path.parent.name
+        folder = COMMANDS if path.parent == package else path.relative_to(package).parts[0]
         if path == package / "__init__.py":
             continue
         names = found.setdefault(folder, set())
