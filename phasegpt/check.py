@@ -29,6 +29,7 @@ OPTIONAL = {
     "knows_order": "knows the order of tokens under rotary positions",
     "dead": "every parameter learns from the first step",
     "trajectory": "phase_monitor and interpret have no path to show",
+    "drift": "phases hold no rotary drift that the readout takes off",
     "draw_perturbation": "has the noise of its `oscillators`, if it has some",
     "off": "no off control to compare with",
     "softmax_parts": "GPT-2's projections are not taken over",

@@ -216,7 +216,7 @@ def _vocabulary(settings: InterpretConfig, target: Path) -> dict[str, Any]:
     """Measure the tokens that one run finds least likely, and write tokens.json and tokens.csv."""
     import numpy as np
 
-    from phasegpt.cli import training_corpus
+    from phasegpt.cli import is_training_text, training_corpus
     from phasegpt.core.files import check_output, write_json, write_output
     from phasegpt.interpretation.anomalous import anomalous_tokens, to_csv
 
@@ -227,7 +227,9 @@ def _vocabulary(settings: InterpretConfig, target: Path) -> dict[str, Any]:
     counts_V = None
     if loaded.config is not None:
         corpus = training_corpus(loaded, settings.data_path, settings.cache_dir, as_documents=True)
-        counts_V = np.bincount(corpus.split("train"), minlength=loaded.tokenizer.vocab_size)
+        known = is_training_text(loaded, corpus)
+        if known or (known is None and settings.data_path is None):
+            counts_V = np.bincount(corpus.split("train"), minlength=loaded.tokenizer.vocab_size)
     found = anomalous_tokens(
         loaded.model,
         ids_BT[:, :-1],

@@ -98,6 +98,7 @@ class Trajectory(NamedTuple):
     order_parameter: Callable[[Tensor], Tensor]
     path: Tensor | None = None  # [S+1,B,T,H,N] before every step and after the last, if asked
     free: Tensor | None = None  # the path without coupling, where more than omega moves phases
+    drift: Tensor | None = None  # see Attention.drift
 
     @property
     def steps(self) -> int:
@@ -306,6 +307,13 @@ class Attention(nn.Module, ABC):
     def flops(self, time: int) -> Flops:
         """FLOPs of one token among `time`, see Flops; here its linear maps and softmax's mixing."""
         return Flops.of(linear_flops(self), 4.0 * self.n_embd, time)
+
+    def drift(self, time: int) -> Tensor | None:
+        """The rotary drift of tokens 1..T, [T,1,N], if phases hold one that the readout takes off.
+
+        R is of phases with it; what phases tell of their tokens is of phases without.
+        """
+        return None
 
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
         """The path of the phases for the layer's input x, or None where there is none to show.

@@ -96,7 +96,7 @@ class PhaseSync(Attention):
         if return_phase and cache is not None:
             raise ConfigError("phase_sync has no prefix R with a cache; call without one")
         theta, drift_T1N = self._integrate(x_BTD, cache, perturbation)
-        read = (theta - drift_T1N).flatten(2)
+        read = (theta if drift_T1N is None else theta - drift_T1N).flatten(2)
         lifted = torch.cat((read.cos(), read.sin()), dim=-1)
         if return_phase == "coupling":
             theta, _ = self._integrate(x_BTD, None, perturbation, coupling_only=True)
@@ -111,7 +111,7 @@ class PhaseSync(Attention):
         perturbation: Perturbation | None,
         *,
         coupling_only: bool = False,
-    ) -> tuple[Tensor, Tensor | float]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Phases after S steps, [B,T,H,N], and the rotary drift that they contain."""
         if cache is not None and perturbation is not None:
             raise ConfigError(
@@ -134,16 +134,21 @@ class PhaseSync(Attention):
 
     def _start(
         self, x_BTD: Tensor, cache: LayerCache | None = None, *, coupling_only: bool = False
-    ) -> tuple[Tensor, Tensor | float]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Phases before the first step, [B,T,H,N], and the rotary drift that they contain."""
         theta = self.oscillators.initial_phases(x_BTD, coupling_only)
-        if not self.rope:
-            return theta, 0.0
-        start = cache.length if cache is not None else 0
-        N = self.options.num_oscillators
-        angles = rotary_angles(start, x_BTD.shape[1], N, x_BTD.device, self.rope_theta)
-        drift_T1N = angles.unsqueeze(1).to(theta.dtype)
+        drift_T1N = self.drift(x_BTD.shape[1], cache.length if cache is not None else 0)
+        if drift_T1N is None:
+            return theta, None
+        drift_T1N = drift_T1N.to(theta.dtype)
         return theta + drift_T1N, drift_T1N
+
+    def drift(self, time: int, start: int = 0) -> Tensor | None:
+        """See Attention.drift; of `time` tokens behind the first `start`."""
+        if not self.rope:
+            return None
+        N, device = self.options.num_oscillators, self.oscillators.omega.device
+        return rotary_angles(start, time, N, device, self.rope_theta).unsqueeze(1)
 
     @property
     def forget(self) -> Tensor | None:
@@ -197,4 +202,5 @@ class PhaseSync(Attention):
                 lambda theta, steps: self._scan(theta, omega, steps).theta.view_as(theta), theta0
             )
         found = (theta0, theta, R, omega, oscillators.coupling, o.dt)
-        return Trajectory(*found, self.order_parameter, path)
+        drift = self.drift(x_BTD.shape[1])
+        return Trajectory(*found, self.order_parameter, path, drift=drift)

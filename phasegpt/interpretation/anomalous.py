@@ -68,7 +68,7 @@ def anomalous_tokens(
         distance_V = (embedding_VD - embedding_VD.mean(dim=0)).norm(dim=-1)
     rank_V = _ranks(distance_V)
     chosen = sorted(range(V), key=lambda i: (-least_V[i], -inverse_V[i], i))[:rows]
-    repeated = repeat_probe(model, chosen, _pieces(repeat, tokenizer))
+    repeated = repeat_probe(model, chosen, _pieces(repeat, tokenizer), V)
     table = [
         TokenRow(
             token=i,
@@ -98,9 +98,10 @@ def anomalous_tokens(
 
 
 def repeat_probe(
-    model: GPT, tokens: Sequence[int], pieces: Sequence[Sequence[int]]
+    model: GPT, tokens: Sequence[int], pieces: Sequence[Sequence[int]], vocabulary: int
 ) -> list[tuple[int, float]]:
-    """Rank (1: the likeliest) and probability of each token where it should be repeated.
+    """Rank (1: the likeliest of the vocabulary) and probability of each token where it should be
+    repeated.
 
     The prompt is the pieces with the token between them, its end where it is too long.
     """
@@ -112,7 +113,7 @@ def repeat_probe(
             for piece in pieces[1:]:
                 prompt += [token, *piece]
             ids_BT = torch.tensor([prompt[-block_size:]], device=device)
-            z_V = model(ids_BT).logits[0, -1].float()
+            z_V = model(ids_BT).logits[0, -1, :vocabulary].float()
             rank = 1 + int((z_V > z_V[token]).sum())
             found.append((rank, float(z_V.softmax(-1)[token])))
     return found

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phasegpt.attention import Attention
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.attention.softmax import Softmax
 from phasegpt.phase import attention_coherence, permute_within_prefix
@@ -32,9 +33,18 @@ def attention_maps(layer: Kuramoto, x_BTD: Tensor, theta_BTHN: Tensor) -> Maps:
     return Maps(_weights(*lifted, scale), _weights(q, k, scale))
 
 
+def has_weights(layer: Attention) -> bool:
+    """Whether attention_weights knows how a layer attends: softmax and kuramoto, no class of theirs
+    that turns queries and keys further."""
+    return type(layer) in (Softmax, Kuramoto)
+
+
 @torch.no_grad()
 def attention_weights(layer: Softmax, x_BTD: Tensor) -> Tensor:
-    """The attention weights of a softmax or kuramoto layer for its input x, [B,H,T,T]."""
+    """The attention weights of a softmax or kuramoto layer for its input x, [B,H,T,T].
+
+    Not of layers that take softmax's projections and attend otherwise: see has_weights.
+    """
     if isinstance(layer, Kuramoto):
         return attention_maps(layer, x_BTD, layer.integrate(x_BTD)).coherent
     q, k, _ = layer.project(x_BTD, None)

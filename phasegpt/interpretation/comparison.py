@@ -19,11 +19,15 @@ from torch import Tensor
 from phasegpt.analysis.report import pack
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.attention.softmax import Softmax
-from phasegpt.attention.token_shift import TokenShift
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.eval_mode import inference
 from phasegpt.data.corpus import Corpus
-from phasegpt.interpretation.attention_maps import attention_weights, mean_distance, row_entropy
+from phasegpt.interpretation.attention_maps import (
+    attention_weights,
+    has_weights,
+    mean_distance,
+    row_entropy,
+)
 from phasegpt.interpretation.synchronization import estimate
 from phasegpt.model.gpt import GPT
 
@@ -49,8 +53,8 @@ def compare_attention(baseline: GPT, phase: GPT, ids_BT: Tensor) -> dict[str, An
     layers = sorted(both[0].keys() & both[1].keys())
     if not layers:
         raise ConfigError(
-            "no layer has attention weights in both models (phase_sync and hybrids have none); "
-            "compare softmax with kuramoto"
+            "no layer of both models is softmax or kuramoto, whose attention weights are known "
+            "here; compare those two"
         )
     rows = []
     for index in layers:
@@ -90,11 +94,7 @@ def _weights(model: GPT, ids_BT: Tensor) -> dict[int, tuple[Tensor, dict[str, Te
         for name, (measure, _) in _MEASURES.items():
             measures[name].append(measure(A_BHTT)[..., 1:].cpu())
 
-    attention = [
-        (i, b.attn)
-        for i, b in enumerate(model.blocks)
-        if isinstance(b.attn, Softmax) and not isinstance(b.attn, TokenShift)
-    ]
+    attention = [(i, b.attn) for i, b in enumerate(model.blocks) if has_weights(b.attn)]
     hooks = [m.register_forward_pre_hook(partial(look, i)) for i, m in attention]
     device = next(model.parameters()).device
     try:

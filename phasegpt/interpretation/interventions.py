@@ -1,7 +1,7 @@
 """What the loss does when synchronization is changed at test time.
 
-All phase layers are changed together; nothing is learned again, and the model is itself
-afterwards. Shapes: B sequences, T time, H heads, N oscillators.
+All phase layers, or those asked for, are changed together; nothing is learned again, and the model
+is itself afterwards. Shapes: B sequences, T time, H heads, N oscillators.
 """
 
 from __future__ import annotations
@@ -99,13 +99,15 @@ def scrambled(layer: PhaseLayer, what: str, seed: int) -> AbstractContextManager
     S = layer.oscillators.steps
 
     def integrate(advance: Callable[..., Tensor], theta0: Tensor) -> Tensor:
-        theta = advance(theta0, S)
+        theta, drift = advance(theta0, S), layer.module.drift(theta0.shape[1])
+        drift = torch.zeros((), device=device) if drift is None else drift.to(theta.dtype)
+        theta = theta - drift  # which the readout takes off where a phase ends up
         if what == "tokens":  # a token's phases move together
             key = torch.rand(theta.shape[:2], generator=generator, device=device)
             place = key.argsort(1)[..., None, None].expand_as(theta)
-            return theta.gather(1, place)
-        key = torch.rand(theta.shape, generator=generator, device=device)
-        return theta.gather(-1, key.argsort(-1))
+        else:
+            place = torch.rand(theta.shape, generator=generator, device=device).argsort(-1)
+        return theta.gather(1 if what == "tokens" else -1, place) + drift
 
     return integrating(layer, integrate)
 

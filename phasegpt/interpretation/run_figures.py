@@ -87,10 +87,9 @@ def _portraits(t: Trace) -> Any:
                 mean = (float(np.cos(theta).mean()), float(np.sin(theta).mean()))
                 axes.annotate("", mean, (0, 0), arrowprops={"arrowstyle": "->", "lw": 1.4})
             else:
-                before = path_STHN[s, : middle + 1, h]
-                axes.plot(
-                    np.cos(before).mean(0), np.sin(before).mean(0), "o", mfc="none", mec="k", ms=4
-                )
+                before, weights = path_STHN[s, : middle + 1, h], t.weights(middle + 1)[:, h].numpy()
+                x, y = (np.average(f(before), 0, weights) for f in (np.cos, np.sin))
+                axes.plot(x, y, "o", mfc="none", mec="k", ms=4)
             axes.set(xlim=(-1.12, 1.12), ylim=(-1.12, 1.12), aspect="equal")
             axes.set_axis_off()
             R = float(t.path_R_STH[s, middle, h])

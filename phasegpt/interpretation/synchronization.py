@@ -35,6 +35,9 @@ LOCKED = 0.9
 #: Two oscillators with a PLV above this are in one cluster.
 PLV_THRESHOLD = 0.5
 
+#: The status of phases that no coupling can move; the model's is that of the others.
+UNCOUPLED = "uncoupled"
+
 #: By Attention.coupled_axis.
 RULES = {
     "oscillators": (
@@ -151,9 +154,11 @@ def _layer(t: Trace, loss_BT: Tensor, attention: dict[str, Tensor] | None) -> di
     plv, threshold = locking(t)
     effective = phase.cluster_count(t.theta_BTHN.flatten(0, 1), time=0)
     labels = phase.locking_clusters(plv, threshold)
+    drift = t.layer.module.drift(t.theta_BTHN.shape[1])
+    drift = torch.zeros(()) if drift is None else drift.cpu()
     per_head = {
-        "participation": phase.participation_ratio(t.theta_BTHN),
-        "offsets": phase.offset_spread(t.theta0_BTHN),
+        "participation": phase.participation_ratio(t.theta_BTHN - drift),
+        "offsets": phase.offset_spread(t.theta0_BTHN - drift),
         "coupling": K,
         "budget": phase.coupling_budget(K, steps=o.steps, dt=o.dt),
         "plv_clusters": torch.tensor([len(set(row)) for row in labels.tolist()]),
@@ -208,6 +213,10 @@ def _order_statistics(t: Trace, heads: list[int]) -> dict[str, Any]:
     mean = float(R.mean())
     mean_ppc = None if ppc.isnan().any() else float(ppc.mean())
     name, reason = status(t.layer.module.coupled_axis, mean, mean_ppc, dR)
+    K = t.layer.oscillators.coupling
+    fixed = not isinstance(K, torch.nn.Parameter) and not K[heads].any()
+    if fixed or not t.layer.oscillators.steps:
+        name, reason = UNCOUPLED, "Nothing couples these phases: K = 0, or there are no steps."
     return {
         "R": {
             "mean": _round(mean),
@@ -290,7 +299,7 @@ def _worst(names: list[str]) -> str:
     for name in ("over-synchronized", "under-synchronized"):
         if name in names:
             return name
-    return "healthy"
+    return UNCOUPLED if set(names) == {UNCOUPLED} else "healthy"
 
 
 def _round(value: Any) -> Any:

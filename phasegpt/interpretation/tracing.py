@@ -80,6 +80,10 @@ class Trace:
         """Index of the first token that counts: prefixes of fewer than 32 are left out."""
         return self.layer.module.first_token(self.theta_BTHN.shape[1])
 
+    def weights(self, time: int) -> Tensor:
+        """What tokens 1..T weigh in R over their prefix, [T,H,N]: alike, or as it forgets."""
+        return _weights(self.layer, time).flip(0)
+
 
 def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLayer]:
     """The layers with oscillators, or those of them in `only`.
@@ -103,9 +107,11 @@ def phase_layers(model: GPT, only: Sequence[int] | None = None) -> list[PhaseLay
                 f"layers={list(only or ())}: layer {index} has no oscillators; choose from: "
                 f"{', '.join(map(str, model.oscillators))}"
             )
+    if only is not None and not only:
+        raise ConfigError("layers=[] names no layer; leave it out for all that have oscillators")
     layers = []
     for index, oscillators in model.oscillators.items():
-        if not only or index in only:
+        if only is None or index in only:
             module = model.blocks[index].attn
             module = module.partner if isinstance(module, Hybrid) else module
             layers.append(PhaseLayer(index, model.config.attention, module, oscillators))
@@ -176,10 +182,16 @@ def counts(layer: PhaseLayer, time: int) -> Tensor:
     H, N = layer.oscillators.shape
     if not layer.over_prefix:
         return torch.full((time, H, 1), float(N))
+    weights = _weights(layer, time)
+    return weights.cumsum(0).square() / weights.square().cumsum(0)
+
+
+def _weights(layer: PhaseLayer, time: int) -> Tensor:
+    """Of tokens 0, 1, .. T - 1 back, [T,H,N]."""
     forget: Tensor | None = getattr(layer.module, "forget", None)
-    decay = torch.ones(H * N) if forget is None else forget.cpu()
-    weights = decay ** torch.arange(time).unsqueeze(-1)
-    return (weights.cumsum(0).square() / weights.square().cumsum(0)).view(time, H, N)
+    shape = layer.oscillators.shape
+    decay = torch.ones(shape) if forget is None else forget.detach().cpu().view(shape)
+    return decay ** torch.arange(time).view(-1, 1, 1)
 
 
 class _Recorder:

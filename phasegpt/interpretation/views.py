@@ -44,6 +44,12 @@ def _unit(values: Tensor) -> dict[str, Any]:
     return pack(values, step=1 / 65535, bits=16)
 
 
+def _forget(t: Trace) -> list[list[float]] | None:
+    """The rate of every channel, [H,N], where prefixes are weighted by one."""
+    forget: Tensor | None = getattr(t.layer.module, "forget", None)
+    return None if forget is None else _round(forget.view(t.layer.oscillators.shape))
+
+
 def _layer(measured: Measurement, t: Trace, T: int) -> dict[str, Any]:
     index = t.layer.index
     maps, M = measured.maps.get(index), min(T, _MAP_TOKENS)
@@ -57,6 +63,7 @@ def _layer(measured: Measurement, t: Trace, T: int) -> dict[str, Any]:
         "steps": list(t.steps),
         "dt": t.layer.oscillators.dt,
         "null_T": _round(null_T),
+        "forget": _forget(t),
         # Angles that would round to a whole turn become 0.
         "theta": pack(
             t.path_STHN[:, :T].remainder(2 * math.pi) % (255.5 * turn), step=turn, bits=8

@@ -22,7 +22,7 @@ from phasegpt.model import weights as stored
 from phasegpt.model.checkpoint import reading, run_folder
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.loaded import Loaded, assembled, of_today, recorded, tokenizer_of
-from phasegpt.model.migration import migrated
+from phasegpt.model.migration import migrated_flat
 from phasegpt.model.run_checkpoints import sha256_of
 
 #: Hashes of the other files.
@@ -138,10 +138,7 @@ def _gpt_config(folder: Path, values: dict[str, Any]) -> GPTConfig:
     ours = {field.name for field in fields(GPTConfig)}
     for key in set(values) - ours if _SAVED in values else OF_TRANSFORMERS:
         values.pop(key, None)
-    if isinstance(options := values.get("attention_options"), dict):
-        options = migrated({**options, "name": values.get("attention")})
-        values |= {"attention": options.pop("name"), "attention_options": options}
-    return GPTConfig.parse(values)
+    return GPTConfig.parse(migrated_flat(values))
 
 
 def _tokenizer_file(names: Container[str]) -> str:

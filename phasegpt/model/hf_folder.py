@@ -168,6 +168,7 @@ def _measured(loaded: Loaded, record: dict[str, Any], unit: str) -> list[str]:
             gain, error = (
                 final.get(f"phase/val/{what}/layer{found[1]}") for what in ("dR", "dR_se")
             )
+            R = final.get(f"phase/val/R_end/layer{found[1]}", R)  # of the windows that dR is of
             values[f"R of layer {found[1]} at the end of the run{_null(loaded)}"] = R
             values[f"dR of layer {found[1]}: of it by coupling (0 without)"] = gain
             values[f"standard error of that dR, layer {found[1]}"] = error

@@ -34,6 +34,7 @@ from phasegpt.model import exported, shards
 from phasegpt.model.config import GPTConfig
 from phasegpt.model.gpt import GPT
 from phasegpt.model.hf_folder import AUTO_MAP, CODE_FILE, code
+from phasegpt.model.migration import migrated_flat
 from phasegpt.model.padding import PaddedCache, padded_logits
 
 _KEYS = tuple(field.name for field in fields(GPTConfig))
@@ -53,7 +54,7 @@ class PhaseGPTConfig(PreTrainedConfig):
     def __init__(self, **kwargs: Any) -> None:
         """GPTConfig's keys, and transformers' own."""
         given = {key: kwargs.pop(key) for key in _KEYS if key in kwargs}
-        for key, value in GPTConfig.parse(given).to_dict().items():
+        for key, value in GPTConfig.parse(migrated_flat(given)).to_dict().items():
             setattr(self, key, value)
         self.auto_map = kwargs.pop("auto_map", None) or dict(AUTO_MAP)
         self.use_cache = kwargs.pop("use_cache", True)

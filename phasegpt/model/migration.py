@@ -41,6 +41,15 @@ def migrated(attention: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def migrated_flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """GPTConfig's keys from outside; of them `attention` and `attention_options` are a group."""
+    found, options = dict(values), values.get("attention_options")
+    if isinstance(options, Mapping):
+        group = migrated({**options, "name": values.get("attention")})
+        found |= {"attention": group.pop("name"), "attention_options": group}
+    return found
+
+
 def as_hashed(attention: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `migrated`, for hashes; a group in the old form is left as it is."""
     found = dict(attention)

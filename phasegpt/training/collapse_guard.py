@@ -91,11 +91,11 @@ class CollapseGuard(Callback):
         R = {layer: float(total) / count for layer, (total, count) in self._sums.items()}
         R = trainer.strategy.broadcast(R)  # so that all processes act alike
         loss = pl_module.validation["val/loss"]
-        found = self._collapse(loss, R)
+        found, in_a_row = self._collapse(loss, R), self._in_a_row
         if found is not None:
             self._act(trainer, *found)
         logged = {f"phase/val/R/layer{layer}": mean for layer, mean in R.items()}
-        logged |= {"guard/in_a_row": self._in_a_row, "guard/rollbacks": len(self._rollbacks)}
+        logged |= {"guard/in_a_row": in_a_row, "guard/rollbacks": len(self._rollbacks)}
         logged["guard/collapsed"] = found is not None
         self.metrics.send(trainer, logged)
 

@@ -32,9 +32,11 @@ MEASURES = {
     "daido_3": "R_3; null that of R",
     "daido_4": "R_4; null that of R",
     "metastability": "variance of R over integration steps, mean over heads; 0 if R stands",
-    "chimera": "variance of R over heads, mean over integration steps; null (1 - pi/4) / n",
+    "chimera": "variance of R over heads, mean over integration steps; null (1 - pi/4) / n, "
+    "over a prefix, whose R is a mean over N channels, 1 / N of that",
     "frequency": "spread (standard deviation, radians per unit time) over the coupled phases "
-    "of (theta(S) - theta(0)) / (S dt); null (K = 0): that of omega, or 0 over a prefix",
+    "of (theta(S) - theta(0)) / (S dt); null (K = 0): that of omega, or 0 over a prefix; "
+    "none is given where a drive turns phases too (lohe)",
     "locked": f"share of those within {LOCKED_WITHIN} of their mean",
     "locked_null": "the same at K = 0",
     "budget": "coupling budget K S dt; off control 0",

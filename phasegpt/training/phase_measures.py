@@ -47,6 +47,7 @@ def measure(path: Trajectory, band: tuple[float, ...]) -> dict[str, Tensor]:
     free = free if path.free is None else path.free[-1]
     R_BTH = order(path, theta)
     gain_BTH = R_BTH - order(path, free)
+    drift = 0.0 if path.drift is None else path.drift
     ppc = phase.prefix_ppc(theta)[:, first:] if path.over_prefix else phase.ppc(theta)
     found = {
         "R_start": _heads(order(path, theta0)),
@@ -55,8 +56,8 @@ def measure(path: Trajectory, band: tuple[float, ...]) -> dict[str, Tensor]:
         "ppc": _heads(ppc),
         **{f"daido_{m}": _heads(order(path, m * theta)) for m in range(2, HARMONICS + 1)},
         "budget": phase.coupling_budget(path.coupling, steps=S, dt=dt),
-        "participation": phase.participation_ratio(theta),
-        "offsets": phase.offset_spread(theta0),
+        "participation": phase.participation_ratio(theta - drift),
+        "offsets": phase.offset_spread(theta0 - drift),
     }
     if len(gain_BTH) > 1:
         found["dR_se"] = gain_BTH.mean((1, 2)).std() / len(gain_BTH) ** 0.5
@@ -68,9 +69,14 @@ def measure(path: Trajectory, band: tuple[float, ...]) -> dict[str, Tensor]:
         locked = phase.locked_fraction(frequency, LOCKED_WITHIN, dim).unsqueeze(dim)
         found["frequency"] = _heads(frequency.std(dim, correction=0, keepdim=True))
         found["locked"] = _heads(locked)
-        # Over a prefix every token has the channel's own omega.
-        null = phase.locked_fraction(path.omega, LOCKED_WITHIN)
-        found["locked_null"] = torch.ones_like(null) if path.over_prefix else null
+        if path.free is not None:
+            alone = phase.effective_frequency(theta0, free, S * dt)[:, first:]
+            found["locked_null"] = _heads(
+                phase.locked_fraction(alone, LOCKED_WITHIN, dim).unsqueeze(dim)
+            )
+        else:  # over a prefix every token has the channel's own omega
+            null = phase.locked_fraction(path.omega, LOCKED_WITHIN)
+            found["locked_null"] = torch.ones_like(null) if path.over_prefix else null
     if not path.over_prefix:
         visits = phase.band_statistics(path.R, *band, dt=dt)
         found["band_final"] = _heads(((band[0] <= R_BTH) & (band[1] >= R_BTH)).to(R_BTH.dtype))

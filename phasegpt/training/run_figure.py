@@ -31,8 +31,9 @@ def draw_curves(run: RunConfig, folder: RunFolder, corpus: Corpus) -> Path:
     """curves.png of a run folder, a panel each for loss, accuracy and R, where there are some.
 
     The loss stands beside that of a trigram model and the entropy floor; accuracy beside chance
-    and ceiling; R beside its value at K = 0 with the same weights on the same validation windows,
-    what random phases would give, and the band of the phase monitor.
+    and ceiling; R of the validation windows, without training noise, beside its value at K = 0 with
+    the same weights (of runs without such windows R of the training batches, alone), what random
+    phases would give, and the band of the phase monitor.
     """
     rows = read_metrics(folder.path / "metrics.csv")
 
@@ -92,22 +93,23 @@ def _order(axes: Any, run: RunConfig, _: Corpus, points: Points, layers: list[in
         low, high = run.callbacks.phase_monitor.band
         figures.band(axes, low, high, f"band {low:g} to {high:g}")
         figures.level(axes, null_order_parameter(float(oscillators)), "random phases")
-    curves = {f"layer {n}": (points(f"phase/R/layer{n}"), _uncoupled(points, n)) for n in layers}
+    curves = {f"layer {n}": _coupled(points, n) for n in layers}
     if len(layers) > _LAYERS:
         both = [_over_layers(axes, [pair[i] for pair in curves.values()], run) for i in (0, 1)]
         curves = {f"mean of {len(layers)} layers": (both[0], both[1])}
     shades = figures.shades(figures.colour(run.attention.name), len(curves))
     for (name, (coupled, free)), shade in zip(curves.items(), shades, strict=True):
-        _line(axes, coupled, color=shade, label=name, lw=1.2)
+        _line(axes, coupled, "o-" if free else "-", color=shade, label=name, lw=1.2)
         _line(axes, free, "o--", color=shade, label=f"{name}, K = 0", mfc="white")
     over = "the oscillators of a head" if oscillators else "the tokens of a prefix"
     axes.set(ylim=(0, 1.02), ylabel=f"R over {over}")
 
 
-def _uncoupled(points: Points, layer: int) -> dict[float, float]:
-    """R of the last validation windows at K = 0, by step."""
+def _coupled(points: Points, layer: int) -> tuple[dict[float, float], dict[float, float]]:
+    """R by step, and R at K = 0: of the same windows, so that the gap is dR."""
     end, gain = points(f"phase/val/R_end/layer{layer}"), points(f"phase/val/dR/layer{layer}")
-    return {step: R - gain[step] for step, R in end.items() if step in gain}
+    free = {step: R - gain[step] for step, R in end.items() if step in gain}
+    return (end, free) if end else (points(f"phase/R/layer{layer}"), {})
 
 
 def _over_layers(axes: Any, curves: list[dict[float, float]], run: RunConfig) -> dict[float, float]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_the_table_equals_what_is_counted_by_hand(make_model: Any, roughen: Any)
         assert row["centroid_rank"] == 1 + int((distance < distance[i]).sum())
         prompt = torch.tensor([[3, i, 4, 1, i]])
         with torch.no_grad():
-            last = model(prompt).logits[0, -1]
+            last = model(prompt).logits[0, -1, :60]
         assert row["repeat_rank"] == 1 + int((last > last[i]).sum())
         assert row["repeat_probability"] == pytest.approx(float(last.softmax(-1)[i]), rel=1e-4)
     logit = (z - z.mean(-1, keepdim=True)).mean(0)
@@ -78,8 +79,9 @@ def test_the_table_equals_what_is_counted_by_hand(make_model: Any, roughen: Any)
 
 def test_a_long_probe_keeps_its_end(make_model: Any, roughen: Any) -> None:
     model = roughen(make_model("softmax", block_size=8))
-    long = repeat_probe(model, [5], [[1] * 50, [2, 3, 4, 6, 7, 8]])
-    assert long == repeat_probe(model, [5], [[1], [2, 3, 4, 6, 7, 8]])
+    V = model.config.vocab_size
+    long = repeat_probe(model, [5], [[1] * 50, [2, 3, 4, 6, 7, 8]], V)
+    assert long == repeat_probe(model, [5], [[1], [2, 3, 4, 6, 7, 8]], V)
 
 
 def test_interpret_writes_the_table_of_a_run(run: Path, tmp_path: Path, capsys: Any) -> None:
@@ -96,6 +98,10 @@ def test_interpret_writes_the_table_of_a_run(run: Path, tmp_path: Path, capsys: 
     for row in written["tokens"]:
         assert row["train_count"] == counts[row["token"]]
         assert text.tokenizer.decode([row["token"]]) == row["text"]
+    other = tmp_path / "other.txt"
+    other.write_text(text.tokenizer.decode(text.split("train").tolist()[::-1]))
+    settings = replace(settings, data_path=str(other), output=str(tmp_path / "other"))
+    assert {row["train_count"] for row in interpret(settings)["tokens"]} == {None}
     shown = table(result)
     assert "tokens.csv" in shown and "distance rank" in shown
 

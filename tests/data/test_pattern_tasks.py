@@ -74,7 +74,7 @@ def test_the_ceiling_of_periodic_is_a_vote_over_the_copies_so_far(noise):
     assert t.meta()["ceiling_beyond"] == t.ceiling_beyond < t.ceiling
 
 
-def test_the_ceiling_of_periodic_is_fast_and_right_with_many_tokens_and_without_noise():
+def test_the_ceiling_of_periodic_holds_with_many_tokens_and_without_noise():
     assert task("periodic", vocab_size=2**24).ceiling == pytest.approx(0.95, abs=0.005)
     assert task("periodic", noise=0.0).ceiling == pytest.approx(1)
 

@@ -61,8 +61,10 @@ def test_models_without_attention_weights_or_causality_are_refused(
     make_model: Any, text_ids: Any
 ) -> None:
     softmax, phase_sync = make_model("softmax"), make_model("phase_sync")
-    with pytest.raises(ConfigError, match="no layer has attention weights in both"):
-        compare_attention(softmax, phase_sync, text_ids(1, 9))
+    for other in (phase_sync, make_model("selective_rope"), make_model("fixed_query"),
+                  make_model("kope", layers=(0, 1))):  # fmt: skip
+        with pytest.raises(ConfigError, match="no layer of both models is softmax or kuramoto"):
+            compare_attention(softmax, other, text_ids(1, 9))
     with pytest.warns(UserWarning):
         leaky = make_model("as_coded", layers=(1,))
     with pytest.raises(ConfigError, match="sees the future"):

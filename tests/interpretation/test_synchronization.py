@@ -131,7 +131,7 @@ def test_dR_is_the_difference_of_two_means_and_0_without_coupling(make: Any, ids
         off = measure(make(name, coupling=0.0), ids, effects=False).statistics["layers"][0]
         # roughen moves learned parameters alone: K is fixed here.
         assert off["dR"]["mean"] == pytest.approx(0, abs=1e-5)
-        assert off["status"] == "under-synchronized"
+        assert off["status"] == "uncoupled"
         on = measure(make(name, coupling=3.0), ids, effects=False).statistics["layers"][0]
         difference = on["R"]["mean"] - on["R_uncoupled"]
         assert on["dR"]["mean"] == pytest.approx(difference, abs=2e-6)
@@ -394,3 +394,38 @@ def test_the_report_says_that_a_forgetting_layer_weighs_its_prefix(make: Any, id
     for name, weighted in {"forgetting with RoPE": True, "phase_sync": False}.items():
         (row,) = measure(make(name), ids, effects=False).statistics["layers"]
         assert ("weighted" in row["R_is_over"]) == weighted
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_equal_phases_carry_nothing_that_a_scramble_could_take(
+    positions: str, make: Any, ids: Tensor
+) -> None:
+    model = make("phase_sync", coupling=0.0, positions=positions, omega_std=0.0)
+    with torch.no_grad():
+        for name in ("phase.weight", "phase.bias", "omega"):
+            model.blocks[1].attn.oscillators.get_parameter(name).zero_()
+        model.blocks[1].attn.c_proj.weight.mul_(20)
+    found = by_name(interventions(model, ids))
+    for what in ("tokens", "oscillators"):
+        change = found[f"scrambled across {what}"].loss_BT - found["K x 1"].loss_BT
+        assert change.abs().max() < 1e-4
+    (head, _) = measure(model, ids, effects=False).statistics["layers"][0]["heads"]
+    assert head["offsets"] < 1e-5
+
+
+def test_layers_that_nothing_can_couple_do_not_set_the_status(make: Any, ids: Tensor) -> None:
+    kope = measure(make("kope", layers=(0, 1), learn_coupling=True), ids, effects=False).statistics
+    assert next(row["status"] for row in kope["layers"]) == "uncoupled" != kope["status"]
+    assert measure(make("ssa"), ids, effects=False).statistics["status"] == "uncoupled"
+
+
+def test_no_layers_are_no_choice(make: Any, ids: Tensor) -> None:
+    with pytest.raises(ConfigError, match="names no layer"):
+        measure(make("kuramoto"), ids, layers=[])
+
+
+def test_weights_of_a_forgotten_prefix_give_the_layers_R(make: Any, ids: Tensor) -> None:
+    _, (found,) = trace(make("forgetting with RoPE"), ids)
+    before, weights = found.theta_BTHN[0, :20], found.weights(20)
+    mean = (weights * torch.polar(torch.ones_like(before), before)).sum(0) / weights.sum(0)
+    torch.testing.assert_close(mean.abs(), found.R_BTHC[0, 19], rtol=0, atol=1e-5)

@@ -243,6 +243,20 @@ def test_the_card_has_the_numbers_of_the_run(run: Path, tmp_path: Path) -> None:
         assert said in card
 
 
+def test_a_configuration_of_before_is_read_as_phasegpt_reads_it() -> None:
+    old = {"attention": "phase_sync", "attention_options": {"as_coded": False}}
+    assert PhaseGPTConfig(vocab_size=65, **old).gpt().attention == "phase_sync"
+
+
+def test_the_card_has_the_R_that_its_dR_is_of(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    final = {"phase/R/layer1": 0.9, "phase/val/R_end/layer1": 0.25, "phase/val/dR/layer1": 0.1}
+    record = {"seed": 7, "step": 20, "best": {"step": 10, "val/loss": 1.2}, "final": final}
+    (copy / "run.json").write_text(json.dumps(record))
+    card = (exported(copy, tmp_path / "hf") / "README.md").read_text()
+    assert "0.25 |" in card and "0.9 |" not in card
+
+
 def test_the_card_of_a_model_that_sees_the_future_says_so(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="sees the future"):
         run = make_run(tmp_path / "run", *text_data(tmp_path, TEXT), "attention=as_coded")

@@ -154,6 +154,7 @@ def test_rollbacks_lower_K_each_time_and_a_collapse_after_the_last_stops(run, tm
     assert first.startswith("step 4") and first.endswith("the best checkpoint, K times 0.25")
     assert second.startswith("step 8") and second.endswith("stopped after 1 rollbacks")
     assert logged(tmp_path, "guard/rollbacks") == [0, 1]
+    assert set(logged(tmp_path, "guard/in_a_row")) == {1}  # that which the guard acted upon
     assert coupling(tmp_path) == 0.5
 
 

@@ -90,7 +90,7 @@ def test_parameters_are_within_one_percent_and_positions_rotary(board):
             assert abs(size - softmax) < 0.02 * softmax, arm
 
 
-def test_an_arm_has_no_parameters_for_positions_that_training_never_reaches():
+def test_an_arm_has_no_parameters_for_positions_beyond_training():
     board = Leaderboard.of(["scale=small", "task=copying", "arm=fixed_query,softmax_learned"])
     sizes = {arm: board.run("copying", arm, 0, 1e-3).model.block_size for arm in board.arms}
     assert sizes == {"fixed_query": 66, "softmax_learned": 258}  # 2 * 32 + 2

@@ -11,9 +11,10 @@ import torch
 
 from phasegpt.phase import SHORTEST_PREFIX
 from phasegpt.training import phase_measures
-from phasegpt.training.metric_names import MEASURES
+from phasegpt.training.metric_names import LOCKED_WITHIN, MEASURES
 from phasegpt.training.phase_measures import measure, scalars
 from phasegpt.training.phase_monitor import trajectories
+from phasegpt.training.run_figure import _coupled
 
 BAND = (0.35, 0.55)
 
@@ -265,3 +266,32 @@ def test_histograms_count_every_phase_in_its_arc():
     for arc in (0, half - 1, half, phase_measures.BINS - 1):
         wanted[:, arc] = 1
     assert torch.equal(counts, wanted)
+
+
+@pytest.mark.parametrize("positions", ["learned", "rope"])
+def test_rotary_drift_is_no_offset_and_tells_no_tokens_apart(make_model, positions):
+    model = make_model("phase_sync", layers=(1,), positions=positions)
+    with torch.no_grad():
+        for name in ("phase.weight", "phase.bias"):
+            model.blocks[1].attn.oscillators.get_parameter(name).zero_()
+    (path,) = trajectories(model, torch.arange(40).view(1, 40)).values()
+    assert measure(path, BAND)["offsets"].abs().max() < 1e-5
+
+
+def test_the_null_of_lohe_is_that_of_its_drive(make_model, text_ids):
+    model = make_model("lohe", layers=(1,), group=2)
+    (path,) = trajectories(model, text_ids(2, 40)).values()
+    found, first = measure(path, BAND), SHORTEST_PREFIX - 1
+    turned = (path.free[-1] - path.theta0)[:, first:] / (path.steps * path.dt)
+    near = (turned - turned.mean(1, keepdim=True)).abs() <= LOCKED_WITHIN
+    expected = near.double().mean((0, 1, 3)).float()
+    torch.testing.assert_close(found["locked_null"], expected)
+    assert (found["locked_null"] < 1).all()
+
+
+def test_the_curve_of_R_and_that_at_K_0_are_of_the_same_windows():
+    found = {"phase/R/layer1": {1: 0.9, 2: 0.8}, "phase/val/R_end/layer1": {2: 0.5},
+             "phase/val/dR/layer1": {2: 0.125}}  # fmt: skip
+    assert _coupled(lambda name: found.get(name, {}), 1) == ({2: 0.5}, {2: 0.375})
+    del found["phase/val/R_end/layer1"]
+    assert _coupled(lambda name: found.get(name, {}), 1) == ({1: 0.9, 2: 0.8}, {})

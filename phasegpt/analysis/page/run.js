@@ -132,8 +132,10 @@ function drawToken() {
     });
   } else {
     const z = range(N).map((n) => {
-      const before = range(t + 1).map((u) => l.theta.at(state.step, u, h, n));
-      return [Math.cos, Math.sin].map((f) => before.reduce((sum, a) => sum + f(a), 0) / (t + 1));
+      const weights = range(t + 1).map((u) => (l.forget ? l.forget[h][n] ** (t - u) : 1));
+      const whole = weights.reduce((sum, w) => sum + w, 0);
+      return [Math.cos, Math.sin].map((f) =>
+        weights.reduce((sum, w, u) => sum + w * f(l.theta.at(state.step, u, h, n)), 0) / whole);
     });
     const ties = { x: [], y: [] };
     z.forEach(([x, y], n) => {
@@ -352,7 +354,7 @@ function drawEffects() {
     marker: { color: COLOUR.coupled, size: 8 }, hovertemplate: "%{y}: %{x:+.4f}<extra></extra>",
   }], { xaxis: { title: { text: "nats per " + RUN.unit }, zerolinecolor: "#5b6577" }, yaxis: { ticks: "" } });
   const per = effects[0].change.per;
-  $("effects-note").textContent = "All phase layers together, the weights as trained; 95% intervals over " + effects[0].change.n + " " +
+  $("effects-note").textContent = "All layers shown together, the weights as trained; 95% intervals over " + effects[0].change.n + " " +
     (per === "sequence" ? "sequences, paired." : "tokens of one sequence, which are not independent: too narrow.") + " Above 0: worse.";
   rows($("effects"), ["change", "loss", "difference [95%]", "n"], effects.map((e) =>
     [e.name, fixed(e.loss, 4), withInterval(e.change, 4), String(e.change.n)]), [1, 2, 3]);
@@ -418,7 +420,7 @@ function changedLayer() {
   state.head = Math.min(state.head, layer().statistics.heads.length - 1);
   state.step = layer().steps.length - 1;
   $("portrait-note").textContent = layer().over_prefix
-    ? "Each dot is a channel of the head, tied to the mean of its prefix, which pulls it. Dotted: what random phases would give."
+    ? "Each dot is a channel of the head, tied to the mean of its prefix, which R is of. Dotted: what random phases would give."
     : "Each dot is an oscillator of the head. The arrow is their mean, of length R; dotted, what random phases would give.";
   drawLayers(); drawControls(); changedHead();
 }
