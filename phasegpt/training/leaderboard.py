@@ -266,21 +266,31 @@ class Leaderboard:
     def _fitting(self, task: str, arm: str) -> Settings:
         """The settings of an arm, with learned positions where it refuses rotary ones.
 
-        One with parameters for each position has none beyond the longest row of training, where
-        they would never be trained and yet be paid for with a narrower MLP.
+        ConfigError where it refuses both.
         """
         settings = self.arms[arm]
-        for attempt in (settings, {**settings, "model.positions": "learned"}):
+        for attempt in (dict(settings), {**settings, "model.positions": "learned"}):
             try:
                 run = configured(self._base[task], attempt)
-                own = layer_class(run.attention.name).per_position
-                if own and isinstance(run.data, TaskConfig):
-                    attempt = {**attempt, "model.block_size": run.data.time(run.data.trained)}
-                check_model(configured(self._base[task], attempt))
-                return attempt
+                check_model(run)
+                return attempt | self._reached(task, attempt, run)
             except ConfigError as error:
                 why = error
         raise ConfigError(f"arm {arm} of the leaderboard in {task}: {why}")
+
+    def _reached(self, task: str, settings: Settings, run: RunConfig) -> dict[str, Any]:
+        """The width of the MLP for one that has parameters for each position.
+
+        It does not pay for positions beyond the longest row of training, which are never trained.
+        """
+        own = layer_class(run.attention.name).per_position and run.model.match_parameters
+        if not (own and isinstance(run.data, TaskConfig)):
+            return {}
+        longest = run.data.time(run.data.trained)
+        if longest >= run.model.block_size:
+            return {}
+        shorter = configured(self._base[task], {**settings, "model.block_size": longest})
+        return {"model.match_parameters": None, "model.mlp_width": shorter.gpt().mlp_width}
 
 
 def _chosen_arms(every: dict[str, Settings], own: Mapping[str, Any]) -> dict[str, Settings]:

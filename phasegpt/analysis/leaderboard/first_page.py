@@ -80,8 +80,9 @@ before its last steps, which are often its best.
 
 - Weights of equal name and shape start equal within a seed, and batches come in the same order.
   The width of the MLP evens out parameters, so the MLPs of ssa and selective_rope are narrower than
-  those of their off controls. Learned positions are not evened out, nor anything where a model has
-  no MLP: there parameters differ as shown.
+  those of their off controls. Learned positions are not evened out, nor the anchors of fixed_query
+  at positions that are never trained, nor anything where a model has no MLP: there parameters
+  differ as shown.
 - Learning rates are chosen on seed 0, which no other table has; of two the better one is always at
   an edge. Stages have seeds of their own: {stages}.
 - A score is that of the last validation. A learning rate is chosen by its best validation.

@@ -280,10 +280,7 @@ def _strangers(members: Mapping[str, Run], *, of_arm: bool) -> dict[str, str]:
 def _fields(run: Run, of_arm: bool) -> dict[str, Any]:
     """What runs that are compared have in common."""
     free = ["name"] + ["optimizer.lr"] * (run.stage == "rates") if of_arm else list(_FREE)
-    data = run.record.get("data") or {}
-    if data.get("chance") is not None:  # a task's rows are as long as it makes them
-        free.append("model.block_size")
-    found = {"data": data.get("fingerprint")}
+    found = {"data": (run.record.get("data") or {}).get("fingerprint")}
     for name, value in config_fields(run.record["config"]).items():
         if not any(name == key or name.startswith(f"{key}.") for key in free):
             found[name] = value
