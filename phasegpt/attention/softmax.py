@@ -64,14 +64,20 @@ class Softmax(Attention):
     def project(self, x_BTD: Tensor, cache: LayerCache | None) -> tuple[Tensor, Tensor, Tensor]:
         """q, k, v as [B,H,T,E], q and k rotated when positions are rotary."""
         H, G, E = self.n_head, self.kv_heads, self.head_width
-        parts = self.c_attn(x_BTD).split((H * E, G * E, G * E), dim=-1)
-        q, k, v = (split_heads(z, n) for z, n in zip(parts, (H, G, G), strict=True))
+        q, k, v = self.parts(x_BTD)
         if self.rope:
             start, time = cache.length if cache is not None else 0, x_BTD.shape[1]
             waves = rotary(start, time, E // 2, q, self.rope_theta)
             q, k = turn(q, *waves), turn(k, *waves)
         if G < H:
             k, v = (z.repeat_interleave(H // G, dim=1) for z in (k, v))
+        return q, k, v
+
+    def parts(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q[B,H,T,E], k and v[B,G,T,E] before they are turned."""
+        H, G, E = self.n_head, self.kv_heads, self.head_width
+        parts = self.c_attn(x_BTD).split((H * E, G * E, G * E), dim=-1)
+        q, k, v = (split_heads(z, n) for z, n in zip(parts, (H, G, G), strict=True))
         return q, k, v
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, gain: Tensor | None = None) -> Tensor:

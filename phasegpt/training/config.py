@@ -47,6 +47,7 @@ CAME_LATER: dict[str, Any] = {
     "data.tokenizer_path": None,
     "data.vocab_size": None,
     "callbacks.early_stopping.accuracy": None,
+    "attention.tied": False,
     "model.norm": "layernorm",
     "model.mlp": "gelu",
     "model.n_kv_head": None,
