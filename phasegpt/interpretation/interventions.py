@@ -10,18 +10,30 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from phasegpt.attention.kuramoto import Kuramoto
 from phasegpt.core.randomness import keyed_generator
+from phasegpt.data.tasks import Task
 from phasegpt.interpretation.tracing import PhaseLayer, integrating, phase_layers, token_losses
 from phasegpt.model.gpt import GPT
+from phasegpt.model.scoring import score_task
 
 Change = Callable[[PhaseLayer], AbstractContextManager[None]]
 
 FACTORS = (0.0, 0.5, 1.0, 2.0)
+
+
+class Intervention(NamedTuple):
+    """What is changed in every phase layer, and by what."""
+
+    name: str
+    kind: str  # coupling, scramble, steps or readout
+    value: float | str
+    change: Change
 
 
 @dataclass(frozen=True)
@@ -29,9 +41,19 @@ class Effect:
     """One intervention and the loss of every token under it."""
 
     name: str
-    kind: str  # coupling, scramble, steps or readout
+    kind: str
     value: float | str
     loss_BT: Tensor
+
+
+@dataclass(frozen=True)
+class TaskEffect:
+    """One intervention and what the model scores on a generated task under it (Tally.scores)."""
+
+    name: str
+    kind: str
+    value: float | str
+    scores: dict[str, float]
 
 
 def interventions(
@@ -46,26 +68,54 @@ def interventions(
     softmax.
     """
     found = phase_layers(model, layers)
+    return [
+        Effect(*_changed_to(one, found, lambda: token_losses(model, ids_BT)))
+        for one in _every(found, seed)
+    ]
 
-    def effect(name: str, kind: str, value: float | str, change: Change) -> Effect:
-        with ExitStack() as stack:
-            for layer in found:
-                stack.enter_context(change(layer))
-            return Effect(name, kind, value, token_losses(model, ids_BT))
 
-    effects = [
-        effect(f"K x {factor:g}", "coupling", factor, partial(coupling, factor=factor))
+def task_interventions(
+    model: GPT,
+    task: Task,
+    split: str = "test",
+    *,
+    batch_size: int = 32,
+    layers: Sequence[int] | None = None,
+    seed: int = 0,
+) -> list[TaskEffect]:
+    """The same by what the model scores on val or test of a generated task."""
+    found = phase_layers(model, layers)
+    return [
+        TaskEffect(
+            *_changed_to(one, found, lambda: score_task(model, task, split, batch_size=batch_size))
+        )
+        for one in _every(found, seed)
+    ]
+
+
+def _changed_to(
+    one: Intervention, layers: Sequence[PhaseLayer], measured: Callable[[], Any]
+) -> tuple[str, str, float | str, Any]:
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(one.change(layer))
+        return one.name, one.kind, one.value, measured()
+
+
+def _every(layers: Sequence[PhaseLayer], seed: int) -> list[Intervention]:
+    found = [
+        Intervention(f"K x {factor:g}", "coupling", factor, partial(coupling, factor=factor))
         for factor in FACTORS
     ]
     for what in ("tokens", "oscillators"):
-        change = partial(scrambled, what=what, seed=seed)
-        effects.append(effect(f"scrambled across {what}", "scramble", what, change))
-    S = found[0].oscillators.steps  # all phase layers have the same options
+        change: Change = partial(scrambled, what=what, seed=seed)
+        found.append(Intervention(f"scrambled across {what}", "scramble", what, change))
+    S = layers[0].oscillators.steps  # all phase layers have the same options
     for steps in sorted({0, S // 2, S, 2 * S}):
-        effects.append(effect(f"S = {steps}", "steps", steps, partial(integrated, steps=steps)))
-    if any(isinstance(layer.module, Kuramoto) for layer in found):
-        effects.append(effect("coherence not read out", "readout", 0.0, silent))
-    return effects
+        found.append(Intervention(f"S = {steps}", "steps", steps, partial(integrated, steps=steps)))
+    if any(isinstance(layer.module, Kuramoto) for layer in layers):
+        found.append(Intervention("coherence not read out", "readout", 0.0, silent))
+    return found
 
 
 @contextmanager

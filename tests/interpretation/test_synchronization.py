@@ -10,12 +10,21 @@ from torch import Tensor
 
 from phasegpt import ops
 from phasegpt.attention.kuramoto import Kuramoto
+from phasegpt.core.composition import compose, plain
 from phasegpt.core.errors import ConfigError
+from phasegpt.data.config import DataSection, task_class
 from phasegpt.interpretation.attention_maps import attention_maps, map_measures
-from phasegpt.interpretation.interventions import Effect, coupling, interventions, scrambled, silent
+from phasegpt.interpretation.interventions import (
+    Effect,
+    coupling,
+    interventions,
+    scrambled,
+    silent,
+    task_interventions,
+)
 from phasegpt.interpretation.synchronization import BAND, estimate, measure, status
 from phasegpt.interpretation.tracing import counts, integrating, phase_layers, token_losses, trace
-from phasegpt.model.scoring import nats
+from phasegpt.model.scoring import nats, score_task
 from phasegpt.phase import order_parameter, prefix_order_parameter
 from phasegpt.training import phase_measures
 from phasegpt.training.phase_monitor import trajectories
@@ -429,3 +438,16 @@ def test_weights_of_a_forgotten_prefix_give_the_layers_R(make: Any, ids: Tensor)
     before, weights = found.theta_BTHN[0, :20], found.weights(20)
     mean = (weights * torch.polar(torch.ones_like(before), before)).sum(0) / weights.sum(0)
     torch.testing.assert_close(mean.abs(), found.R_BTHC[0, 19], rtol=0, atol=1e-5)
+
+
+def test_interventions_on_a_task_are_scored_as_the_task_is(make: Any) -> None:
+    data = plain(compose(["data=induction_small", "data.val_examples=16"]))["data"]
+    task = task_class("induction")(DataSection.parse(data))
+    model = make("fsn", block_size=128, learn_coupling=True)
+    found = {e.name: e.scores for e in task_interventions(model, task, "val")}
+    alone = score_task(model, task, "val", batch_size=32)
+    assert found["K x 1"] == found["S = 1"] == alone
+    model.blocks[1].attn.oscillators.coupling.data.zero_()
+    assert found["K x 0"] == score_task(model, task, "val", batch_size=32) != alone
+    assert found["S = 0"]["loss"] == pytest.approx(found["K x 0"]["loss"], abs=1e-6)
+    assert found["scrambled across tokens"] != alone
