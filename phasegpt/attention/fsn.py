@@ -44,11 +44,15 @@ class FsnConfig(StepConfig):
 
     harmonics: int = option(2, "M, harmonics of the kernel", ge=1, le=64)
     delay: bool = option(True, "false: without the successor's phases, a strictly causal torus")
+    step: bool = option(
+        True, "false: a control, what the first harmonic retrieves is read out, and no phase moves"
+    )
 
     def check_idle(self) -> None:
         """See Section.check_idle."""
         super().check_idle()
-        coupled = self.coupling != 0 or self.learn_coupling
+        self.refuse_idle(self.step, "step", "coupling", "learn_coupling", "harmonics")
+        coupled = self.coupling != 0 or self.learn_coupling or not self.step
         self.refuse_idle(coupled, "coupling", "harmonics", "delay")
 
 
@@ -56,8 +60,9 @@ class Fsn(Torus):
     """Frustrated synchronization: a step through a kernel over harmonics and successors.
 
     eta = 0 mixes nothing. With M = 1 and without the delay it is `torus` over u <= t - 1 with a
-    frustration of every channel. c^10 and c^11 begin at 1/2 (without the delay c^10 at 1), what
-    else there is of c at N(0, 0.02^2).
+    frustration of every channel. Without the step y = W_o [Re Z - r, Im Z], Z = sum_d c^1d sum_u
+    A_tu exp(i theta_{u+d}): the same attention and delay, and no phase moves. c^10 and c^11 begin
+    at 1/2 (without the delay c^10 at 1), what else there is of c at N(0, 0.02^2).
 
     A decode cache holds theta alone: D numbers of a token, 4 D bytes in float32, half of softmax's.
     The values are computed anew from it for every new token.
@@ -71,8 +76,14 @@ class Fsn(Torus):
     def __init__(self, config: LayerShape, options: AttentionConfig, layer: int) -> None:
         """The parts of torus, and c as real and imaginary part, delay, harmonic, head, channel."""
         super().__init__(config, options, layer)
-        delays, M = 1 + self.options.delay, self.options.harmonics
-        self.kernel = nn.Parameter(torch.zeros(2, delays, M, self.n_head, self.head_width))
+        delays = 1 + self.options.delay
+        self.harmonics = self.options.harmonics if self.options.step else 1
+        shape = (2, delays, self.harmonics, self.n_head, self.head_width)
+        self.kernel = nn.Parameter(torch.zeros(shape))
+
+    def _moves(self) -> bool:
+        """See Torus."""
+        return self.options.step
 
     def reset_oscillators(self, generator: Callable[[str], torch.Generator]) -> None:
         """See Torus and this class."""
@@ -84,21 +95,34 @@ class Fsn(Torus):
 
     def _force(self, theta_BTHN: Tensor, gate_BHTN: Tensor, cache: LayerCache | None) -> Tensor:
         """F, [B,H,T,N]."""
+        _, turned, mean = self._retrieved(theta_BTHN, gate_BHTN, cache)
+        return (turned * mean).unflatten(-1, (2, -1)).sum((1, -2))
+
+    def _mean(
+        self, theta_BTHN: Tensor, gate_BHTN: Tensor, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor]:
+        """See Torus; of the first harmonic."""
+        own, _, mean = self._retrieved(theta_BTHN, gate_BHTN, cache)
+        return own[:, 0], mean[:, 0]
+
+    def _retrieved(
+        self, theta_BTHN: Tensor, gate_BHTN: Tensor, cache: LayerCache | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """z of the tokens' own harmonics, i z, and what each harmonic retrieves, [B,M,H,T,2N]."""
         theta, remembered = self._remembered(theta_BTHN, cache)
         own, turned = self._harmonics(theta)
         every = (own, turned) if cache is None else self._harmonics(remembered)
         mine = own[:, 0]  # the first harmonic, which torus compares
         q, k = self._features(mine, mine if cache is None else every[0][:, 0], gate_BHTN)
         # Every harmonic is a head of its own with the same queries and keys.
-        M, values = self.options.harmonics, self._folded(*every).flatten(1, 2).to(q.dtype)
+        M, values = self.harmonics, self._folded(*every).flatten(1, 2).to(q.dtype)
         q, k = (z.repeat(1, M, 1, 1) for z in (q, k))
         mean = preceding_attention(q, k, values, scale=1.0, dropout=self._dropout)
-        pull = turned * mean.unflatten(1, (M, -1)).to(own.dtype)
-        return pull.unflatten(-1, (2, -1)).sum((1, -2))
+        return own, turned, mean.unflatten(1, (M, -1)).to(own.dtype)
 
     def _harmonics(self, theta_BHTN: Tensor) -> tuple[Tensor, Tensor]:
         """z = exp(i m theta) for m = 1 .. M as [Re, Im], [B,M,H,T,2N], and i z."""
-        m = torch.arange(1, self.options.harmonics + 1, device=theta_BHTN.device)
+        m = torch.arange(1, self.harmonics + 1, device=theta_BHTN.device)
         angles = theta_BHTN.unsqueeze(1) * m.view(-1, 1, 1, 1)
         cos, sin = angles.cos(), angles.sin()
         return torch.cat((cos, sin), dim=-1), torch.cat((-sin, cos), dim=-1)
@@ -114,5 +138,5 @@ class Fsn(Torus):
 
     def flops(self, time: int) -> Flops:
         """See Attention.flops; M heads for each, whose queries, keys and values are 2N wide."""
-        D, M = self.n_embd, self.options.harmonics
+        D, M = self.n_embd, self.harmonics
         return Flops.preceding(linear_flops(self), 8.0 * M * D, time, (13.0 + 20.0 * M) * D)

@@ -121,7 +121,7 @@ class Torus(Attention):
         super().__init__(config, options, layer)
         o, D = self.options, config.n_embd
         self.rest = math.exp(-(o.theta_std**2) / 2)  # r
-        self.moves = getattr(o, "readout", "tangent") == "tangent"
+        self.moves = self._moves()
         self.phase = nn.Linear(D, D, bias=False)
         self.c_gate = nn.Linear(D, D, bias=config.bias)
         self.c_proj = nn.Linear(2 * D, D, bias=config.bias)
@@ -137,6 +137,10 @@ class Torus(Attention):
         nn.init.normal_(self.phase.weight, std=std, generator=generator("phase.weight"))
         nn.init.constant_(self.tau, 8 / self.head_width)
         nn.init.constant_(self.oscillators.coupling, o.coupling * self.moves)
+
+    def _moves(self) -> bool:
+        """Whether there is a step."""
+        return getattr(self.options, "readout", "tangent") == "tangent"
 
     def forward(
         self,

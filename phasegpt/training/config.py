@@ -48,6 +48,7 @@ CAME_LATER: dict[str, Any] = {
     "data.vocab_size": None,
     "callbacks.early_stopping.accuracy": None,
     "attention.tied": False,
+    "attention.step": True,
     "model.norm": "layernorm",
     "model.mlp": "gelu",
     "model.n_kv_head": None,

@@ -41,6 +41,8 @@ def make(make_model: Callable, roughen: Callable) -> Callable[..., Fsn]:
         ("rope", {"harmonics": 1}),
         ("learned", {"harmonics": 1, "delay": False}),
         ("rope", {"harmonics": 2, "delay": False}),
+        ("rope", {"step": False}),
+        ("learned", {"step": False, "delay": False}),
     ],
 )
 def test_the_layer_equals_loops_written_from_the_equations(
@@ -49,7 +51,8 @@ def test_the_layer_equals_loops_written_from_the_equations(
     layer, x = make(positions=positions, **options), torch.randn(8, 12, dtype=F64)
     with torch.no_grad():
         out = layer(x.unsqueeze(0), return_phase=True)
-        y, theta = naive(x, layer.state_dict(), 3, drift=positions == "rope", theta_std=0.4)
+        y, theta = naive(x, layer.state_dict(), 3, drift=positions == "rope", theta_std=0.4,
+                         step=options.get("step", True))  # fmt: skip
     torch.testing.assert_close(out.y[0], y, rtol=0, atol=1e-10)
     torch.testing.assert_close(out.phase.theta[0].flatten(1), theta, rtol=0, atol=1e-10)
 

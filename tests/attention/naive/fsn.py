@@ -8,7 +8,13 @@ from torch import Tensor
 
 
 def fsn(
-    x_TD: Tensor, weights: dict[str, Tensor], heads: int, *, drift: bool, theta_std: float
+    x_TD: Tensor,
+    weights: dict[str, Tensor],
+    heads: int,
+    *,
+    drift: bool,
+    theta_std: float,
+    step: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """y[T,D] and theta'[T,D] of one sequence in float64; weights by the names of the state dict.
 
@@ -21,6 +27,7 @@ def fsn(
     gates = (x_TD @ weights["c_gate.weight"].T + weights["c_gate.bias"]).exp().log1p().tolist()
     real, imaginary = weights["kernel"].tolist()  # [d][m][h][k]
     moved, read = torch.zeros(T, D, dtype=torch.float64), []
+    retrieved = torch.zeros(T, D, dtype=torch.complex128)  # of the first harmonic
     for t in range(T):
         for h in range(heads):
             tau, eta = weights["tau"][h].item(), weights["oscillators.coupling"][h].item()
@@ -43,7 +50,11 @@ def fsn(
                         for u in range(t):
                             turn = (m + 1) * (theta[u + d][c] - theta[t][c]) + frustration
                             force += A[u] * size * math.sin(turn)
-                moved[t, c] = theta[t][c] + eta * force
-        parts = [moved[t, h * N : (h + 1) * N] for h in range(heads)]
-        read.append(torch.cat([torch.cat((p.cos() - rest, p.sin())) for p in parts]))
+                            if m == 0:
+                                angle = theta[u + d][c] + frustration
+                                retrieved[t, c] += A[u] * cmath.rect(size, angle)
+                moved[t, c] = theta[t][c] + eta * force * step
+        ends = torch.polar(torch.ones_like(moved[t]), moved[t]) if step else retrieved[t]
+        parts = [ends[h * N : (h + 1) * N] for h in range(heads)]
+        read.append(torch.cat([torch.cat((p.real - rest, p.imag)) for p in parts]))
     return torch.stack(read) @ weights["c_proj.weight"].T + weights["c_proj.bias"], moved
