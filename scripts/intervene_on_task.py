@@ -33,9 +33,9 @@ def main() -> None:
             f"phasegpt.interpret shows what interventions do"
         )
     task = task_class(data.corpus)(data)
-    effects = [asdict(effect) for effect in task_interventions(loaded.model, task)]
+    found = {"effects": [asdict(e) for e in task_interventions(loaded.model, task)]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out, (json.dumps(effects, indent=1) + "\n").encode())
+    write_atomic(args.out, (json.dumps(found, indent=1) + "\n").encode())
     print(args.out)
 
 
