@@ -210,6 +210,18 @@ def test_everything_is_written_by_the_command_and_no_text_is_upon_another(
     assert "fsn on cycle navigation" in page and "(candidate, ten new seeds decide)" in page
 
 
+def test_a_win_that_was_looked_into_is_linked(study, tmp_path):
+    folder = tmp_path / "leaderboard"
+    shutil.copytree(study / "runs", folder / "runs")
+    link = "[discovery_torus](../discovery_torus/README.md)"
+    write_leaderboard(folder)
+    assert link not in (folder / "README.md").read_text()
+    (tmp_path / "discovery_torus").mkdir()
+    (tmp_path / "discovery_torus" / "README.md").write_text("# torus")
+    write_leaderboard(folder)
+    assert link in (folder / "README.md").read_text()
+
+
 def test_the_same_records_give_the_same_pages(study, tmp_path):
     shutil.copytree(study / "runs", tmp_path / "leaderboard" / "runs")
     with pytest.MonkeyPatch.context() as patch:  # pictures are tested to be the same elsewhere

@@ -37,7 +37,7 @@ FIRST = """\
 # Leaderboard: where does coupling help?
 
 {claim}
-
+{followed}
 {evidence}
 
 {claims}
@@ -107,11 +107,16 @@ tables can be sorted, from `runs/*.json` alone.
 """
 
 
-def first_page(found: Board) -> str:
-    """README.md of a leaderboard."""
+def first_page(found: Board, followed: Sequence[str] = ()) -> str:
+    """README.md of a leaderboard; `followed` are folders beside it that look into its wins."""
+    said = "".join(
+        f"\nWhich part of a win does it, what it does not show: [{name}](../{name}/README.md).\n"
+        for name in followed
+    )
     scored = any(column.stages for column in found.columns)
     return FIRST.format(
         claim=claim(found, found.columns),
+        followed=said,
         evidence=_evidence(found),
         claims="\n".join(_claims(found)),
         scores="\n".join(_scores(found)),

@@ -35,7 +35,10 @@ def write_leaderboard(study: Path) -> list[Path]:
     if not found.runs:
         why = "; ".join(f"{len(names)} {reason}" for reason, names in found.excluded.items())
         raise ConfigError(f"{study / 'runs'} holds no run that counts ({why}); put some there")
-    texts = {"README.md": first_page(found)}
+    beside = study.resolve().parent
+    followed = [f"discovery_{arm}" for arm in found.mechanisms]
+    followed = [name for name in followed if (beside / name / "README.md").is_file()]
+    texts = {"README.md": first_page(found, followed)}
     texts |= {f"{task}.md": task_page(found, task) for task in found.tasks}
     pictures = figures.draw(found, study)
     texts["report.html"] = leaderboard_page(view(found, study.resolve().name, pictures))
