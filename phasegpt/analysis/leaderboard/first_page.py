@@ -31,7 +31,8 @@ from phasegpt.analysis.text_table import markdown, number
 
 _TOLD = {HOLDS: "holds on new seeds, ten more decide", CANDIDATE: "candidate, ten new seeds decide"}
 
-_BY = {"fsn": ", by its delay and harmonics"}  # what its control leaves out
+#: What its control leaves out, where that is not all coupling.
+_BY = {"fsn": ", by its delay and harmonics; its control couples too"}
 
 FIRST = """\
 # Leaderboard: where does coupling help?
@@ -164,7 +165,8 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
         if (arms := column.survivors())
     ]
     if won := by_status.get(CONFIRMED):
-        head = f"**By its coupling wins: {'; '.join(won)}.** Confirmed on ten new seeds."
+        over = "Confirmed on ten new seeds, over softmax + RoPE and its own control"
+        head = f"**{over}: {'; '.join(won)}.**"
     elif tested:
         head = (
             f"**None of {len(set(tested))} tested mechanisms is confirmed to win by its coupling.**"
