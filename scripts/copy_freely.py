@@ -7,7 +7,6 @@ taken. Strings are drawn anew, 32 of each length of validation.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 
 from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import write_atomic
+from phasegpt.core.files import write_json
 from phasegpt.data.config import DataSection, task_class
 from phasegpt.data.copying_tasks import Copying
 from phasegpt.model.loading import load_run
@@ -43,8 +42,7 @@ def main() -> None:
         out = decode(loaded.model, asked, max_new_tokens=length, seeds=None, greedy=True)
         right = out[:, -length:].numpy() == letters
         found[length] = {"letters": right.mean(), "strings": right.all(axis=1).mean()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out, (json.dumps(found, indent=1) + "\n").encode())
+    write_json(args.out, found)
     print(args.out)
 
 

@@ -7,13 +7,12 @@ split. Nothing is trained.
 """
 
 import argparse
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 from phasegpt.cli import guarded
 from phasegpt.core.errors import ConfigError
-from phasegpt.core.files import write_atomic
+from phasegpt.core.files import write_json
 from phasegpt.data.config import DataSection, TaskConfig, task_class
 from phasegpt.interpretation.interventions import task_interventions
 from phasegpt.model.loading import load_run
@@ -34,8 +33,7 @@ def main() -> None:
         )
     task = task_class(data.corpus)(data)
     found = {"effects": [asdict(e) for e in task_interventions(loaded.model, task)]}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(args.out, (json.dumps(found, indent=1) + "\n").encode())
+    write_json(args.out, found)
     print(args.out)
 
 
