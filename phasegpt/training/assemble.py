@@ -239,8 +239,18 @@ def lightning(config: Any, corpus: Corpus | None = None) -> tuple[LitGPT, DataMo
 
 
 def data_module(run: RunConfig, corpus: Corpus) -> DataModule:
-    """The DataModule of a run. DataError where the text is too short for it."""
-    t = run.trainer
+    """The DataModule of a run.
+
+    DataError where the text is too short for it, ConfigError where it is to stop at an accuracy
+    that its task has not.
+    """
+    t, solved = run.trainer, run.callbacks.early_stopping.accuracy
+    if corpus.task is not None and solved is not None and solved > corpus.task.ceiling:
+        raise ConfigError(
+            f"callbacks.early_stopping.accuracy={solved:g} is never reached: the best predictor of "
+            f"data={run.data.corpus} has {corpus.task.ceiling:.4f}; give less, such as "
+            f"{0.99 * corpus.task.ceiling:.3g}"
+        )
     return DataModule(
         corpus,
         run.data,

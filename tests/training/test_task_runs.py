@@ -163,6 +163,17 @@ def test_a_solved_task_stops_and_stays_stopped(tmp_path: Path) -> None:
     assert (record["step"], record["stopped"]) == (3, "solved")
 
 
+def test_stopping_above_the_ceiling_of_a_task_is_refused(tmp_path: Path) -> None:
+    words = [
+        "data=periodic_small",
+        "model.block_size=256",
+        "callbacks.early_stopping.accuracy=0.99",
+    ]
+    with pytest.raises(ConfigError, match=r"0\.99 is never reached: .* data=periodic has 0\.[0-9]"):
+        fit(phasegpt.compose(words), tmp_path / "run")
+    assert not (tmp_path / "run" / "metrics.csv").exists()
+
+
 def test_evaluate_gives_the_validations_numbers(run: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     result = evaluate(EvaluateConfig(checkpoint=str(run), split="val"))
