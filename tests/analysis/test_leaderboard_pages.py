@@ -72,6 +72,8 @@ def test_lost_runs_stand_in_their_cell_and_an_arm_has_one_rate():
     assert found.columns[0].cell("torus").word is None  # four pairs decide nothing
     assert "another configuration than most of its arm: optimizer.lr" in found.excluded
     assert "4 (1 lost)" in first_page(found)
+    again = records(TASK, {"kope": BASE[:3]}, config={"optimizer": {"lr": 9.0}})
+    assert sum(map(len, of(good, again).excluded.values())) == 2 + 3  # nor two in two stages
 
 
 def test_at_equal_flops_a_dearer_arm_is_cut_at_its_last_validation_within():
@@ -99,6 +101,44 @@ def test_at_equal_flops_a_dearer_arm_is_cut_at_its_last_validation_within():
     assert "at 50%" in first_page(found) and "is cut there too" in first_page(found).replace(
         "are", "is"
     )
+
+
+def test_off_controls_which_are_not_shown_set_no_budget():
+    every = records(TASK, {"softmax": BASE, "torus": arm(0.1), "torus_off": BASE}, first=11)
+    for name, content in every.items():
+        if "_off" in name:
+            content["flops_per_token"] = {"causal": 100}
+    found = of(every)
+    budget, cuts = equal_flops(found, found.columns[0])
+    assert budget == 500_000 * STEPS * TOKENS and set(cuts) == {"softmax", "torus"}
+    assert "cycle navigation, 1e+12 FLOPs" in first_page(found)
+
+
+def test_all_scores_of_a_column_are_of_the_same_seeds():
+    """A mechanism's mark is from new seeds, beside which the others' scores would compare wrongly.
+
+    The later seeds are harder for all.
+    """
+    first = records(TASK, {k: v[:3] for k, v in PLANTED.items()})
+    later = {k: [x - 0.3 for x in PLANTED[k]] for k in ("softmax", "torus", "torus_off")}
+    found = of(first, records(TASK, later, first=11))
+    scores = first_page(found).split("## Scores")[1]
+    assert re.search(r"\| torus \| 0\.604 \[.*\], 3 \*\*both\*\* \|", scores)
+    assert re.search(r"\| softmax \+ RoPE \| 0\.503 \[", scores)
+    assert "of the same seeds: the screening's" in scores
+    assert "| cycle navigation | torus (holds" in first_page(found).replace(
+        f"[{'cycle navigation'}]({TASK}.md)", "cycle navigation"
+    )
+    shown = view(found, "x")
+    assert shown["columns"][0]["stage"] == "screening"
+    assert [t["name"].rpartition(": ")[2] for t in shown["tables"]] == ["verdict", "screening"]
+
+
+def test_survivors_without_a_verdict_are_missing():
+    found = of(records(TASK, {k: v[:3] for k, v in PLANTED.items()}))
+    told = "cycle navigation, verdict: not run for torus, kope, which survive the screening"
+    assert told in set(missing(found))
+    assert told not in set(missing(of(records(TASK, PLANTED), records(TASK, PLANTED, first=11))))
 
 
 def test_at_equal_flops_a_text_is_in_bits_per_byte():
@@ -130,6 +170,8 @@ def test_lengths_are_curves_and_what_cannot_read_them_is_na():
     assert "Trained up to 40." in page
     assert "| softmax, learned positions | 0.850 | 0.800 | n/a | n/a |" in page
     assert re.search(r"learned positions \| 0\.800, 1 \| n/a", first_page(found))
+    other = records("selective_copy", {"kope": [0.5]})  # did not run here, which is not "n/a"
+    assert re.search(r"\| kope \|  \|  \| 0\.500, 1", first_page(of(far, near, other)))
 
 
 def test_learning_rates_are_shown_and_only_there():
@@ -158,7 +200,8 @@ def test_partial_records_claim_nothing_and_say_what_is_missing():
     told = list(missing(found))
     name = "cycle navigation"
     assert f"{name}, screening: no run of softmax + RoPE, so no mechanism is compared" in told
-    assert f"{name}: no off control of torus, so nothing credits their coupling" in told
+    assert f"{name}, screening: no off control of torus, so nothing credits their coupling" in told
+    assert f"{name}, screening: no run of softmax with token shift, which fsn must beat" in told
     assert f"{name}, screening: seeds 2, 3 of torus, fsn, fsn without delay and harmonics" in told
     assert "selective copy: no run of torus, fsn, fsn without delay and harmonics" in told
     assert all(f"- {line}." in page for line in told)

@@ -12,7 +12,15 @@ from phasegpt.analysis.leaderboard.board import (
     HOLDS,
     REFUTED,
 )
-from phasegpt.analysis.leaderboard.cells import ARCHITECTURE, COUPLING, OPEN, OWN_PART, WORSE
+from phasegpt.analysis.leaderboard.cells import (
+    ARCHITECTURE,
+    BELOW_OFF,
+    BELOW_SOFTMAX,
+    COUPLING,
+    OPEN,
+    OWN_PART,
+    WORSE,
+)
 from phasegpt.analysis.leaderboard.first_page import first_page
 from phasegpt.analysis.leaderboard.task_page import task_page
 
@@ -56,6 +64,9 @@ def test_a_cell_has_scipys_numbers():
         stats.t.interval(0.95, 4, stats.tmean(own), stats.sem(own))
     )
     spread = max(stats.tstd([a - b for a, b in zip(own, o, strict=True)]) for o in (base, off))
+    assert (
+        column(records(TASK, {k: v[:3] for k, v in PLANTED.items()})).cell("torus").missed is None
+    )
     d = cell.missed / spread
     assert TTestPower().power(d, 5, 0.05, alternative="two-sided") == pytest.approx(0.8)
 
@@ -114,6 +125,43 @@ def test_three_seeds_make_candidates_and_ten_new_ones_decide():
         assert column(first, last).standing("torus") == CANDIDATE  # nine are not ten
 
 
+def test_ten_pairs_confirm_no_mechanism_that_was_no_candidate():
+    for by in (0.1, 0.0):
+        ten = {"softmax": TEN, "torus_off": shifted(0.0, TEN), "torus": arm(by, TEN)}
+        last = records(TASK, ten, first=21)
+        assert column(last).standing("torus") is None
+        level = PLANTED | {"torus": arm(0.0)}  # as softmax at both stages before
+        before = records(TASK, {k: v[:3] for k, v in level.items()}), records(TASK, level, first=11)
+        assert column(*before, last).standing("torus") is None
+        assert "did not hold" not in first_page(of(*before, last))
+
+
+def test_what_is_worse_than_one_of_two_is_said():
+    for by, off, word in ((-0.1, -0.1, BELOW_SOFTMAX), (-0.1, 0.0, WORSE), (0.0, 0.1, BELOW_OFF)):
+        scores = {"softmax": BASE, "torus": arm(by), "torus_off": shifted(off)}
+        found = of(records(TASK, scores, first=11))
+        assert found.columns[0].cell("torus").word == word
+        assert ("Worse than softmax + RoPE" in first_page(found)) == (word != BELOW_OFF)
+
+
+def test_a_comparison_that_is_not_there_credits_nothing():
+    for gone, lacks in (("torus_off", "no off control of torus"), ("softmax", "no mechanism is"),
+                        ("token_shift", "token shift, which fsn must beat")):  # fmt: skip
+        name = "fsn" if gone == "token_shift" else "torus"
+        whole = records(TASK, PLANTED)
+        found = of(whole, records(TASK, {k: v for k, v in PLANTED.items() if k != gone}, first=11))
+        assert of(whole, records(TASK, PLANTED, first=11)).columns[0].word(name) is not None
+        assert found.columns[0].word(name) is None
+        assert f"{lacks}" in first_page(found)
+
+
+def test_three_equal_differences_make_no_candidate():
+    base = [0.5, 0.25, 0.375]  # exact in binary, so that no spread comes of rounding
+    scores = {"softmax": base, "torus": [v + 0.125 for v in base], "torus_off": base}
+    found = column(records(TASK, scores))
+    assert found.cell("torus").p == 1.0 and found.standing("torus") is None
+
+
 def test_clear_intervals_that_holm_does_not_keep_make_a_candidate_still():
     more = {name: PLANTED[name] for name in ("ssa", "ssa_off", "kope", "kope_off")}
     weak = [v + d for v, d in zip(BASE, WEAK, strict=True)]
@@ -169,7 +217,7 @@ def test_the_screening_tells_who_survives_it():
     assert "torus" in found.survivors()
     assert not {"lohe", "kope_off", "softmax"} & set(found.survivors())
     assert column(records(TASK, {k: v[:2] for k, v in PLANTED.items()})).survivors() == []
-    assert "Survive the screening, by their means: torus" in first_page(
+    assert "screening than both they are compared with: torus" in first_page(
         of(records(TASK, {k: v[:3] for k, v in PLANTED.items() if not k.startswith("fsn")}))
     )
 
@@ -183,6 +231,7 @@ def test_a_mechanism_without_coupling_wins_by_architecture():
     found = column(records(TASK, scores, first=11))
     assert found.cell("selective_rope").word == ARCHITECTURE
     assert found.standing("selective_rope") is None
+    assert "tested mechanisms" not in first_page(of(records(TASK, scores, first=11)))
 
 
 def test_runs_that_solve_or_do_not_are_counted_without_a_t_test():
@@ -196,14 +245,15 @@ def test_runs_that_solve_or_do_not_are_counted_without_a_t_test():
     assert found.standing("torus") is None
     page = task_page(of(records(TASK, SOLVED)), TASK)
     assert "no t-test" in page and "1.000 0.300 0.350" in page and "1 of 3" in page
+    assert "| 3 against 1 of 3 solved |" in page  # not a difference of accuracies
 
 
 def test_a_solver_beside_arms_that_never_solve_is_confirmed_by_ten_pairs():
     scores = {"softmax": [0.3] * 10, "torus": [1.0] * 9 + [0.3], "torus_off": [0.2] * 10}
-    found = column(records(TASK, scores, first=21))
-    assert found.cell("torus").p == pytest.approx(2 * 0.5**9)  # McNemar: nine pairs, all one way
+    first = {"softmax": [0.3, 0.31, 0.28], "torus": [1.0] * 3, "torus_off": [0.2, 0.22, 0.21]}
+    found = column(records(TASK, first), records(TASK, scores, first=21))
+    assert found.stages["confirmation"]["torus"].p == pytest.approx(2 * 0.5**9)  # McNemar, nine
     assert found.standing("torus") == CONFIRMED
-    first = {"softmax": [0.3] * 3, "torus": [1.0] * 3, "torus_off": [0.2] * 3}
     five = {name: (values * 2)[:5] for name, values in first.items()}
     before = column(records(TASK, first), records(TASK, scores, first=21))
     assert before.stages["confirmation"]["torus"].groups
@@ -222,6 +272,9 @@ def test_what_softmax_always_solves_is_won_by_none():
     why = "every run of softmax + RoPE solved it, so none can be better"
     assert found.cell("torus").groups == why
     assert found.cell("torus").against["softmax"].effect == 0 and found.standing("torus") is None
+    assert found.cell("torus").missed is None  # no true difference would have been found
+    page = first_page(of(records(TASK, scores | {"torus_off": [0.5] * 4 + [0.51]}, first=11)))
+    assert "softmax + RoPE always does: torus on cycle navigation" in page
 
 
 def test_two_groups_far_apart_count_as_solved_or_not_though_none_is_at_99():

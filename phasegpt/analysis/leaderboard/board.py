@@ -39,30 +39,39 @@ class Column(Measure):
 
     stages: dict[str, dict[str, Cell]]
 
-    def stage(self, arm: str) -> str | None:
-        """The stage that has most runs of an arm, of equal ones the later; None without a run."""
-        there = [name for name in self.stages if arm in self.stages[name]]
-        return max(
-            there, key=lambda s: (self.stages[s][arm].n, list(STAGES).index(s)), default=None
-        )
+    @property
+    def shown(self) -> str | None:
+        """The stage with most arms, of equal ones the later: one set of seeds for all; or None."""
+        by = self.stages
+        return max(by, key=lambda stage: (len(by[stage]), list(STAGES).index(stage)), default=None)
 
     def cell(self, arm: str) -> Cell | None:
-        """That of `stage`."""
-        stage = self.stage(arm)
-        return None if stage is None else self.stages[stage][arm]
+        """That of the stage `shown`; None where the arm has no run there."""
+        return None if self.shown is None else self.stages[self.shown].get(arm)
+
+    def farthest(self, arm: str) -> tuple[str, Cell] | None:
+        """The stage that has most runs of an arm, of equal ones the later, and the arm's cell."""
+        there = [(name, cells[arm]) for name, cells in self.stages.items() if arm in cells]
+        return max(there, key=lambda x: (x[1].n, list(STAGES).index(x[0])), default=None)
+
+    def word(self, arm: str) -> str | None:
+        """What its farthest cell says."""
+        return None if (found := self.farthest(arm)) is None else found[1].word
 
     def standing(self, arm: str) -> str | None:
         """How far a win of a mechanism by both tests has come; None where none is in sight.
 
-        Only a complete confirmation, ten pairs, confirms; that and a run that collapsed refute.
+        Only a candidate of the screening or the verdict has one. Only a complete confirmation, ten
+        pairs, confirms; that and a run that collapsed refute.
         """
         if not is_mechanism(arm) or arm in UNCOUPLED:
             return None
         stages = ("screening", "verdict", "confirmation")
         screened, tested, last = (self.stages.get(name, {}).get(arm) for name in stages)
-        hoped = bool((screened and screened.candidate) or (tested and tested.candidate))
+        if not ((screened and screened.candidate) or (tested and tested.candidate)):
+            return None
         if self.collapsed.get(("verdict", arm)):
-            return DROPPED if hoped else None
+            return DROPPED
         if self.collapsed.get(("confirmation", arm)):
             return REFUTED
         if last and last.pairs == len(STAGES["confirmation"]):
@@ -70,8 +79,8 @@ class Column(Measure):
         if tested and tested.pairs >= MINIMUM:
             if tested.word == COUPLING or (tested.groups and tested.candidate):
                 return HOLDS  # of counted runs five pairs are too few for a test
-            return CANDIDATE if tested.candidate else DROPPED if hoped else None
-        return CANDIDATE if screened and screened.candidate else None
+            return CANDIDATE if tested.candidate else DROPPED
+        return CANDIDATE
 
     def survivors(self) -> list[str]:
         """Mechanisms whose mean of the screening is better than those they are compared with."""

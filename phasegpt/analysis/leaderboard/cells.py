@@ -40,9 +40,9 @@ APART = 1 / 3
 EXACT_MINIMUM = 6
 
 #: What a cell of enough pairs (Cell.least) says; one of fewer says nothing.
-COUPLING, ARCHITECTURE, OWN_PART, WORSE, OPEN = (
-    *("both tests", "softmax only", "off control only", "worse than both", "no difference seen"),
-)
+COUPLING, ARCHITECTURE, OWN_PART = "both tests", "softmax only", "off control only"
+WORSE, BELOW_SOFTMAX, BELOW_OFF = "worse than both", "worse than softmax", "worse than off control"
+OPEN = "no difference seen"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +51,12 @@ class Cell:
 
     `against` has Comparisons to "softmax", "off" and "rival", where there are runs of common
     seeds. `p` is the largest of those that decide, `holm` the same after Holm. `missed` is the
-    least true difference, in the column's unit, that the test of the wider spread would find with
-    80% power at 5% before Holm. `lost` runs are excluded, `collapsed` of them had a loss that was
-    not finite or fell out. `counted` says by comparison, and under "own" for the arm's runs alone,
-    why runs count as solved or not, so that no t-test and no interval is given.
+    least true difference, in the column's unit, that the t-test of the widest spread would find
+    with 80% power at 5% before Holm; None where a comparison that decides has no such test.
+    `lost` runs are excluded, `collapsed` of them had a loss that was not finite or fell out.
+    `counted` says by comparison, and under "own" for the arm's runs alone, why runs count as
+    solved or not, so that no t-test and no interval is given; `solvers` how many of a counted
+    comparison's runs do, the arm's and the other's.
     """
 
     arm: str
@@ -74,6 +76,7 @@ class Cell:
     lost: int = 0
     collapsed: int = 0
     counted: dict[str, str] = field(default_factory=dict)
+    solvers: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -160,7 +163,7 @@ def cell_of(measure: Measure, arm: str, arms: Mapping[str, Mapping[int, float]])
     others = {"softmax": BASELINE, "off": f"{arm}_off", "rival": RIVALS.get(arm, "")}
     deciding = Cell(arm=arm, scores=own, mean=0.0, median=0.0).keys
     why = {"own": _groups(measure, arms, [arm])}
-    against, spreads = {}, []
+    against, solvers, spreads = {}, {}, []
     for key, other in others.items():
         seeds = [seed for seed in own if seed in arms.get(other, {})]
         if arm == other or not seeds:
@@ -168,12 +171,13 @@ def cell_of(measure: Measure, arm: str, arms: Mapping[str, Mapping[int, float]])
         pair = [own[s] for s in seeds], [arms[other][s] for s in seeds]
         why[key] = _groups(measure, arms, [arm, other])
         if why[key]:
-            done = ([solved(v, measure.ceiling) for v in values] for values in pair)
-            against[key] = statistics.solve(*done)
+            mine, theirs = ([solved(v, measure.ceiling) for v in values] for values in pair)
+            against[key] = statistics.solve(mine, theirs)
+            solvers[key] = sum(mine), sum(theirs)
         else:
             against[key] = statistics.differ(*pair)
             differences = [a - b for a, b in zip(*pair, strict=True)]
-            if len(seeds) >= 3 and key in deciding:
+            if len(seeds) >= MINIMUM and key in deciding:
                 spread = float(np.std(differences, ddof=1))
                 spreads.append(_detectable(len(seeds)) * spread)
     cell = Cell(
@@ -186,8 +190,9 @@ def cell_of(measure: Measure, arm: str, arms: Mapping[str, Mapping[int, float]])
         high=None if why["own"] else high,
         solved=sum(solved(v, measure.ceiling) for v in own.values()) if measure.higher else None,
         against=against,
-        missed=max(spreads, default=None),
+        missed=max(spreads) if len(spreads) == len(deciding) else None,
         counted={key: reason for key, reason in why.items() if reason},
+        solvers=solvers,
     )
     able = is_mechanism(arm) and arm not in UNCOUPLED and cell.pairs >= len(STAGES["screening"])
     clear = able and all(_clear(measure, cell, key) for key in cell.keys)
@@ -205,13 +210,12 @@ def better(measure: Measure, difference: Comparison) -> bool:
 
 
 def _clear(measure: Measure, cell: Cell, key: str) -> bool:
-    """Whether a difference is in favour and its 95% interval clear of 0; of runs that solve or do
+    """Whether a difference is in favour and its 95% interval excludes 0; of runs that solve or do
     not, whether all do where none of the others does."""
     difference = cell.against[key]
     if key in cell.counted:
         return difference.effect == 1.0
-    near = difference.low if measure.higher else difference.high
-    return near is not None and (near > 0 if measure.higher else near < 0)
+    return better(measure, difference) and p_of(difference) <= ALPHA
 
 
 def judged(measure: Measure, cells: dict[str, Cell], stage: str) -> dict[str, Cell]:
@@ -236,22 +240,33 @@ def judged(measure: Measure, cells: dict[str, Cell], stage: str) -> dict[str, Ce
     softmax, off = tested(lambda _: ["softmax"]), tested(lambda _: ["off"])
     found = {}
     for arm, cell in cells.items():
-        sides = {k: better(measure, c) for k, c in cell.against.items()}
-        known = [cell.against[k] for k in cell.keys if k in cell.against]
-        p = max(map(p_of, known)) if arm in family and len(known) == len(cell.keys) else None
-        word = OPEN if arm in softmax or arm in off else None
-        if both.get(arm, 1.0) <= ALPHA and len({sides[key] for key in cell.keys}) == 1:
-            word = COUPLING if sides["softmax"] else WORSE
-        elif softmax.get(arm, 1.0) <= ALPHA and sides["softmax"]:
-            word = ARCHITECTURE
-        elif off.get(arm, 1.0) <= ALPHA and sides["off"]:
-            word = OWN_PART
-        if arm in UNCOUPLED and word == COUPLING:
-            word = ARCHITECTURE
-        if cell.collapsed and word in (COUPLING, ARCHITECTURE, OWN_PART):
-            word = OPEN  # what is better in the runs that ended is no better mechanism
+        p = word = None
+        if arm in family and all(key in cell.against for key in cell.keys):
+            p = max(p_of(cell.against[key]) for key in cell.keys)
+            holds = {"both": both.get(arm), "softmax": softmax.get(arm), "off": off.get(arm)}
+            word = _word(measure, cell, {k: h for k, h in holds.items() if h is not None})
         found[arm] = replace(cell, p=p, holm=both.get(arm), word=word)
     return found
+
+
+def _word(measure: Measure, cell: Cell, holm: Mapping[str, float]) -> str | None:
+    """What a cell with all its comparisons says by the tests it has pairs for, after Holm."""
+    up = {key: better(measure, cell.against[key]) for key in cell.keys}
+    found = {key for key, p in holm.items() if p <= ALPHA}
+    if not holm:
+        return None
+    if "both" in found and len(set(up.values())) == 1:
+        word = (ARCHITECTURE if cell.arm in UNCOUPLED else COUPLING) if up["softmax"] else WORSE
+    elif "softmax" in found and up["softmax"]:
+        word = ARCHITECTURE
+    elif "off" in found and up["off"]:
+        word = OWN_PART
+    elif "softmax" in found:
+        word = BELOW_SOFTMAX
+    else:
+        word = BELOW_OFF if "off" in found else OPEN
+    # What is better in the runs that did not collapse is no better mechanism.
+    return OPEN if cell.collapsed and word in (COUPLING, ARCHITECTURE, OWN_PART) else word
 
 
 def has_pairs(cell: Cell, keys: Sequence[str]) -> bool:

@@ -45,13 +45,11 @@ class Cut:
 
 
 def shown_runs(found: Board, column: Column) -> dict[str, dict[int, Run]]:
-    """By arm and seed the runs that a column shows: those of Column.stage."""
-    shown: dict[str, dict[int, Run]] = {}
-    for arm in found.arms:
-        if stage := column.stage(arm):
-            runs = found.of(column.task, stage)[arm]
-            shown[arm] = {seed: runs[seed] for seed in column.stages[stage][arm].scores}
-    return shown
+    """By arm and seed the runs that a column shows: those of Column.shown."""
+    if column.shown is None:
+        return {}
+    runs, cells = found.of(column.task, column.shown), column.stages[column.shown]
+    return {a: {s: runs[a][s] for s in cells[a].scores} for a in found.arms if a in cells}
 
 
 def costs(found: Board, task: str) -> dict[str, Cost]:
@@ -71,9 +69,9 @@ def costs(found: Board, task: str) -> dict[str, Cost]:
 
 
 def relative_costs(found: Board, arm: str) -> dict[str, float]:
-    """An arm's costs, COSTS, as ratios to softmax + RoPE, the median over tasks."""
+    """An arm's costs, COSTS, as ratios to softmax + RoPE, the median over tasks with a score."""
     ratios: dict[str, list[float]] = {name: [] for name in COSTS}
-    for task in found.tasks:
+    for task in dict.fromkeys(column.task for column in found.columns if column.stages):
         every = costs(found, task)
         if arm not in every or BASELINE not in every:
             continue
@@ -90,10 +88,10 @@ def relative_costs(found: Board, arm: str) -> dict[str, float]:
 def equal_flops(found: Board, column: Column) -> tuple[float | None, dict[str, Cut]]:
     """The whole budget of the cheapest arm, in training FLOPs, and what each arm has within it.
 
-    An arm without a validation within it is not in the answer, which is empty where a record
-    has no FLOPs.
+    Off controls are left out. An arm without a validation within it is not in the answer, which
+    is empty where a record has no FLOPs.
     """
-    runs = shown_runs(found, column)
+    runs = {a: by for a, by in shown_runs(found, column).items() if not a.endswith("_off")}
     budgets = [run.budget for by_seed in runs.values() for run in by_seed.values()]
     known = [budget for budget in budgets if budget is not None]
     if not known or len(known) < len(budgets):

@@ -2,78 +2,66 @@
 
 from __future__ import annotations
 
-import statistics as plain
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from phasegpt.analysis.leaderboard.board import (
-    CANDIDATE,
-    CONFIRMED,
-    DROPPED,
-    HOLDS,
-    REFUTED,
-    Board,
-    Column,
-)
-from phasegpt.analysis.leaderboard.cells import (
-    ARCHITECTURE,
-    OWN_PART,
-    RIVALS,
-    UNCOUPLED,
-    WORSE,
-    Cell,
-    has_pairs,
-)
+from phasegpt.analysis.leaderboard.board import Board, Column
+from phasegpt.analysis.leaderboard.cells import ARCHITECTURE, COUPLING, OWN_PART
+from phasegpt.analysis.leaderboard.claims import claim, claims_table, task_link
 from phasegpt.analysis.leaderboard.costs import COSTS, equal_flops, relative_costs
 from phasegpt.analysis.leaderboard.gaps import missing
 from phasegpt.analysis.leaderboard.runs import STAGES, Run, human, human_task
-from phasegpt.analysis.statistics import MINIMUM, Comparison
+from phasegpt.analysis.statistics import MINIMUM
 from phasegpt.analysis.text_table import markdown, number
-
-_TOLD = {HOLDS: "holds on new seeds, ten more decide", CANDIDATE: "candidate, ten new seeds decide"}
-
-#: What its control leaves out, where that is not all coupling.
-_BY = {"fsn": ", by its delay and harmonics; its control couples too"}
 
 FIRST = """\
 # Leaderboard: where does coupling help?
 
 {claim}
 {followed}
+**How to read it.** A row is a mechanism in all layers of one model, a column a task; *beyond* means
+longer than what was trained on. A mechanism is compared, paired by seed, with softmax + RoPE and
+with its own off control, the same layer without what couples. Each stage has seeds of its own:
+{stages}. The screening has too few seeds for a test.
+
 {evidence}
+
+## Who wins, and by what
+
+Of every mechanism the stage with most seeds.
 
 {claims}
 
-- **By coupling**: better than softmax + RoPE, and than its own off control. Its p is the larger of
-  both tests, after Holm over the mechanisms with a run at that stage. fsn must beat softmax with
-  token shift too.
-- The off control leaves out what couples, and keeps the rest: of torus the step. That of fsn leaves
-  out delay and harmonics: what fsn wins, it wins by them. Without coupling phase_sync and lohe mix
-  no tokens, and fixed_query mixes all alike: there coupling and mixing are one, and a win says that
-  they mix better than softmax.
-- **By architecture**: better than softmax + RoPE, but not clearly better than its own off control,
-  or fsn than token shift.
-- **Coupling, but not past softmax**: better than its own off control alone.
+- **Both tests**: better than softmax + RoPE, and than its own off control. The p is the larger of
+  both, after Holm over the mechanisms with a run at that stage. fsn must beat softmax with token
+  shift too. Such a win is by what the off control leaves out: the coupling, and of fsn delay and
+  harmonics. Without coupling phase_sync and lohe mix no tokens, and fixed_query mixes all alike:
+  a win of theirs says that they mix better than softmax. selective_rope has no coupling: it can
+  win by its architecture only.
+- **softmax + RoPE only**: the architecture wins; coupling is not clearly better than none, or fsn
+  than token shift.
+- **Off control only**: coupling helps the mechanism, but not past softmax + RoPE.
 - A mechanism of which a run collapsed at a stage wins nothing there.
-- **Missed below**: four of five such studies find a true difference of this size; smaller ones are
-  found less often. Median over mechanisms, before Holm.
+- **Detectable**: each t-test alone, before Holm, finds a true difference of this size in four of
+  five such studies. Median over mechanisms.
 
 ## Scores
 
 {scores}
 
-- A cell is mean, 95% interval and n. Accuracy: higher is better. Bits per byte of a text: lower is.
-- *Beyond*: at lengths or loads beyond those trained on. n/a: the model takes no such length.
-- **both**: both tests hold. **softmax**: that against softmax + RoPE alone. **off**: that against
-  the off control alone. With n < {minimum} there is no verdict.
+- A cell is mean, 95% interval and n; all cells of a column are of the same seeds: {shown}.
+  Accuracy: higher is better. Bits per byte of a text: lower is.
+- n/a: the model takes no such length.
+- **both**, **softmax**, **off**: which tests hold at the stage with most seeds; see above. With
+  n < {minimum} there is no verdict.
 - A cell whose runs are counted as solved or not has their number in place of the interval.
 - Parameters, FLOPs, state and time are ratios to softmax + RoPE, medians over tasks. State: bytes
   that decoding remembers of a full context.
 {figure}
 ## At most equal FLOPs
 
-The same runs, cut at the last validation before the FLOPs at which the cheapest arm ends. An arm
-may have used less, and its schedule of the learning rate is cut there too: a dearer arm is shown
-before its last steps, which are often its best.
+The same runs, cut at the last validation before the FLOPs at which the cheapest of these arms ends.
+An arm may have used less, and its schedule of the learning rate is cut there too: a dearer arm is
+shown before its last steps, which are often its best.
 
 {equal}
 
@@ -84,27 +72,29 @@ before its last steps, which are often its best.
   those of their off controls. Learned positions are not evened out, nor the anchors of fixed_query
   at positions that are never trained, nor anything where a model has no MLP: there parameters
   differ as shown.
-- Learning rates are chosen on seed 0, which no other table has; of two the better one is always at
-  an edge. Stages have seeds of their own: {stages}.
-- A score is that of the last validation. A learning rate is chosen by its best validation.
-- A task that is not in the first table has no run.
+- A learning rate is the better of those tried on seed 0, by the best validation, and used nowhere
+  else; of two the better one is always at an edge. A score is that of the last validation.
+- A task that is not listed has not run.
 - Time was not taken on a quiet machine. A layer alone: [attention](../attention/README.md).
-- A run has solved a task at 99% of the best accuracy there is. Runs are counted, in place of a
+- A run solves a task at 99% of the best accuracy there is. Solved runs are counted, in place of a
   t-test, in three cases: of an arm, or of what it is compared with, some solve and some do not;
-  its runs are in two groups more than a third of the way from chance to the ceiling apart;
-  softmax + RoPE always solves.
+  its sorted scores have a gap of more than a third of the way from chance to the ceiling; softmax +
+  RoPE always solves.
 - Counts are compared by McNemar's exact test, for which five seeds are too few. A candidate there
   solves with every seed what softmax + RoPE and its off control solve with none.
 {gaps}
 ## Again
 
 ```bash
-make study NAME=leaderboard SCALE=small
+make study NAME=leaderboard SCALE=small          # learning rates and screening
+python -m phasegpt.train -m +sweep=leaderboard scale=small task=copying \\
+    stage=verdict,confirm arm=fsn,fsn_off,token_shift,softmax
 python scripts/analyze_results.py results/leaderboard
 ```
 
-The second command writes this page, those of the tasks, the pictures, and `report.html`, whose
-tables can be sorted, from `runs/*.json` alone.
+The last command writes this page, those of the tasks, the pictures, and `report.html`, whose tables
+can be sorted, from `runs/*.json` alone. One run again, from its record:
+`python scripts/reproduce.py results/leaderboard/runs/leaderboard-TASK-ARM-seedN.json`.
 """
 
 
@@ -119,12 +109,13 @@ def first_page(found: Board, followed: Sequence[str] = ()) -> str:
         claim=claim(found, found.columns),
         followed=said,
         evidence=_evidence(found),
-        claims="\n".join(_claims(found)),
+        claims="\n".join(claims_table(found)),
         scores="\n".join(_scores(found)),
         minimum=MINIMUM,
         figure="\n![Scores of every run](scores.png)\n" if scored else "",
         equal="\n".join(equal(found, found.columns)),
-        stages="; ".join(f"{stage} {seeds(numbers)}" for stage, numbers in STAGES.items()),
+        stages=", ".join(f"{stage} ({seeds(numbers)})" for stage, numbers in STAGES.items()),
+        shown=_shown(found),
         gaps="\n".join(gaps(found)),
     )
 
@@ -132,66 +123,6 @@ def first_page(found: Board, followed: Sequence[str] = ()) -> str:
 def seeds(seeds: Sequence[int]) -> str:
     """The seeds of a stage as text."""
     return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else str(seeds[0])
-
-
-def claim(found: Board, columns: Sequence[Column]) -> str:
-    """What may be said of some columns, in bold, and what is to be confirmed; nothing more."""
-    by_status: dict[str, list[str]] = {}
-    architecture, worse = [], []
-    for column in columns:
-        for arm in found.mechanisms:
-            cell = column.cell(arm)
-            text = f"{human(arm)} on {human_task(column.key)}"
-            if status := column.standing(arm):
-                by_status.setdefault(status, []).append(
-                    text + _BY.get(arm, "") + _beside_rival(column, arm)
-                )
-            if cell and cell.word == ARCHITECTURE:
-                architecture.append(text)
-            if cell and cell.word == WORSE:
-                worse.append(text)
-    if not any(column.stages for column in columns):
-        what = "only runs that choose learning rates are there" if found.runs else "no run counts"
-        return f"**Nothing is claimed: {what}.**"
-    tested = [
-        arm
-        for column in columns
-        for arm in found.mechanisms
-        if (cell := column.cell(arm)) and cell.holm is not None
-    ]
-    survivors = [
-        f"{', '.join(map(human, arms))} on {human_task(column.key)}"
-        for column in columns
-        if (arms := column.survivors())
-    ]
-    if won := by_status.get(CONFIRMED):
-        over = "Confirmed on ten new seeds, over softmax + RoPE and its own control"
-        head = f"**{over}: {'; '.join(won)}.**"
-    elif tested:
-        head = (
-            f"**None of {len(set(tested))} tested mechanisms is confirmed to win by its coupling.**"
-        )
-    else:
-        head = "**No verdict yet: no comparison has seeds enough.** Numbers are descriptive."
-    lines = {
-        "Hold both tests on five new seeds, and wait for ten more": by_status.get(HOLDS),
-        "Candidates, to be confirmed on ten new seeds": by_status.get(CANDIDATE),
-        "Survive the screening, by their means": survivors,
-        "Candidates that did not hold on new seeds": [
-            *by_status.get(DROPPED, []), *by_status.get(REFUTED, [])
-        ],
-        "Better than softmax + RoPE by architecture": architecture,
-        "Worse than softmax + RoPE and than their own off control": worse,
-    }  # fmt: skip
-    bullets = [f"- {what}: {'; '.join(names)}." for what, names in lines.items() if names]
-    return "\n".join([head, "", *bullets]).rstrip() if bullets else head
-
-
-def _beside_rival(column: Column, arm: str) -> str:
-    """What a mechanism's win is worth beside the control that decides."""
-    cell = column.cell(arm)
-    rival = cell.against.get("rival") if cell else None
-    return f" (minus {human(RIVALS[arm])} {difference(rival)})" if rival else ""
 
 
 def _evidence(found: Board) -> str:
@@ -209,65 +140,34 @@ def size(run: Run) -> str:
     return f"{model}, {config['trainer']['max_steps']:,} steps of {run.tokens_per_step:,.0f} tokens"
 
 
-def _claims(found: Board) -> list[str]:
-    """A row for each column: which mechanisms win, by what, and what could have been seen."""
-    header = ["task", "by coupling", "by architecture", "coupling, but not past softmax",
-              "n", "missed below"]  # fmt: skip
-    rows = []
-    for column in found.columns:
-        cells = [(arm, column.cell(arm)) for arm in found.mechanisms]
-        there = [(arm, cell) for arm, cell in cells if cell]
-        coupling = [
-            human(arm) + ("" if status == CONFIRMED else f" ({_TOLD[status]})")
-            for arm in found.mechanisms
-            if (status := column.standing(arm)) in (CONFIRMED, HOLDS, CANDIDATE)
-        ]
-        missed = [cell.missed for _, cell in there if cell.missed is not None]
-        seeds = sorted({cell.n for _, cell in there})
-        rows.append(
-            [
-                _task_link(column),
-                ", ".join(coupling) or _none(there, lambda cell: cell.keys),
-                _with(there, ARCHITECTURE) or _none(there, lambda _: ["softmax"]),
-                _with([x for x in there if x[0] not in UNCOUPLED], OWN_PART)
-                or _none(there, lambda _: ["off"]),
-                " to ".join(dict.fromkeys(map(str, (seeds[0], seeds[-1])))) if seeds else "0",
-                number(plain.median(missed)) if missed else "no t-test" if there else "",
-            ]
-        )
-    return markdown(header, rows)
-
-
-def _with(cells: Sequence[tuple[str, Cell]], word: str) -> str:
-    return ", ".join(human(arm) for arm, cell in cells if cell.word == word)
-
-
-def _none(cells: Sequence[tuple[str, Cell]], against: Callable[[Cell], Sequence[str]]) -> str:
-    """Of mechanisms that were tested none; without a test nothing can be said."""
-    tested = sum(has_pairs(cell, against(cell)) for _, cell in cells)
-    return f"none of {tested} tested" if tested else "no verdict"
-
-
-def _task_link(column: Column) -> str:
-    return f"[{human_task(column.key)}]({column.task}.md)"
-
-
 def _scores(found: Board) -> list[str]:
-    header = ["", *map(_task_link, found.columns), *COSTS.values()]
+    header = ["", *map(task_link, found.columns), *COSTS.values()]
     arms = [arm for arm in found.arms if not arm.endswith("_off")]
     rows = []
     for arm in arms:
         ratios = relative_costs(found, arm)
         told = [number(ratios.get(name), "{:.2f}") for name in COSTS]
-        rows.append([human(arm), *(_score(column, arm) for column in found.columns), *told])
+        rows.append([human(arm), *(_score(found, column, arm) for column in found.columns), *told])
     return markdown(header, rows)
 
 
-def _score(column: Column, arm: str) -> str:
+def _shown(found: Board) -> str:
+    """The stage that each column shows."""
+    by: dict[str, list[str]] = {}
+    for column in found.columns:
+        if column.shown:
+            by.setdefault(column.shown, []).append(human_task(column.key))
+    if len(by) < 2:
+        return f"the {next(iter(by), 'screening')}'s"
+    return "; ".join(f"the {stage}'s on {', '.join(names)}" for stage, names in by.items())
+
+
+def _score(found: Board, column: Column, arm: str) -> str:
     """Mean, interval and n of a cell, or how many runs solved it, and what it holds."""
     cell = column.cell(arm)
     if cell is None:
-        return "n/a" if column.key != column.task else ""
+        ran = column.shown and arm in found.of(column.task, column.shown)
+        return "n/a" if ran else ""
     text = number(cell.mean)
     if cell.groups:
         text += f", {cell.solved} of {cell.n} solved"
@@ -276,14 +176,14 @@ def _score(column: Column, arm: str) -> str:
     else:
         text += f", {cell.n}"
     text += f" ({cell.lost} lost)" if cell.lost else ""
-    held = {"both tests": "both", ARCHITECTURE: "softmax", OWN_PART: "off"}.get(cell.word or "")
+    held = {COUPLING: "both", ARCHITECTURE: "softmax", OWN_PART: "off"}.get(column.word(arm) or "")
     return f"{text} **{held}**" if held else text
 
 
 def equal(found: Board, columns: Iterable[Column]) -> list[str]:
     """The table at equal FLOPs: arms against columns."""
-    cuts = {column.key: equal_flops(found, column)[1] for column in columns}
-    cuts = {key: cut for key, cut in cuts.items() if cut}
+    whole = {column.key: equal_flops(found, column) for column in columns}
+    cuts = {key: cut for key, (_, cut) in whole.items() if cut}
     if not cuts:
         return ["Nothing to show."]
 
@@ -295,8 +195,9 @@ def equal(found: Board, columns: Iterable[Column]) -> list[str]:
 
     arms = [a for a in found.arms if not a.endswith("_off") and any(a in c for c in cuts.values())]
     rows = [[human(arm), *(cell(key, arm) for key in cuts)] for arm in arms]
+    head = [f"{human_task(key)}, {whole[key][0]:.2g} FLOPs" for key in cuts]
     text = "A cell is mean, 95% interval, n, and how much of its schedule the arm had then run."
-    return [*markdown(["", *map(human_task, cuts)], rows), "", text]
+    return [*markdown(["", *head], rows), "", text]
 
 
 def gaps(found: Board, task: str | None = None) -> Iterator[str]:
@@ -314,15 +215,3 @@ def _left_out(found: Board, task: str | None) -> Iterator[str]:
         if own:
             some = f": {', '.join(own)}" if task else ""
             yield f"{len(own)} run{'s' * (len(own) > 1)}: {reason}{some}"
-
-
-def difference(found: Comparison | None) -> str:
-    """A difference and its interval as text."""
-    if found is None:
-        return ""
-    ends = (
-        ""
-        if found.low is None
-        else f" [{number(found.low, '{:+.3f}')}, {number(found.high, '{:+.3f}')}]"
-    )
-    return number(found.effect, "{:+.3f}") + ends  # fmt: skip

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from phasegpt.analysis.leaderboard.board import Board
-from phasegpt.analysis.leaderboard.cells import BASELINE, is_mechanism
-from phasegpt.analysis.leaderboard.runs import STAGES, arms_in_order, human, human_task
+from phasegpt.analysis.leaderboard.cells import BASELINE, DECIDED_BY_RIVAL, RIVALS, is_mechanism
+from phasegpt.analysis.leaderboard.runs import STAGES, Run, arms_in_order, human, human_task
 
 
 def missing(found: Board, task: str | None = None) -> Iterator[str]:
@@ -22,18 +22,34 @@ def missing(found: Board, task: str | None = None) -> Iterator[str]:
             continue
         if absent := [arm for arm in every if arm not in ran]:
             yield f"{told}: no run of {_listed(absent)}"
-        if alone := [a for a in every if a in ran and is_mechanism(a) and f"{a}_off" not in ran]:
-            yield f"{told}: no off control of {_listed(alone)}, so nothing credits their coupling"
         for stage, arms in scored.items():
-            if arms and BASELINE not in arms:
-                yield f"{told}, {stage}: no run of {human(BASELINE)}, so no mechanism is compared"
-            lacking: dict[tuple[int, ...], list[str]] = defaultdict(list)
-            for arm in arms_in_order(arms):
-                if seeds := tuple(s for s in STAGES[stage] if s not in arms[arm]):
-                    lacking[seeds].append(arm)
-            for seeds, names in lacking.items():
-                which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-                yield f"{told}, {stage}: {which} of {_listed(names)}"
+            if arms:
+                due = ran if stage == "screening" else arms
+                yield from (f"{told}, {stage}: {gap}" for gap in _of_stage(stage, arms, due))
+        survivors = {arm for c in found.columns if c.task == name for arm in c.survivors()}
+        if waiting := survivors - scored["verdict"].keys() - scored["confirmation"].keys():
+            names = _listed(arms_in_order(waiting))
+            yield f"{told}, verdict: not run for {names}, which survive the screening"
+
+
+def _of_stage(
+    stage: str, arms: Mapping[str, Mapping[int, Run]], due: Iterable[str]
+) -> Iterator[str]:
+    """What the arms of a stage are to be compared with, and the seeds of those that are due."""
+    if BASELINE not in arms:
+        yield f"no run of {human(BASELINE)}, so no mechanism is compared"
+    own = [arm for arm in arms_in_order(arms) if is_mechanism(arm)]
+    if alone := [arm for arm in own if f"{arm}_off" not in arms]:
+        yield f"no off control of {_listed(alone)}, so nothing credits their coupling"
+    for arm in (arm for arm in own if arm in DECIDED_BY_RIVAL and RIVALS[arm] not in arms):
+        yield f"no run of {human(RIVALS[arm])}, which {human(arm)} must beat"
+    lacking: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for arm in arms_in_order(due):
+        if seeds := tuple(s for s in STAGES[stage] if s not in arms.get(arm, {})):
+            lacking[seeds].append(arm)
+    for seeds, names in lacking.items():
+        which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        yield f"{which} of {_listed(names)}"
 
 
 def _listed(arms: list[str]) -> str:

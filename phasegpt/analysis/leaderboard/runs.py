@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -203,14 +203,18 @@ def admit(records: Mapping[str, Record]) -> tuple[list[Run], dict[str, list[str]
             excluded[reason].append(name)
         elif run is not None:
             runs[name] = run
-    for group in (lambda r: (r.task, r.stage), lambda r: (r.task, r.stage, r.arm)):
-        whole = len(group(Run("", "", 0, {}))) == 3
+    comparisons: list[tuple[str, Callable[[Run], Any], Callable[[Run], dict[str, Any]]]] = [
+        ("task", lambda r: (r.task, r.stage), lambda r: _fields(r, _FREE)),
+        ("arm", lambda r: (r.task, r.stage, r.arm), lambda r: _fields(r, _free_in_an_arm(r))),
+        ("arm", lambda r: (r.task, r.arm, r.stage == "rates"), _rate),
+    ]
+    for among, group, fields in comparisons:
         groups: dict[Any, dict[str, Run]] = defaultdict(dict)
         for name, run in runs.items():
             groups[group(run)][name] = run
         for members in groups.values():
-            for name, reason in _strangers(members, of_arm=whole).items():
-                excluded[reason].append(name)
+            for name, keys in _strangers(members, fields).items():
+                excluded[f"another configuration than most of its {among}: {keys}"].append(name)
                 del runs[name]
     for name in [name for name, run in runs.items() if _collapsed(run.record)]:
         excluded[COLLAPSED].append(name)
@@ -255,33 +259,36 @@ def dead(record: Record) -> bool:
         return False
 
 
-def _strangers(members: Mapping[str, Run], *, of_arm: bool) -> dict[str, str]:
-    """Reason by name for runs with another configuration than most of those given.
-
-    `of_arm`: they are of one arm, so that nothing but what its stage varies is free.
-    """
-    fields = {name: _fields(run, of_arm) for name, run in members.items()}
-    texts = {name: json.dumps(found, sort_keys=True) for name, found in fields.items()}
+def _strangers(
+    members: Mapping[str, Run], fields: Callable[[Run], dict[str, Any]]
+) -> dict[str, str]:
+    """Runs with other `fields` than most of those given, and which, by name."""
+    own = {name: fields(run) for name, run in members.items()}
+    texts = {name: json.dumps(found, sort_keys=True) for name, found in own.items()}
     count = Counter(texts.values())
-    usual = next(  # of equally many that of softmax, or else of the first name
-        name
-        for name in sorted(texts, key=lambda n: (-count[texts[n]], members[n].arm != "softmax", n))
-    )
-    among = "arm" if of_arm else "task"
+    # Of equally many that of softmax, or else of the first name.
+    usual = own[min(texts, key=lambda n: (-count[texts[n]], members[n].arm != "softmax", n))]
     found = {}
-    for name, own in fields.items():
-        keys = {*own, *fields[usual]}
-        other = sorted(k for k in keys if own.get(k) != fields[usual].get(k))
-        if other:
-            found[name] = f"another configuration than most of its {among}: {', '.join(other)}"
+    for name, mine in own.items():
+        if other := sorted(k for k in {*mine, *usual} if mine.get(k) != usual.get(k)):
+            found[name] = ", ".join(other)
     return found
 
 
-def _fields(run: Run, of_arm: bool) -> dict[str, Any]:
-    """What runs that are compared have in common."""
-    free = ["name"] + ["optimizer.lr"] * (run.stage == "rates") if of_arm else list(_FREE)
+def _fields(run: Run, free: Iterable[str]) -> dict[str, Any]:
+    """What runs that are compared have in common: all but the keys that are free."""
     found = {"data": (run.record.get("data") or {}).get("fingerprint")}
     for name, value in config_fields(run.record["config"]).items():
         if not any(name == key or name.startswith(f"{key}.") for key in free):
             found[name] = value
     return found
+
+
+def _free_in_an_arm(run: Run) -> list[str]:
+    """What its stage varies."""
+    return ["name"] + ["optimizer.lr"] * (run.stage == "rates")
+
+
+def _rate(run: Run) -> dict[str, Any]:
+    """What the stages after that of the rates have in common, whatever version they ran with."""
+    return {} if run.stage == "rates" else {"optimizer.lr": run.lr}

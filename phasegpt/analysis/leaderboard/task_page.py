@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 from phasegpt.analysis.leaderboard.board import Board, Column
 from phasegpt.analysis.leaderboard.cells import RIVALS, Cell, is_mechanism
+from phasegpt.analysis.leaderboard.claims import claim, difference
 from phasegpt.analysis.leaderboard.costs import costs, rates, shown_runs, used_rates
-from phasegpt.analysis.leaderboard.first_page import claim, difference, equal, gaps, seeds, size
+from phasegpt.analysis.leaderboard.first_page import equal, gaps, seeds, size
 from phasegpt.analysis.leaderboard.runs import STAGES, human, human_task
 from phasegpt.analysis.statistics import MINIMUM
 from phasegpt.analysis.text_table import markdown, number, span
@@ -93,7 +94,10 @@ def how(cells: Mapping[str, Cell]) -> str:
         )
     missed = [c.missed for arm, c in cells.items() if is_mechanism(arm) and c.missed is not None]
     if missed:
-        text += f" Missed below {number(plain.median(missed))}, at most {number(max(missed))}."
+        text += (
+            f" Each t-test alone finds a true difference of {number(plain.median(missed))} (median "
+            f"over mechanisms; at most {number(max(missed))}) in four of five such studies."
+        )
     if max((cell.n for cell in cells.values()), default=0) < MINIMUM:
         text += f" With fewer than {MINIMUM} seeds this describes, and decides nothing."
     return text
@@ -110,12 +114,10 @@ def _table(column: Column, cells: dict[str, Cell]) -> list[str]:
         "sd": lambda c: number(c.sd),
         "median": lambda c: number(c.median),
         "95% interval": lambda c: span(c.low, c.high, "{:.3f}"),
-        "minus softmax + RoPE": lambda c: difference(c.against.get("softmax")),
-        "minus its off control": lambda c: difference(c.against.get("off")),
+        "minus softmax + RoPE": lambda c: difference(c, "softmax"),
+        "minus its off control": lambda c: difference(c, "off"),
         "minus its rival": lambda c: (
-            f"{human(RIVALS[c.arm])}: {difference(c.against['rival'])}"
-            if "rival" in c.against
-            else ""
+            f"{human(RIVALS[c.arm])}: {difference(c, 'rival')}" if "rival" in c.against else ""
         ),
         "p": lambda c: _p(c.p),
         "after Holm": lambda c: _p(c.holm),
@@ -132,13 +134,16 @@ def _p(value: float | None) -> str:
 
 def _loads(found: Board, column: Column) -> Iterator[str]:
     """Accuracy by length or load, of the runs that the first page shows; n/a where it has none."""
-    runs = shown_runs(found, column)
+    runs, stage = shown_runs(found, column), column.shown
     loads = sorted({load for by in runs.values() for run in by.values() for load in run.loads})
-    if not loads:
+    if stage is None or not loads:
         return
     trained = next(run.trained for by in runs.values() for run in by.values())
     yield from ("", "## By length or load", "")
-    yield f"Accuracy at the last validation, mean over seeds. Trained up to {trained}."
+    yield (
+        f"Accuracy at the last validation, mean over the seeds of the {stage}, "
+        f"{seeds(STAGES[stage])}. Trained up to {trained}."
+    )
     yield ""
     rows = []
     for arm, by_seed in runs.items():

@@ -10,8 +10,9 @@ from typing import Any
 from phasegpt.analysis.leaderboard import figures
 from phasegpt.analysis.leaderboard.board import Board, Column, board
 from phasegpt.analysis.leaderboard.cells import Cell, is_mechanism
+from phasegpt.analysis.leaderboard.claims import claim, difference
 from phasegpt.analysis.leaderboard.costs import relative_costs
-from phasegpt.analysis.leaderboard.first_page import claim, first_page, gaps
+from phasegpt.analysis.leaderboard.first_page import first_page, gaps
 from phasegpt.analysis.leaderboard.runs import human, human_task
 from phasegpt.analysis.leaderboard.task_page import how, task_page
 from phasegpt.analysis.report import leaderboard_page
@@ -50,7 +51,8 @@ def write_leaderboard(study: Path) -> list[Path]:
 def view(found: Board, name: str, pictures: Sequence[Path] = ()) -> dict[str, Any]:
     """What the page that can be sorted shows, as JSON.
 
-    `columns` has for every arm its numbers, scores by seed and comparisons.
+    `columns` has the cells of each column's stage Column.shown, `tables` those of every stage: for
+    every arm its numbers, scores by seed and comparisons.
     """
     return {
         "name": name,
@@ -64,12 +66,16 @@ def view(found: Board, name: str, pictures: Sequence[Path] = ()) -> dict[str, An
             for arm in found.arms
         ],
         "columns": [
-            {"key": column.key, "name": human_task(column.key), "higher": column.higher,
-             "chance": column.chance, "ceiling": column.ceiling,
-             "how": how({arm: cell for arm in found.arms if (cell := column.cell(arm))}),
+            {"key": column.key, "name": human_task(column.key), "stage": column.shown,
              "cells": {arm: _cell(column, arm, cell) for arm in found.arms
                        if (cell := column.cell(arm))}}
             for column in found.columns
+        ],
+        "tables": [
+            {"task": column.task, "name": f"{human_task(column.key)}: {stage}", "how": how(cells),
+             "cells": {arm: _cell(column, arm, cell) for arm, cell in cells.items()}}
+            for column in found.columns
+            for stage, cells in reversed(column.stages.items())
         ],
     }  # fmt: skip
 
@@ -83,11 +89,8 @@ def _cell(column: Column, arm: str, cell: Cell) -> dict[str, Any]:
                "groups")  # fmt: skip
     return {
         **{name: getattr(cell, name) for name in numbers},
-        "stage": column.stage(arm),
         "standing": column.standing(arm) if is_mechanism(arm) else None,
         "scores": list(cell.scores.items()),
-        **{
-            key: {"effect": c.effect, "low": c.low, "high": c.high}
-            for key, c in cell.against.items()
-        },
-    }
+        **{key: {"effect": c.effect, "text": difference(cell, key)}
+           for key, c in cell.against.items()},
+    }  # fmt: skip

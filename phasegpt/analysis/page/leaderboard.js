@@ -29,17 +29,14 @@ function scoreText(column, cell) {
   return fixed(cell.mean) + ends + ", " + cell.n + lost;
 }
 
-function difference(found) {
-  if (!found) return ["", null];
-  return [withInterval({ mean: found.effect, low: found.low, high: found.high }), found.effect];
-}
+function difference(found) { return found ? [found.text, found.effect] : ["", null]; }
 
 function name(arm) { return [ARM[arm].name, ARM[arm].name]; }
 
 function drawScores() {
   const shown = DATA.arms.filter((a) => $("offs").checked || !a.off);
   const costs = { parameters: "parameters", flops: "FLOPs", state: "state", time: "time" };
-  const head = ["arm", ...DATA.columns.map((c) => c.name), ...Object.values(costs)];
+  const head = ["arm", ...DATA.columns.map((c) => c.name + (c.stage ? " (" + c.stage + ")" : "")), ...Object.values(costs)];
   const body = shown.map((a) => [
     name(a.arm),
     ...DATA.columns.map((c) => [scoreText(c, c.cells[a.arm]), c.cells[a.arm] ? c.cells[a.arm].mean : null]),
@@ -58,14 +55,14 @@ function drawPictures(id, named) {
   }
 }
 
-function drawCells(column) {
-  const head = ["arm", "stage", "n", "mean", "sd", "median", "every seed", "minus softmax + RoPE", "minus its off control", "p", "after Holm", "holds"];
+function drawCells(table) {
+  const head = ["arm", "n", "mean", "sd", "median", "every seed", "minus softmax + RoPE", "minus its off control", "p", "after Holm", "holds"];
   const value = (x, digits = 3) => (x === null || x === undefined ? ["", null] : [fixed(x, digits), x]);
-  const body = DATA.arms.filter((a) => column.cells[a.arm]).map((a) => {
-    const c = column.cells[a.arm];
+  const body = DATA.arms.filter((a) => table.cells[a.arm]).map((a) => {
+    const c = table.cells[a.arm];
     const word = c.standing || c.word || "";
     return [
-      name(a.arm), [c.stage, c.stage], [String(c.n), c.n],
+      name(a.arm), [String(c.n), c.n],
       c.groups ? [fixed(c.mean) + ", " + c.solved + " of " + c.n + " solved", c.mean] : value(c.mean),
       value(c.sd), value(c.median), [c.scores.map((s) => fixed(s[1])).join(" "), null], difference(c.softmax), difference(c.off), value(c.p), value(c.holm), [word, word],
     ];
@@ -73,12 +70,12 @@ function drawCells(column) {
   sortedTable("cells", head, body);
 }
 
-function drawTask() {
-  const column = DATA.columns.find((c) => c.key === $("task").value);
-  $("how").textContent = column.how;
-  drawCells(column);
-  const task = column.key.split("/")[0];
-  drawPictures("pictures", [[task + "_loads", "Accuracy by length or load"], [task + "_rates", "Score by learning rate"]]);
+function drawTable() {
+  const table = DATA.tables[$("task").value];
+  if (!table) return;
+  $("how").textContent = table.how;
+  drawCells(table);
+  drawPictures("pictures", [[table.task + "_loads", "Accuracy by length or load"], [table.task + "_rates", "Score by learning rate"]]);
 }
 
 function drawGaps() {
@@ -95,10 +92,10 @@ $("title").textContent = "Leaderboard: where does coupling help?";
 $("claim").append(element("strong", DATA.claim[0].replaceAll("**", "")));
 DATA.claim.slice(1).forEach((text) => $("claims").append(element("li", text)));
 $("footer").textContent = "PhaseGPT " + DATA.version + ", " + DATA.name;
-DATA.columns.forEach((c) => $("task").append(element("option", c.name, { value: c.key })));
+DATA.tables.forEach((t, at) => $("task").append(element("option", t.name, { value: at })));
 $("offs").onchange = drawScores;
-$("task").onchange = drawTask;
+$("task").onchange = drawTable;
 drawPictures("scores", [["scores", "Every seed"]]);
 drawScores();
-drawTask();
+drawTable();
 drawGaps();
