@@ -344,9 +344,9 @@ def test_a_leaderboard_is_sorted_by_a_click(leaderboard: Path, browser: Any, wid
         browser.find_elements(By.CSS_SELECTOR, "#table .sort")[click].click()
         assert arms()[0] == first
     browser.find_element(By.ID, "offs").click()
-    assert "torus without coupling" in arms()
+    assert "torus without its step" in arms()
     assert "0.604" in text_of(browser, "cells")
-    put(browser, "task", "shakespeare")
+    put(browser, "task", "Shakespeare: screening")
     assert "0.604" not in text_of(browser, "cells") and "candidate" in text_of(browser, "cells")
     assert browser.find_element(By.CSS_SELECTOR, "#scores img").get_property("naturalWidth") == 1
     assert [entry["message"] for entry in browser.get_log("browser")] == []

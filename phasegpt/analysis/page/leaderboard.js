@@ -71,7 +71,7 @@ function drawCells(table) {
 }
 
 function drawTable() {
-  const table = DATA.tables[$("task").value];
+  const table = DATA.tables.find((t) => t.name === $("task").value);
   if (!table) return;
   $("how").textContent = table.how;
   drawCells(table);
@@ -92,7 +92,7 @@ $("title").textContent = "Leaderboard: where does coupling help?";
 $("claim").append(element("strong", DATA.claim[0].replaceAll("**", "")));
 DATA.claim.slice(1).forEach((text) => $("claims").append(element("li", text)));
 $("footer").textContent = "PhaseGPT " + DATA.version + ", " + DATA.name;
-DATA.tables.forEach((t, at) => $("task").append(element("option", t.name, { value: at })));
+DATA.tables.forEach((t) => $("task").append(element("option", t.name)));
 $("offs").onchange = drawScores;
 $("task").onchange = drawTable;
 drawPictures("scores", [["scores", "Every seed"]]);
