@@ -54,7 +54,7 @@ class AsCodedConfig(OscillatorConfig):
 
 
 class AsCoded(Attention):
-    """Mean-field oscillators over all tokens, repelling: the original PhaseGPT's, for the record."""
+    """Mean-field oscillators over all tokens, repelling: the original PhaseGPT's layer."""
 
     Config = AsCodedConfig
     options: AsCodedConfig
