@@ -24,6 +24,13 @@ from phasegpt.training.jobs import counted, jobs
 from phasegpt.training.run_folder import FINISHED, read_record
 
 
+def studies_of(folder: Path) -> set[Path]:
+    """The folder, if it is a study, or those in it; folders inside a study are its own matter."""
+    if any(folder.glob("runs/*.json")):
+        return {folder}
+    return {path.parent.parent for path in folder.glob("*/runs/*.json")}
+
+
 def show_runs(folder: Path) -> None:
     """The jobs of every sweep in the folder, or else every folder of runs."""
     sweeps = sorted({path.parent for path in folder.rglob("sweep.json")})
@@ -93,7 +100,7 @@ def main() -> None:
             if args.test:
                 evaluate_tests(folder)
             print(f"{len(collect(folder, args.into))} records of {folder} in {args.into / 'runs'}")
-        elif found := {path.parent.parent for path in folder.rglob("runs/*.json")}:
+        elif found := studies_of(folder):
             studies |= found
         else:
             show_runs(folder)

@@ -1,6 +1,7 @@
 """Train a committed record's configuration again and compare every number of its curves.
 
 python scripts/reproduce.py results/first_light/runs/softmax-seed1.json
+python scripts/reproduce.py results/leaderboard/runs/leaderboard-copying-fsn-seed1.json
 
 Exit code 1 if a number differs by more than --tolerance (relative; by default not at all). With the
 record's versions, machine and thread count (OMP_NUM_THREADS) the numbers are the same to the last
@@ -16,6 +17,7 @@ from typing import Any
 from phasegpt.cli import guarded
 from phasegpt.core import targets
 from phasegpt.core.files import read_json
+from phasegpt.data.config import DataConfig
 from phasegpt.training.config import RunConfig
 from phasegpt.training.metric_names import with_names_of_today
 from phasegpt.training.run import fit
@@ -26,7 +28,9 @@ def reproduce(record: dict[str, Any], folder: Path) -> float:
     """Train in `folder`, or go on there; the largest relative difference from the curves."""
     targets.refuse_named("the record", record["config"])
     run = RunConfig.parse(record["config"])
-    data = replace(run.data, cache_dir=None)  # a record does not choose where we write
+    data = run.data
+    if isinstance(data, DataConfig):  # a generated task has no cache
+        data = replace(data, cache_dir=None)  # a record does not choose where we write
     fit(replace(run, data=data, resume=bool(read_record(folder))), folder)
     rows = read_metrics(folder / "metrics.csv")
     worst = 0.0

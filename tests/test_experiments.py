@@ -55,7 +55,7 @@ def oscillators(layers: list[int], n: int, coupling: float, **more: Any) -> dict
     }
 
 
-#: The numbers of the seed study.
+#: The numbers of the original PhaseGPT.
 SEEDS = {
     "phase_a/baseline": PHASE_A | SOFTMAX,
     "phase_a/l7_n32_k1": PHASE_A | oscillators([7], 32, 1.0),

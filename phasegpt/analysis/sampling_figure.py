@@ -13,7 +13,7 @@ Rows = list[dict[str, Any]]  # a table: one dict per arm
 #: Kinds of arms, in the order of tables and picture.
 ROLES = {
     "human": "Human text",
-    "seed": "The seed's three arms",
+    "seed": "The three published arms",
     "control": "Controls at the temperature of Phase-Slip, and near it",
     "sweep": "Plain sampling: the frontier",
     "power": "Truncation: can this protocol see a gain?",

@@ -21,7 +21,7 @@ from phasegpt.training.callback_config import PhaseMonitorConfig
 
 Record = dict[str, Any]
 
-#: R that the seed study aimed at in Phase A; elsewhere the monitor's, which Phase B registers.
+#: R that the original PhaseGPT aimed at in Phase A; elsewhere the monitor's, as Phase B registers.
 PHASE_A_BAND = (0.30, 0.55)
 
 

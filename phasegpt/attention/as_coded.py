@@ -1,4 +1,4 @@
-"""`as_coded`: the seed study's layer as its code has it, which SEES THE FUTURE. A named control.
+"""`as_coded`: the original PhaseGPT's layer as coded, which SEES THE FUTURE. A named control.
 
     theta_t(0) = pi tanh(W x_t + b);
     dtheta_t/dt = omega + K (1/T) sum over all u of sin(theta_t - theta_u), wrapped at every step;
@@ -54,7 +54,7 @@ class AsCodedConfig(OscillatorConfig):
 
 
 class AsCoded(Attention):
-    """Mean-field oscillators over all tokens, repelling: the seed code's layer, for the record."""
+    """Mean-field oscillators over all tokens, repelling: the original PhaseGPT's layer."""
 
     Config = AsCodedConfig
     options: AsCodedConfig

@@ -25,7 +25,7 @@ CONF_DIR = next(
 
 #: Keys of command lines that may still be around, and what to write instead.
 _RESPELT = {
-    "attention.as_coded": "the seed code's layer is a mechanism: attention=as_coded (with "
+    "attention.as_coded": "the original PhaseGPT's layer is a mechanism: attention=as_coded (with "
     "attention=phase_sync leave the key out)"
 }
 

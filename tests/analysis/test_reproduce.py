@@ -23,6 +23,16 @@ def test_a_record_is_reproduced_and_a_wrong_number_is_found(tmp_path):
     assert 0 < SCRIPT["reproduce"](record, tmp_path / "again") < 2e-9
 
 
+def test_a_record_of_a_generated_task_is_reproduced(tmp_path):
+    task = ["data=copying_small", "data.length=4", "data.val_lengths=[4,8]", "data.val_examples=4"]
+    words = [*SIX_STEPS, *task, "data.batch_size=2"]
+    fit(phasegpt.compose(words), tmp_path / "runs" / "arm-seed1")
+    (file,) = collect(tmp_path / "runs", tmp_path / "study")
+    record = json.loads(file.read_text())
+    assert SCRIPT["reproduce"](record, tmp_path / "again") == 0
+    assert "val/accuracy" in record["curves"]
+
+
 @pytest.mark.parametrize(
     ("text", "said"), [("{", "is not JSON"), ('{"seed": 1, "curves": {}}', "has no config")]
 )

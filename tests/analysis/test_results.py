@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import subprocess
 from typing import Any
 
 import pytest
@@ -55,6 +56,17 @@ def test_committed_files_follow_from_the_committed_records(study, tmp_path):
     for name, content in first.items():
         if name.endswith((".csv", ".md", ".tex")):
             assert content == (study / name).read_bytes(), name
+
+
+def test_make_report_writes_every_page_that_a_script_makes_of_records():
+    words = ["make", "-n", "-C", str(ROOT), "report"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    called = set(re.findall(r"scripts/(\w+\.py)", said))
+    again = "--regenerate", "--page"
+    pages = {path.name for path in (ROOT / "scripts").glob("*.py")
+             if path.name.startswith("page_")
+             or any(f'"{word}"' in path.read_text() for word in again)}  # fmt: skip
+    assert len(pages) >= 5 and pages | {"analyze_results.py", "check_preregistration.py"} == called
 
 
 @pytest.mark.parametrize("study", BOARDS, ids=lambda p: p.name)

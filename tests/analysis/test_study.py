@@ -303,6 +303,17 @@ def test_the_command_writes_every_study_and_prints_both_tables(tmp_path, monkeyp
         assert "data:image/svg+xml" in page
 
 
+def test_the_command_writes_nothing_into_folders_inside_a_study(tmp_path, monkeypatch, capsys):
+    ledger(tmp_path / "a", "softmax", [4.0, 5.0])
+    ledger(tmp_path / "a" / "inner", "softmax", [4.0, 5.0])
+    ledger(tmp_path / "page" / "arms", "softmax", [4.0, 5.0])
+    for given in (tmp_path, tmp_path / "a"):
+        script(monkeypatch, "analyze_results.py", given)
+    assert (tmp_path / "a" / "table.csv").is_file()
+    for folder in ("a/inner", "page/arms"):
+        assert [path.name for path in (tmp_path / folder).iterdir()] == ["runs"]
+
+
 @pytest.mark.parametrize("words", [[], ["--into", "new"], ["--into", "new", "--test"]])
 def test_the_command_says_where_there_are_no_runs(tmp_path, monkeypatch, capsys, words):
     monkeypatch.chdir(tmp_path)

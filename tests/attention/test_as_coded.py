@@ -1,4 +1,4 @@
-"""`as_coded`: the seed code's layer, which sees the future."""
+"""`as_coded`: the original PhaseGPT's layer, which sees the future."""
 
 import math
 import warnings
@@ -51,7 +51,7 @@ def test_the_seeds_models_have_exactly_the_seeds_parameter_counts(leaky: Callabl
 
 
 def naive_as_coded(layer: AsCoded, x: Tensor) -> Tensor:
-    """The seed code's loop: all token pairs, sin(theta_i - theta_j), wrap at every step."""
+    """The original code's loop: all token pairs, sin(theta_i - theta_j), wrap at every step."""
     osc = layer.oscillators
     B, T, _ = x.shape
     H, N = osc.omega.shape
