@@ -220,14 +220,17 @@ def test_top_n_sigma_keeps_what_is_within_n_deviations_of_the_largest(logits: Te
 
 def dry_by_hand(row: list[int], V: int, multiplier: float, base: float, allowed: int,
                 breakers: set[int]) -> list[float]:  # fmt: skip
-    """The definition, token by token: the longest earlier copy of the end that w followed."""
+    """The definition, token by token: the longest earlier copy of the end that w followed.
+
+    A breaker is never penalised, as in DRYLogitsProcessor of text-generation-webui.
+    """
     penalties = [0.0] * V
     for place in range(1, len(row)):
         n = 0
         while n < place and row[place - 1 - n] == row[-1 - n] and row[-1 - n] not in breakers:
             n += 1
-        if n >= allowed:
-            w = row[place]
+        w = row[place]
+        if n >= allowed and w not in breakers:
             penalties[w] = max(penalties[w], multiplier * base ** (n - allowed))
     return penalties
 
