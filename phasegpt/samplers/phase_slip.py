@@ -64,7 +64,7 @@ class PhaseSlip:
     protect_prompt: leave the prompt's positions as they are.
     target: "values", or "phases": each phase that is kept of a token in the window (kuramoto,
     torus, fsn) slips by +angle or -angle, as chance has it, and in phase_sync each channel's
-    prefix does.
+    prefix does, without a window or protect_prompt.
     candidates: compute the slipped logits only for this many best tokens of the clean path.
     force: at angle 0, compute the second path nevertheless (for measurements).
 
@@ -203,6 +203,12 @@ class PhaseSlip:
                        if self.target == "phases" else "; choose another, or target=phases")
                 )  # fmt: skip
             for part in found:
+                if self.target == "phases" and part.phases is None:
+                    why = f"beside the phases of layer {layer}, running sums without positions"
+                    for name in ("window", "protect_prompt"):
+                        _values.idle(
+                            name, getattr(self, name), getattr(PhaseSlipOptions, name), why
+                        )
                 count = _target(part, self.target)
                 for head in heads:
                     if not 0 <= head < (count or 0):
