@@ -134,10 +134,11 @@ class PhaseSlip:
     def fit(self, model: Any, ids_BT: Tensor | None = None) -> tuple[list[Head], float]:
         """The heads and the angle for `model`: those given, or found on ids (or its own text)."""
         heads, angle = self.heads, self.angle
-        if ids_BT is None and (heads == "auto" or angle is None):
+        to_score = self.target == "values"
+        if ids_BT is None and (angle is None or (heads == "auto" and to_score)):
             ids_BT = own_text(model)
         scores = None
-        if self.target == "values" and ids_BT is not None:
+        if to_score and ids_BT is not None:
             scores = calibrate_heads(model, ids_BT, window=self.window)
         if isinstance(heads, str):
             heads = phase_heads(model) if scores is None else scores.top(AUTO_HEADS)
