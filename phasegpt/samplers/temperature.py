@@ -79,8 +79,8 @@ class NegativeBursts:
 
     Tokens are counted from position `start`, the length of the prompt: one for all rows, so decode
     prompts of each length by themselves. Each stretch of `every` tokens ends with its burst.
-    `between` is any processor, None: T = 1. T = -inf draws the tokens
-    of a burst uniformly. Raises ConfigError.
+    `between` is any processor, None: T = 1. T = -inf draws the tokens of a burst uniformly. Raises
+    ConfigError.
     """
 
     def __init__(
