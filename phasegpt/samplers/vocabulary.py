@@ -137,7 +137,9 @@ class AllowedWords:
         self.words, self.beginnings = set(found), {""}.union(*found.values())
         if lost := sorted(given - self.words):
             which = f"{len(lost)} of {len(given)} allowed words, such as {lost[0]!r:.80},"
-            why = "cannot be spelled by these tokens as one run of letters and apostrophes"
+            why = (
+                "cannot be spelled and ended by these tokens as one run of letters and apostrophes"
+            )
             if not found:
                 raise ConfigError(f"{which} {why}, so none is left; give others")
             warnings.warn(f"{which} {why}; they are left out", stacklevel=2)
