@@ -72,6 +72,8 @@ IDLE = [
     "attention=softmax callbacks.phase_monitor.band=[0.1,0.2]",
     "attention=softmax callbacks.collapse_guard.action=stop callbacks.collapse_guard.R_low=0.1",
     "attention.layers=[] regularizer=ceiling",
+    "attention.layers=[] attention.coupling=0.5",
+    "attention=fixed_query attention.layers=[] attention.p=3",
     "attention.steps=0 attention.dt=0.2",
     "attention.steps=0 attention.lag=0.3",
     "attention.steps=0 attention.integrator=rk4",

@@ -95,13 +95,16 @@ def online(url: str, *, timeout: float = 2.0) -> bool:
 
 
 def download(url: str, sha256: str) -> bytes | None:
-    """The file at `url`, verified; None where its host cannot be reached."""
+    """The file at `url`, verified; None where its host cannot be reached.
+
+    Raises DataError where the transfer ends early.
+    """
     if not online(url):
         return None
     try:
         with urllib.request.urlopen(url, timeout=30) as response:
             content = response.read()
-    except OSError as error:
+    except (OSError, http.client.HTTPException) as error:
         raise DataError(f"cannot download {url}: {error}") from error
     return verify(content, sha256, url)
 

@@ -11,6 +11,7 @@ import itertools
 import multiprocessing
 import os
 import signal
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -254,3 +255,8 @@ def _work(
         pass
     except UserError as error:
         writer.send(error)
+    except MemoryError:  # the process that reads sees an early end
+        pass
+    except Exception:
+        told = traceback.format_exc()
+        writer.send(RuntimeError(f"a process that made tokens failed:\n{told}"))

@@ -125,9 +125,12 @@ def _to_the_letter(text: str, origin: str) -> str:
         tree["model"].pop("dropout", None)
         for part in ("normalizer", "pre_tokenizer", "decoder"):
             tree[part] = _bare(tree.get(part), part)
+        kinds = [
+            node["type"] + " by Regex" * ("Regex" in node.get("pattern", ()))
+            for node in _nodes(tree["decoder"])
+        ]
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{origin} is no tokenizer.json: {error!s:.200}") from None
-    kinds = [node["type"] for node in _nodes(tree["decoder"])]
     if not kinds or not _DECODERS.issuperset(kinds):
         raise DataError(
             f"{origin} has the decoder {', '.join(kinds) or 'null'}, which gives a token no text "

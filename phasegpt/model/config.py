@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from phasegpt.core import modules
@@ -108,6 +108,13 @@ class AttentionSection(Section):
         name = own.setdefault("name", "softmax")
         return cls(**own, options=_options(name if isinstance(name, str) else shown(name), options))
 
+    def check_idle(self) -> None:
+        """See Section.check_idle; also refuse options of a mechanism that no layer has."""
+        super().check_idle()
+        names = [f.name for f in fields(self.options) if f.default is not REQUIRED]
+        why = f"while {self.full_name('layers')}=[] gives {self.name} to no layer"
+        self.options.refuse_idle(self.layers != (), why, *names)
+
     def to_dict(self) -> dict[str, Any]:
         """The group's flat keys, complete."""
         own = super().to_dict()
@@ -136,19 +143,25 @@ class GPTConfig(ModelSection):
     """Everything that fixes a GPT's shape and mechanism, flat.
 
     `attention` is a mechanism's name (see phasegpt.attention.layer_class), used in
-    `attention_layers` (0-based); the other layers are softmax. `attention_options` is the
-    mechanism's Config, or its keys. With `match_parameters` it has the `mlp_width` that was found,
+    `attention_layers` (0-based; "all", as on the command line); the other layers are softmax, and
+    of softmax itself "all" are none. `attention_options` is the mechanism's Config, or its keys.
+    With `match_parameters` it has the `mlp_width` that was found,
     which is kept wherever the configuration is written and read.
     """
 
     vocab_size: int = option(50257, "rows of the embedding", ge=2, le=2**24)
     attention: str = "softmax"
-    attention_layers: tuple[int, ...] = ()
+    attention_layers: tuple[int, ...] = "all"  # type: ignore[assignment]
     attention_options: Section = field(default_factory=dict)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         """Check what binds several fields together."""
+        every = self.attention_layers == "all"  # type: ignore[comparison-overlap]
+        if every:
+            object.__setattr__(self, "attention_layers", ())
         super().__post_init__()
+        if every and self.attention != "softmax":
+            object.__setattr__(self, "attention_layers", tuple(range(self.n_layer)))
         if self.n_embd % self.n_head:
             fits = [h for h in range(1, min(self.n_embd, 64) + 1) if self.n_embd % h == 0]
             raise ConfigError(

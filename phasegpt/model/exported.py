@@ -54,7 +54,9 @@ def contents(loaded: Loaded) -> dict[str, bytes]:
         "tokenizer.json": as_json(loaded.tokenizer.state()),
     }
     record = run_folder(loaded.path) / "run.json"
-    if record.is_file():
+    # Of a folder whose weights were saved anew it is the record of other weights.
+    told = not loaded.path.is_dir() or "run.json" in _listed(loaded.path)
+    if told and record.is_file():
         files["run.json"] = record.read_bytes()
     elif loaded.config is not None:
         files["run.json"] = as_json({"config": loaded.config})
@@ -75,7 +77,16 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def complete(folder: Path, files: dict[str, bytes]) -> None:
-    """Add `files` and SHA256SUMS to a folder that save_pretrained has just written. OutputError."""
+    """Add `files` and SHA256SUMS to a folder that save_pretrained has just written. OutputError.
+
+    Warns where it was an export: its run.json and model card are of the weights before.
+    """
+    if "run.json" in _listed(folder):
+        warnings.warn(
+            f"{folder} was an export: its run.json and {CARD} are of the weights before, and "
+            f"{SUMS} no longer lists run.json; delete or edit them, or save into a new folder",
+            stacklevel=3,
+        )
     for name, content in files.items():
         write_atomic(folder / name, content)
     weights = shards.files(folder)
@@ -179,10 +190,17 @@ def _verified(folder: Path) -> dict[str, str]:
     return sums
 
 
+def _listed(folder: Path) -> dict[str, str]:
+    """sha256 by file name, as SHA256SUMS says, true or not; empty where there is none."""
+    if not (folder / SUMS).is_file():
+        return {}
+    lines = (folder / SUMS).read_text(encoding="ascii", errors="replace").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
 def _compared(folder: Path) -> dict[str, str]:
     """What SHA256SUMS says, which is true."""
-    lines = (folder / SUMS).read_text(encoding="ascii", errors="replace").splitlines()
-    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    sums = _listed(folder)
     for name in sums:
         if name != os.path.basename(name) or name in ("", ".", ".."):
             raise CheckpointError(

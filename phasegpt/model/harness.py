@@ -56,8 +56,8 @@ def run_tasks(
     check_tasks(tasks)
     if loaded.model.leaky:
         raise ConfigError(
-            "this model sees the future (attention=as_coded), and lm-eval puts padding there; "
-            "leave tasks out, to score a split"
+            f"this model sees the future (attention={loaded.model.config.attention}), and lm-eval "
+            f"puts padding there; leave tasks out, to score a split"
         )
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

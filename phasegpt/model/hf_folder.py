@@ -68,9 +68,11 @@ def card(loaded: Loaded, record: dict[str, Any], licence: str) -> str:
     config, unit = loaded.model.config, UNITS[loaded.tokenizer.name]
     layers = list(config.attention_layers)
     where = f" in layers {layers} of {config.n_layer} (counted from 0)" if layers else ""
+    attention = config.attention if layers else "softmax"
+    phased = any(block.attn.has_phases for block in loaded.model.blocks)
     data = record.get("data") or {}
     facts = {
-        "attention": f"{config.attention}{where}",
+        "attention": f"{attention}{where}",
         "shape": f"{config.n_layer} layers, {config.n_head} heads, width {config.n_embd}, context "
         f"{config.block_size} tokens, positions {config.positions}",
         "parameters": f"{loaded.model.num_parameters(non_embedding=False):,}",
@@ -85,12 +87,12 @@ def card(loaded: Loaded, record: dict[str, Any], licence: str) -> str:
         f"license: {licence}",
         "library_name: transformers",
         "pipeline_tag: text-generation",
-        f"tags: [phasegpt, {config.attention}]",
+        f"tags: [phasegpt, {attention}]",
         "---",
         "",
         "# A PhaseGPT language model",
         "",
-        "A GPT-2 whose attention is coupled through phase oscillators (Kuramoto).",
+        f"A GPT-2 with {attention} attention{', which has phase oscillators' if phased else ''}.",
         "",
         *_table("| what | value |", facts),
         "",

@@ -165,6 +165,21 @@ class PhaseGPTForCausalLM(PreTrainedModel, GenerationMixin):
         """The head; its weight is the embedding's."""
         return self.gpt.lm_head
 
+    def resize_token_embeddings(  # type: ignore[override]
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """The embedding of tokens where its size stays; ConfigError for another size."""
+        if new_num_tokens not in (None, self.config.vocab_size) or pad_to_multiple_of is not None:
+            raise ConfigError(
+                f"resize_token_embeddings({new_num_tokens}, {pad_to_multiple_of}): a PhaseGPT "
+                f"keeps the size it was trained with, {self.config.vocab_size}; leave it out, or "
+                f"train with model.vocab_size=N for rows to spare"
+            )
+        return self.get_input_embeddings()
+
     def forward(
         self,
         input_ids: Tensor | None = None,

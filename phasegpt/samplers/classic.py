@@ -70,14 +70,14 @@ class _TextSampler:
             return self.tokenizer.decode(ids, skip_special_tokens=True)
         return self.tokenizer.decode(ids)
 
-    def _at(self, temperature: float) -> None:
+    def _at(self, temperature: float | Processor) -> None:
         """The next text is drawn at this temperature."""
 
     def generate(
         self,
         prompt: str,
         max_new_tokens: int = 50,
-        temperature: float = 0.65,
+        temperature: float | Processor = 0.65,
         *,
         top_k: int | None = None,
         top_p: float | None = None,
@@ -88,8 +88,8 @@ class _TextSampler:
     ) -> str:
         """The prompt and its continuation; the same for a seed, else from torch's generator.
 
-        Ends early with an end-of-text token of the model or one of `stop_strings`. Raises
-        ConfigError.
+        temperature: a number of any sign, or a processor such as DynamicTemperature. Ends early
+        with an end-of-text token of the model or one of `stop_strings`. Raises ConfigError.
         """
         chain: list[Processor] = build_chain(
             temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p
@@ -180,10 +180,10 @@ class PhaseSlipSampler(_TextSampler):
             scores.save(save)
         return scores
 
-    def _at(self, temperature: float) -> None:
+    def _at(self, temperature: float | Processor) -> None:
         if isinstance(self.intervention.gate, EntropyGate):
-            center = self.intervention.gate.center
-            self.intervention.gate = EntropyGate(center, temperature if temperature > 0 else 1)
+            T = 1.0 if callable(temperature) or temperature <= 0 else temperature
+            self.intervention.gate = EntropyGate(self.intervention.gate.center, T)
 
 
 class EntropyShockSampler(_TextSampler):

@@ -102,7 +102,8 @@ def fit_temperature(
     model.tokenizer), ids [T] or [B,T], or a list of texts as ids. The first `prompt` tokens of each
     text are read and not scored. Windows of `context` tokens (None: all that the model attends to,
     at most 1024) advance by half of it, so that every token but those of the first has at least
-    half a context before it. The logits stay in memory: 4 V bytes per token. Raises ConfigError.
+    half a context before it. `batch_size` windows are read at once, of a model that sees the future
+    one. The logits stay in memory: 4 V bytes per token. Raises ConfigError.
     """
     decoding = decoder(model)
     limit = decoding.context or math.inf
@@ -110,7 +111,9 @@ def fit_temperature(
     if context > limit:
         raise ConfigError(f"context={context} is out of range; the model attends to 1..{limit}")
     _values.whole("prompt", prompt, 1, ": nothing predicts the first token")
-    _values.whole("batch_size", batch_size, 1)
+    batch_size = _values.whole("batch_size", batch_size, 1)
+    if getattr(decoding.module, "leaky", False):
+        batch_size = 1  # it would see what fills up a shorter row
     stride = max(1, context // 2)
     rows = []
     for ids in _ids(model, text, tokenizer):

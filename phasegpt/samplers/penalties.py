@@ -41,8 +41,9 @@ class DRY:
 
     If the last n tokens stood before in this text and token w followed them there, then w loses
     multiplier * base^(n - allowed_length) for the longest such n >= allowed_length. A repetition
-    does not reach over a token in `breakers`, such as the end of a line. A multiplier of 0 changes
-    nothing. Source: p-e-w, text-generation-webui pull request 5677. Raises ConfigError.
+    does not reach over a token in `breakers`, such as the end of a line, and a breaker itself loses
+    nothing. A multiplier of 0 changes nothing. Source: p-e-w, text-generation-webui pull request
+    5677. Raises ConfigError.
     """
 
     def __init__(
@@ -77,7 +78,8 @@ class DRY:
         """Lengths n, ascending, and the tokens that followed the row's last n tokens before."""
         found = []
         broken_T = np.isin(row_T, self.breakers)
-        ends, length = np.arange(len(row_T) - 1), 0  # earlier places where the n tokens end
+        # Earlier places where the n tokens end, but for those that a breaker follows.
+        ends, length = np.flatnonzero(~broken_T[1:]), 0
         while len(ends) and not broken_T[-1 - length]:
             ends = ends[row_T[ends - length] == row_T[-1 - length]]
             length += 1

@@ -64,7 +64,7 @@ class PhaseSlip:
     protect_prompt: leave the prompt's positions as they are.
     target: "values", or "phases": each phase that is kept of a token in the window (kuramoto,
     torus, fsn) slips by +angle or -angle, as chance has it, and in phase_sync each channel's
-    prefix does.
+    prefix does, without a window or protect_prompt.
     candidates: compute the slipped logits only for this many best tokens of the clean path.
     force: at angle 0, compute the second path nevertheless (for measurements).
 
@@ -134,10 +134,11 @@ class PhaseSlip:
     def fit(self, model: Any, ids_BT: Tensor | None = None) -> tuple[list[Head], float]:
         """The heads and the angle for `model`: those given, or found on ids (or its own text)."""
         heads, angle = self.heads, self.angle
-        if ids_BT is None and (heads == "auto" or angle is None):
+        to_score = self.target == "values"
+        if ids_BT is None and (angle is None or (heads == "auto" and to_score)):
             ids_BT = own_text(model)
         scores = None
-        if self.target == "values" and ids_BT is not None:
+        if to_score and ids_BT is not None:
             scores = calibrate_heads(model, ids_BT, window=self.window)
         if isinstance(heads, str):
             heads = phase_heads(model) if scores is None else scores.top(AUTO_HEADS)
@@ -203,6 +204,12 @@ class PhaseSlip:
                        if self.target == "phases" else "; choose another, or target=phases")
                 )  # fmt: skip
             for part in found:
+                if self.target == "phases" and part.phases is None:
+                    why = f"beside the phases of layer {layer}, running sums without positions"
+                    for name in ("window", "protect_prompt"):
+                        _values.idle(
+                            name, getattr(self, name), getattr(PhaseSlipOptions, name), why
+                        )
                 count = _target(part, self.target)
                 for head in heads:
                     if not 0 <= head < (count or 0):

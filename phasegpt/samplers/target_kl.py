@@ -36,13 +36,15 @@ def angle_for(
     Begins with KL = quadratic angle^2 (None: not known), measures the KL with `slip(angle)`, and
     goes on along a power law: of exponent 2 until the target lies between two measurements, then of
     the one that these have. (Values leave exponent 2 at large angles; phases near synchrony have
-    about 4, since slips to both sides cancel at first.) Warns when pi is not enough.
+    about 4, since slips to both sides cancel at first.) Warns when pi is not enough, and when no
+    measurement came within 10%: then it is the angle that came nearest.
     """
     angle = 0.3 if not quadratic else min(math.sqrt(target_kl / quadratic), math.pi / 2)
     below: tuple[float, float] | None = None
     above: tuple[float, float] | None = None
+    measured: dict[float, float] = {}
     for _ in range(_MEASUREMENTS):
-        kl = max(measured_kl(model, ids_BT, slip(angle)), 1e-30)
+        kl = measured[angle] = max(measured_kl(model, ids_BT, slip(angle)), 1e-30)
         if abs(math.log(kl / target_kl)) < math.log(1.1):
             break
         if kl < target_kl:
@@ -62,6 +64,14 @@ def angle_for(
                 stacklevel=2,
             )
             break
+    else:
+        angle = min(measured, key=lambda a: abs(math.log(measured[a] / target_kl)))
+        warnings.warn(
+            f"target_kl={target_kl} was not met within 10% in {_MEASUREMENTS} measurements; the "
+            f"nearest is {measured[angle]:.3g} nats at {angle:.4g} rad, which is taken; state "
+            f"angle= instead, or choose other heads",
+            stacklevel=2,
+        )
     return angle
 
 

@@ -77,9 +77,10 @@ class DynamicTemperature:
 class NegativeBursts:
     """For `length` tokens in every `every` a negative temperature; `between` for the others.
 
-    Tokens are counted from position `start`, the length of the prompt. Each stretch of `every`
-    tokens ends with its burst. `between` is any processor, None: T = 1. T = -inf draws the tokens
-    of a burst uniformly. Raises ConfigError.
+    Tokens are counted from position `start`, the length of the prompt: one for all rows, so decode
+    prompts of each length by themselves. Each stretch of `every` tokens ends with its burst.
+    `between` is any processor, None: T = 1. T = -inf draws the tokens of a burst uniformly. Raises
+    ConfigError.
     """
 
     def __init__(

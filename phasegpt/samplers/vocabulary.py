@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import warnings
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Self
 
@@ -18,7 +19,8 @@ from phasegpt.core.errors import ConfigError
 from phasegpt.samplers import _values
 from phasegpt.samplers.processor import of_logits, of_tokens
 
-_WORDS = re.compile(r"(?:[^\W\d_]|')+")  # letters of any script and the apostrophe
+# Letters of any script and the apostrophe; U+FFFD, a part of a character, may be one of a letter.
+_WORDS = re.compile(r"(?:[^\W\d_]|['\ufffd])+")
 _OPEN = re.compile(_WORDS.pattern + r"\Z")
 _MASKS = 1024  # of unfinished words, kept by AllowedWords
 
@@ -120,15 +122,27 @@ class AllowedWords:
     A word is a run of letters and apostrophes; upper and lower case are the same. A token is kept
     if every word that it ends is in the list and the word that it leaves open can become one.
     What the prompt left open and cannot become a word may only be ended. `texts` by id (see
-    token_texts). Raises ConfigError for an empty list.
+    token_texts); tokens that are a part of a character are removed.
+
+    What the tokens cannot spell as one word, such as "well-known", is left out, with a warning.
+    Raises ConfigError where no word is left.
     """
 
     def __init__(self, words: Collection[str], texts: Sequence[str]) -> None:
-        self.words = {word.strip().lower() for word in _texts(words, "allowed words")} - {""}
-        if not self.words:
+        given = {word.strip().lower() for word in _texts(words, "allowed words")} - {""}
+        if not given:
             raise ConfigError("the list of allowed words is empty; give at least one word")
-        self.beginnings = {word[:n] for word in self.words for n in range(len(word) + 1)}
         self.texts = _texts(texts)
+        found = _beginnings(given, self.texts)
+        self.words, self.beginnings = set(found), {""}.union(*found.values())
+        if lost := sorted(given - self.words):
+            which = f"{len(lost)} of {len(given)} allowed words, such as {lost[0]!r:.80},"
+            why = (
+                "cannot be spelled and ended by these tokens as one run of letters and apostrophes"
+            )
+            if not found:
+                raise ConfigError(f"{which} {why}, so none is left; give others")
+            warnings.warn(f"{which} {why}; they are left out", stacklevel=2)
         self._removed = functools.lru_cache(_MASKS)(self._removed_after)
 
     @of_tokens
@@ -165,6 +179,23 @@ class AllowedWords:
         rest = _ending(text)
         ended = _WORDS.findall(text[: len(text) - len(rest)])
         return rest in self.beginnings and all(word in self.words for word in ended)
+
+
+def _beginnings(words: Collection[str], texts: Sequence[str]) -> dict[str, set[str]]:
+    """Of each word that the tokens can spell and end: its beginnings that they can complete."""
+    texts = [text.lower() for text in texts if "\ufffd" not in text]
+    inside = {text for text in texts if _WORDS.fullmatch(text)}
+    opened = {_ending(text) for text in texts}
+    ends = any(text and not _WORDS.search(text) for text in texts)
+    found = {}
+    for word in words:
+        good = {len(word)} if ends else set()
+        for n in reversed(range(len(word))):
+            if any(word[n:m] in inside for m in good):
+                good.add(n)
+        if any(word[:n] in opened for n in good):
+            found[word] = {word[:n] for n in good}
+    return found
 
 
 def _texts(value: Any, name: str = "texts of the tokens") -> list[str]:

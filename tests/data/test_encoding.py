@@ -168,6 +168,19 @@ def test_an_error_in_a_process_is_the_users(
         encoding.encode(span, CharTokenizer("ab"), tmp_path / "x.bin", processes=2)
 
 
+class _Faulty(ByteTokenizer):
+    def encode(self, text: str) -> np.ndarray:
+        raise ZeroDivisionError("a fault of the code")
+
+
+def test_a_fault_in_a_process_is_told_with_its_traceback(
+    span: Span, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "piece", 500)
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*ZeroDivisionError: a fault of the"):
+        encoding.encode(span, _Faulty(), tmp_path / "x.bin", processes=2)
+
+
 class _Killed(ByteTokenizer):
     def encode(self, text: str) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGKILL)

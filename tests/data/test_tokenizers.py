@@ -1,6 +1,7 @@
 """Tokenizers: ids and text, files found offline, text that streams."""
 
 import hashlib
+import http.server
 import json
 import os
 import shutil
@@ -163,6 +164,24 @@ def test_a_host_that_answers_is_online_unless_a_variable_says_offline(no_setting
         assert downloads.online("https://host.invalid/file")
         monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
         assert not downloads.online(url)
+
+
+def test_a_download_that_ends_early_is_an_error_of_data(no_settings):
+    class Short(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.end_headers()
+            self.wfile.write(b"the first half")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Short) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        with pytest.raises(DataError, match=r"cannot download .*IncompleteRead"):
+            downloads.download(f"http://127.0.0.1:{server.server_port}/file", "0" * 64)
+        server.shutdown()
 
 
 def test_a_name_server_that_hangs_is_recognised_as_offline(no_settings, monkeypatch):

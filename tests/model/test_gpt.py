@@ -5,6 +5,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import nn
 from phasegpt.attention._cache import LayerCache
 from phasegpt.attention.kuramoto import KuramotoConfig
 from phasegpt.core.errors import CheckpointError, ConfigError
-from phasegpt.model.config import GPTConfig
+from phasegpt.model.config import AttentionSection, GPTConfig, ModelSection
 from phasegpt.model.gpt import GPT
 
 # --- Hugging Face ----------------------------------------------------------------------------
@@ -325,3 +326,15 @@ def test_an_impossible_model_is_refused_with_the_fix(words: dict, message: str) 
 
 def test_layers_are_sorted_and_unique() -> None:
     assert GPTConfig(attention_layers=(7, 4, 7)).attention_layers == (4, 7)
+
+
+def test_a_mechanism_is_in_all_layers_unless_it_is_said_otherwise() -> None:
+    sizes: dict[str, Any] = {"n_layer": 3, "n_head": 2, "n_embd": 8, "block_size": 8}
+    words: dict[str, Any] = {"attention": "kuramoto", "attention_options": {"coupling": 5.0}}
+    config = GPTConfig(**sizes, **words, vocab_size=11)
+    assert set(GPT(config, seed=0).oscillators) == {0, 1, 2}
+    section = AttentionSection.parse({"name": "kuramoto", "coupling": 5.0})
+    assert GPTConfig.from_sections(ModelSection(**sizes), section, 11) == config  # of a command
+    assert GPTConfig.parse(json.loads(json.dumps(config.to_dict()))) == config
+    for none in (GPTConfig(**sizes), GPTConfig(**sizes, **words, attention_layers=())):
+        assert none.attention_layers == ()

@@ -23,6 +23,8 @@ from phasegpt.data import hf_tokenizers
 from phasegpt.data.tokenizers import build
 from phasegpt.evaluate import EvaluateConfig, evaluate
 from phasegpt.export import ExportConfig, export
+from phasegpt.model.harness import run_tasks
+from phasegpt.model.loading import load_run
 from phasegpt.model.scoring import losses
 
 #: Longer than the context, shorter, and one that begins with the prefix token.
@@ -193,6 +195,10 @@ def test_a_model_that_sees_the_future_is_refused(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", "attention=as_coded", *text_data(tmp_path, TEXT))
     with pytest.raises(ConfigError, match="sees the future"):
         evaluate(EvaluateConfig(checkpoint=str(run), tasks=("choice",)))
+    loaded = load_run(make_run(tmp_path / "other", *text_data(tmp_path, TEXT)))
+    loaded.model.blocks[1].attn.leaky = True  # as of a mechanism of another package
+    with pytest.raises(ConfigError, match=r"the future \(attention=kuramoto\)"):
+        run_tasks(loaded, ["choice"], num_fewshot=None, limit=None, batch_size=1, device="cpu")
 
 
 @pytest.mark.parametrize(

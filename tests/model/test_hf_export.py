@@ -26,8 +26,10 @@ from phasegpt.data import hf_tokenizers
 from phasegpt.data.tokenizers import Tokenizer, build
 from phasegpt.export import ExportConfig, export
 from phasegpt.model import loading
+from phasegpt.model.hf_folder import card
 from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM
 from phasegpt.model.huggingface import load as load_hf
+from phasegpt.model.loaded import Loaded
 
 ALPHABET = "\n !',.abcdefghijklmnopqrstuvwxyzS\u00e9\u6f22\U0001f600"
 
@@ -255,6 +257,26 @@ def test_the_card_has_the_R_that_its_dR_is_of(run: Path, tmp_path: Path) -> None
     (copy / "run.json").write_text(json.dumps(record))
     card = (exported(copy, tmp_path / "hf") / "README.md").read_text()
     assert "0.25 |" in card and "0.9 |" not in card
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "says"),
+    [
+        ("kuramoto", (0,), "kuramoto attention, which has phase oscillators."),
+        ("softmax", (0,), "softmax attention."),
+        ("token_shift", (0,), "token_shift attention."),
+        ("kuramoto", (), "softmax attention."),
+    ],
+)
+def test_the_card_names_oscillators_where_there_are_some(
+    name: str, layers: tuple[int, ...], says: str, make_model: Any
+) -> None:
+    model = make_model(name, layers=layers, vocab_size=256)
+    said = card(Loaded(model, build("byte"), None, Path("x"), "0"), {}, "mit")
+    assert f"A GPT-2 with {says}\n" in said
+    assert ("scillator" in said) == ("scillator" in says)
+    assert f"tags: [phasegpt, {says.split()[0]}]" in said
+    assert f"| attention | {says.split()[0]}" in said
 
 
 def test_the_card_of_a_model_that_sees_the_future_says_so(tmp_path: Path) -> None:

@@ -255,6 +255,10 @@ def test_what_a_gpt_does_not_do_is_refused_by_name(ids: Tensor) -> None:
         other.generate(ids, max_new_tokens=2, cache_implementation="static")
     with pytest.raises(ConfigError, match="block_size"):
         other.generate(ids, max_new_tokens=40, do_sample=False)
+    for size in ((66,), (None, 64)):
+        with pytest.raises(ConfigError, match=r"keeps the size it was trained with, 65; .*rows"):
+            other.resize_token_embeddings(*size)
+    assert other.resize_token_embeddings(65) is other.get_input_embeddings()
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from transformers.modeling_utils import PreTrainedModel
 import phasegpt
 from phasegpt.core.errors import CheckpointError, ConfigError
 from phasegpt.export import ExportConfig, export
-from phasegpt.model import loading
+from phasegpt.model import exported, loading
 from phasegpt.model.huggingface import PhaseGPTConfig, PhaseGPTForCausalLM
 
 PROJECTIONS = ["c_attn", "c_proj", "c_fc"]
@@ -78,8 +78,29 @@ def test_save_pretrained_into_an_export_leaves_a_whole_folder(folder: Path, tmp_
     model = AutoModelForCausalLM.from_pretrained(copy)
     with torch.no_grad():
         model.gpt.transformer["ln_f"].weight.mul_(2)
-    model.save_pretrained(copy)
+    with pytest.warns(UserWarning, match=r"run\.json and README\.md are of the weights before"):
+        model.save_pretrained(copy)
     same(phasegpt.load(copy), model.gpt)
+
+
+def test_changed_weights_are_not_exported_with_the_numbers_of_a_run(
+    folder: Path, tmp_path: Path
+) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    record["best"] = {"step": 3, "val/loss": 1.234}
+    files = {p.name: p.read_bytes() for p in folder.iterdir() if p.name != "SHA256SUMS"}
+    first = exported.write_folder(
+        tmp_path / "first", {**files, "run.json": json.dumps(record).encode()}
+    )
+    export(ExportConfig(checkpoint=str(first), out=str(tmp_path / "second")))
+    assert "1.234" in (tmp_path / "second" / "README.md").read_text()  # the weights of that run
+    with pytest.warns(UserWarning, match="was an export"):
+        AutoModelForCausalLM.from_pretrained(first).save_pretrained(first)
+    for form in ("hf", "phasegpt"):
+        out = tmp_path / form
+        export(ExportConfig(checkpoint=str(first), out=str(out), format=form))
+        assert not (out / "run.json").exists()
+    assert "1.234" not in (tmp_path / "hf" / "README.md").read_text()
 
 
 def test_shards_are_read_too(folder: Path, tmp_path: Path) -> None:

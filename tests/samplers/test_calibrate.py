@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from phasegpt.core.errors import ConfigError
-from phasegpt.samplers import PhaseSlip, calibrate_heads
+from phasegpt.samplers import PhaseSlip, calibrate_heads, phase_slip, target_kl
 from phasegpt.samplers.target_kl import measured_kl, own_text
 
 SMALL = 0.03  # rad
@@ -77,6 +77,29 @@ def test_the_angle_of_slipped_phases_is_found_too(
 def test_a_target_out_of_reach_is_told(hf: Callable) -> None:
     with pytest.warns(UserWarning, match="target_kl=100"):
         PhaseSlip([(3, 0)], target_kl=100).fit(hf("gpt2"))
+
+
+def test_a_target_that_no_measurement_meets_is_said_and_the_nearest_taken(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: dict[float, float] = {}
+
+    def leap(model: Any, ids: Any, slip: float) -> float:
+        seen[slip] = 0.019 / 1.2 if slip < 0.5 else 1.0
+        return seen[slip]
+
+    monkeypatch.setattr(target_kl, "measured_kl", leap)
+    with pytest.warns(UserWarning, match=r"target_kl=0\.02 was not met .* 0\.0158 nats at"):
+        angle = target_kl.angle_for(None, torch.ones(1, 2).long(), 0.02, lambda a: a, None)
+    assert len(seen) == 8 and seen[angle] < 0.02
+
+
+def test_angles_that_are_given_need_no_text_of_the_model(
+    make_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(phase_slip, "own_text", None)
+    heads, angle = PhaseSlip(target="phases", angle=0.3).fit(make_model("kuramoto"))
+    assert heads == [(layer, head) for layer in (0, 1) for head in (0, 1)] and angle == 0.3
 
 
 def test_scores_are_deterministic_and_leave_everything_alone(hf: Callable) -> None:

@@ -220,14 +220,17 @@ def test_top_n_sigma_keeps_what_is_within_n_deviations_of_the_largest(logits: Te
 
 def dry_by_hand(row: list[int], V: int, multiplier: float, base: float, allowed: int,
                 breakers: set[int]) -> list[float]:  # fmt: skip
-    """The definition, token by token: the longest earlier copy of the end that w followed."""
+    """The definition, token by token: the longest earlier copy of the end that w followed.
+
+    A breaker is never penalised, as in DRYLogitsProcessor of text-generation-webui.
+    """
     penalties = [0.0] * V
     for place in range(1, len(row)):
         n = 0
         while n < place and row[place - 1 - n] == row[-1 - n] and row[-1 - n] not in breakers:
             n += 1
-        if n >= allowed:
-            w = row[place]
+        w = row[place]
+        if n >= allowed and w not in breakers:
             penalties[w] = max(penalties[w], multiplier * base ** (n - allowed))
     return penalties
 
@@ -270,7 +273,8 @@ def test_a_very_long_repetition_has_a_finite_penalty() -> None:
 
 
 @pytest.mark.parametrize(
-    "process", [RepetitionPenalty(1.2), DRY(), AllowedWords(["a"], ["a"]), NegativeBursts(every=2)]
+    "process",
+    [RepetitionPenalty(1.2), DRY(), AllowedWords(["a"], ["a", " "]), NegativeBursts(every=2)],
 )
 def test_what_needs_the_tokens_says_so_and_the_others_do_not(process: Any, logits: Tensor) -> None:
     with pytest.raises(ConfigError, match="got None"):
@@ -354,6 +358,45 @@ def test_allowed_words_leaves_open_what_can_become_a_word() -> None:
     assert next_to("c") == ["'"]
     assert next_to("c'") == ["a"]
     assert next_to("bb") == [" ", "."]  # the prompt's own word may only end
+
+
+LETTERS = [*"abcdefghijklmnopqrstuvwxyz", " "]
+
+
+@pytest.mark.parametrize("word", ["Bogot\u00e1", "boggy-bog", "b2b", "bo\ufffd"])
+def test_words_that_cannot_be_spelled_are_left_out(word: str) -> None:
+    with pytest.warns(UserWarning, match=rf"1 of 2 allowed words, such as '{word.lower()}'"):
+        process = AllowedWords(["bog", word], LETTERS)
+    assert process.words == {"bog"}
+    with pytest.raises(ConfigError, match=r"1 of 1 allowed words.*none is left"):
+        AllowedWords([word], LETTERS)
+    with pytest.raises(ConfigError, match="none is left"):  # nothing could follow the word
+        AllowedWords(["bog"], LETTERS[:-1])
+    ids = torch.tensor([[LETTERS.index(c) for c in " bog"]])
+    left = kept(process(ids, torch.zeros(1, 27)))[0].nonzero()[:, 0].tolist()
+    assert [LETTERS[i] for i in left] == [" "]
+
+
+def test_words_of_several_letters_to_a_token_keep_no_dead_end() -> None:
+    texts = ["caf\u00e9", "c", "a", "f", " ", " th", "e", "."]
+    with pytest.warns(UserWarning, match=r"1 of 3.*'caf\u00e9s'"):  # no token for the last letter
+        process = AllowedWords(["caf\u00e9", "caf\u00e9s", "the"], texts)
+    space = process(torch.tensor([[4]]), torch.zeros(1, 8))
+    assert [texts[i] for i in kept(space)[0].nonzero()[:, 0].tolist()] == [
+        "caf\u00e9", " ", " th", ".",
+    ]  # fmt: skip
+
+
+def test_parts_of_characters_spell_no_words() -> None:
+    from phasegpt.data.tokenizers import ByteTokenizer
+
+    with pytest.warns(UserWarning, match=r"1 of 2.*'caf\u00e9'"):
+        process = AllowedWords(["cafe", "caf\u00e9"], token_texts(ByteTokenizer()))
+    for text, then in (("a ", "c"), ("caf", "e"), ("caf\u00e9", "")):
+        mask = kept(process(torch.tensor([list(text.encode())]), torch.zeros(1, 256)))[0]
+        assert not mask[128:].any()
+        letters = {chr(i) for i in range(128) if mask[i] and chr(i).isalpha()}
+        assert letters == set(then + then.upper())
 
 
 @pytest.mark.parametrize(

@@ -225,6 +225,16 @@ def test_a_gate_that_was_set_keeps_its_center(hf: Callable, words: Any) -> None:
     assert all(float(step.weight) == pytest.approx(0.55) for step in sampler.intervention.trace)
 
 
+def test_a_temperature_may_be_a_processor(hf: Callable, words: Any) -> None:
+    sampler = PhaseSlipSampler(hf("gpt2"), words, angle=0.3, heads=HEADS)
+    texts = [
+        sampler.generate("HELLO", max_new_tokens=9, temperature=temperature, seed=1)
+        for temperature in (1.0, Temperature(1.0), Temperature(-0.5))
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    assert sampler.intervention.gate.temperature == 1
+
+
 def test_ids_without_a_text_are_never_drawn(hf: Callable, words: Any) -> None:
     words.vocab_size = 40  # of the model's 65
     sampler = PhaseSlipSampler(hf("gpt2"), words, angle=0.3, heads=HEADS)

@@ -85,6 +85,19 @@ def test_layers_without_what_is_to_be_rotated_are_named(make_model: Any, text_id
                intervention=PhaseSlip([(1, 0)], angle=0.2, gate=RGate(0.5)))  # fmt: skip
 
 
+@pytest.mark.parametrize("option", [{"window": 5}, {"protect_prompt": True}])
+@pytest.mark.parametrize("angle", [0.2, None])
+def test_running_sums_have_no_positions_for_a_window(
+    option: dict, angle: float | None, make_model: Any, text_ids: Any
+) -> None:
+    slip = PhaseSlip([(1, 0)], angle=angle, target="phases", **option)
+    with pytest.raises(ConfigError, match=f"{next(iter(option))}=.* does nothing .*layer 1"):
+        decode(make_model("phase_sync"), text_ids(1, 4), max_new_tokens=3, seeds=[1],
+               intervention=slip)  # fmt: skip
+    decode(make_model("kuramoto"), text_ids(1, 4), max_new_tokens=3, seeds=[1],
+           intervention=PhaseSlip([(1, 0)], angle=0.2, target="phases", **option))  # fmt: skip
+
+
 def test_a_cache_that_cannot_be_edited_is_named(hf: Callable, ids: Callable) -> None:
     from transformers import MistralConfig, MistralForCausalLM
 

@@ -275,6 +275,16 @@ def test_a_text_is_scored_once_whatever_the_windows_and_after_its_prompt(
             fit_temperature(model, text, **words)
 
 
+@pytest.mark.filterwarnings("ignore:.*sees the future")
+def test_a_model_that_sees_the_future_is_fitted_to_each_text_alone(
+    make_model: Any, roughen: Any
+) -> None:
+    model, ids = roughen(make_model("as_coded")), torch.arange(60) % 50
+    texts = [ids, ids[:9], ids[:31]]
+    one, many = (fit_temperature(model, texts, batch_size=n) for n in (1, 3))
+    assert one == many
+
+
 def test_rows_of_ids_are_texts_and_what_is_no_text_is_refused(make_model: Any) -> None:
     model, rows = make_model("softmax"), torch.arange(60).reshape(3, 20)
     assert fit_temperature(model, rows) == fit_temperature(model, list(rows))
