@@ -27,7 +27,7 @@ from phasegpt.data.config import TaskConfig
 from phasegpt.model.contract import Subject, switches
 from phasegpt.training.config import RunConfig, checked
 from phasegpt.training.jobs import finished
-from phasegpt.training.planned import Planned, check_model, of_run, one_process, refused
+from phasegpt.training.planned import Planned, as_job, check_model, of_run, refused
 
 RATES = "rates"  # the stage that finds them
 _AXES = ("stage", "task", "arm", "attention", "seed")
@@ -89,7 +89,7 @@ def configured(base: Mapping[str, Any], settings: Settings) -> RunConfig:
         for parent in parents:
             node = node[parent]
         node[last] = value
-    return one_process(checked(values))
+    return as_job(checked(values))
 
 
 class Leaderboard:

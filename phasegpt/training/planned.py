@@ -66,12 +66,20 @@ def _build(config: GPTConfig) -> None:
         GPT(config, seed=0)
 
 
-def one_process(run: RunConfig) -> RunConfig:
-    """`run`; ConfigError where it is one of several processes, as no job of a multirun can be."""
+def as_job(run: RunConfig) -> RunConfig:
+    """`run`; ConfigError where no job of a multirun can be it.
+
+    That is where it has several processes, or is to go on with one run by name.
+    """
     if run.trainer.processes > 1:
         raise ConfigError(
             f"trainer.devices={run.trainer.devices} in a multirun: every further process would run "
             f"the whole sweep again. One job is one process here: use trainer.devices=1 and run "
             f"several jobs at once (+launcher=joblib), or start the run without -m"
+        )
+    if isinstance(run.resume, str):
+        raise ConfigError(
+            f"resume={run.resume} in a multirun: a job goes on with the run that has its "
+            f"configuration, by itself; leave resume out, or start that run without -m"
         )
     return run

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from phasegpt.core.errors import ConfigError
 from phasegpt.core.sections import shown
-from phasegpt.training.planned import Planned, check_model, of_run, one_process, refused
+from phasegpt.training.planned import Planned, as_job, check_model, of_run, refused
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -154,7 +154,7 @@ def _planned(loader: Any, config: Any, words: Sequence[str]) -> Planned:
         OmegaConf.resolve(job.hydra.sweep)
         del job["hydra"]
     try:
-        run = one_process(run_config(job))
+        run = as_job(run_config(job))
         check_model(run)
         return of_run(name, words, run)
     except ConfigError as error:

@@ -23,7 +23,7 @@ from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.training import planning, ranks, sweep_resources
-from phasegpt.training.planned import Planned, one_process
+from phasegpt.training.planned import Planned, as_job
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -152,7 +152,7 @@ def train_job(
     from phasegpt.training.run import fit
     from phasegpt.training.run_folder import FINISHED, RunFolder, provenance, read_record
 
-    run = one_process(run)
+    run = as_job(run)
     if "wandb" in run.logger.besides and run.logger.group is None:
         run = replace(run, logger=replace(run.logger, group=group(sweep)))
     for file in sorted(sweep.glob("*/run.json")):

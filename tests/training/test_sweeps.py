@@ -182,15 +182,19 @@ def test_a_sweep_without_a_job_is_an_error(tmp_path, monkeypatch, capfd, word):
     assert not list(tmp_path.iterdir())
 
 
-def test_several_processes_per_job_are_refused_with_an_explanation(
-    tmp_path, monkeypatch, capfd, text
+@pytest.mark.parametrize(
+    ("word", "mended"),
+    [("trainer.devices=2", "+launcher=joblib"), ("resume=of/another.ckpt", "leave resume out")],
+)
+def test_what_no_job_can_be_is_refused_with_an_explanation(
+    tmp_path, monkeypatch, capfd, text, word, mended
 ):
     sweep = f"hydra.sweep.dir={tmp_path}"
-    assert multirun(monkeypatch, "seed=1", "trainer.devices=2", sweep, *TWO_STEPS, *text) == 1
+    assert multirun(monkeypatch, "seed=1", word, sweep, *TWO_STEPS, *text) == 1
     told = capfd.readouterr().err
-    assert "trainer.devices=2 in a multirun" in told and "+launcher=joblib" in told
+    assert f"{word} in a multirun" in told and mended in told
     listed = told[told.index("1 jobs: 1 failed") :]
-    assert "trainer.devices=2 in a multirun" in listed and "the same command" not in listed
+    assert f"{word} in a multirun" in listed and "the same command" not in listed
 
 
 def test_no_job_stops_another_and_the_sweep_goes_on_with_what_is_missing(

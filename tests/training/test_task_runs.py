@@ -148,7 +148,7 @@ def assert_same(a: Path, b: Path) -> None:
 def test_crash_and_resume_is_bit_identical(run: Path, tmp_path: Path) -> None:
     with crash_at(5):
         fit(config(), tmp_path)
-    fit(config(), tmp_path)
+    fit(config("resume=true"), tmp_path)
     assert_same(run, tmp_path)
 
 
@@ -244,4 +244,4 @@ def test_another_generator_is_another_text(run: Path, tmp_path: Path, monkeypatc
     )
     monkeypatch.setattr(recall_tasks.MQAR, "draw", swapped)
     with pytest.raises(CheckpointError, match="the data changed"):
-        fit(config(), tmp_path)
+        fit(config("resume=true"), tmp_path)
