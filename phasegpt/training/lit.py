@@ -110,6 +110,8 @@ class LitGPT(pl.LightningModule):
         # Forward, with noise that the step, the sample and the layer determine.
         self._last_batch = batch
         r = self.run.regularizer
+        if r.schedule == "adaptive" and self._finite.allowed:
+            self.settle()  # before lambda is read: a step that was left out did not move it
         out = self._predict(
             batch,
             perturbations=self._perturbations(batch),
