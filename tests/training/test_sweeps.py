@@ -362,6 +362,22 @@ def test_data_that_cannot_be_read_fails_the_job_and_not_the_next_start(tmp_path,
     assert job.status == "ok" and job.step == 2 and job.error is None
 
 
+def test_a_job_that_is_refused_for_its_data_or_model_is_a_failed_one(
+    tmp_path, monkeypatch, text, capfd
+):
+    words = [w for w in (*TWO_STEPS, *text) if not w.startswith("data.tokenizer")]
+    words += ["attention=as_coded", "model.positions=rope"]
+    sweep = tmp_path / "sweep"
+    jobs_of = ["data.tokenizer=hf,byte", f"data.tokenizer_path={tmp_path / 'missing.json'},null"]
+    assert multirun(monkeypatch, *words, *jobs_of, f"hydra.sweep.dir={sweep}") == 1
+    told = capfd.readouterr().err
+    assert "will fail: DataError: cannot read" in told and "4 jobs: 4 failed" in told
+    errors = [job.error for job in jobs(sweep)]
+    assert len(errors) == 4  # two are of configurations that cannot be
+    for said in ("cannot read", "knows model.positions=learned only"):
+        assert sum(said in error for error in errors) == 1, errors
+
+
 def test_the_state_of_every_job_can_be_read_at_any_time(tmp_path):
     planned = [{"name": n, "config_hash": n * 2, "error": None, "overrides": []} for n in "abcde"]
     planned.append({"name": "f", "config_hash": None, "error": "no good", "overrides": []})
