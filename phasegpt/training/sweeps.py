@@ -110,6 +110,12 @@ class Plan(Callback):
         write_atomic(folder / "sweep.json", (text + "\n").encode())
         for job in (job for job in begun if job.here and job.entry["error"]):
             tell(f"{job.entry['name']} will fail: {job.entry['error']}")
+        hashes = [job.entry["config_hash"] for job in begun if job.run is not None]
+        if twice := len(hashes) - len(set(hashes)):
+            tell(
+                f"{len(begun)} jobs: {twice} differ from another in nothing that changes a result, "
+                f"and are that run"
+            )
         recorded = sum("record" in job.entry for job in begun)
         others = sum("record" not in job.entry and not job.mine for job in begun)
         if recorded or others:
@@ -143,9 +149,9 @@ def train_job(
     `sees_all`: the jobs see every GPU of their machine, so each takes one for itself; under Slurm
     a job is given its own.
 
-    `folder` is the job's own, where no run has begun; if a run of another configuration has, as in
-    a sweep that was widened, the job gets a folder named after its hash too. Whatever goes wrong
-    stands in run.json.
+    `folder` is the job's own, where no run has begun. Where it has the job's number, and a run of
+    another configuration is there, as in a sweep that was widened, the job gets a folder named
+    after its hash too. Whatever goes wrong stands in run.json.
     """
     import torch
 

@@ -102,6 +102,14 @@ def test_a_model_that_cannot_be_built_is_said_before_the_sweep(planned):
     assert "attention=as_coded knows model.positions=learned only" in second["error"]
 
 
+def test_jobs_that_are_one_run_are_said_before_the_sweep(planned, capfd):
+    first, second = planned("data=synthetic", "data.num_workers=0,1")
+    assert first["config_hash"] == second["config_hash"]
+    assert (
+        "2 jobs: 1 differ from another in nothing that changes a result" in capfd.readouterr().err
+    )
+
+
 def of_a_kind(sweeps) -> list:
     """In the short suite one of each kind: a study, a grid, seeds."""
     soon = ("phase_a", "phase_b", "coupling_grid", "seeds")
