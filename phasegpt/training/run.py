@@ -249,8 +249,8 @@ def _train(
     # The result: how far it came, why it ended, the best validation, how fast it was.
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
     early = "callback" if run.callbacks.early_stopping.patience is None else "early_stopping"
-    early = "solved" if parts.solved is not None and parts.solved.reached else early
     stopped = early if last < t.steps else "fast_dev_run" if t.fast_dev_run else "max_steps"
+    stopped = "solved" if parts.solved is not None and parts.solved.reached else stopped
     if parts.guard is not None:
         folder.update(guard=parts.guard.events)
         stopped = "collapse_guard" if parts.guard.stopped else stopped

@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 
 from phasegpt.core.console import tell
@@ -63,7 +64,10 @@ class Plan(Callback):
             Plan.search = not Plan.stages
             Plan._next_stage(folder)
 
-        Plan._or_exit(begin)
+        try:
+            Plan._or_exit(begin)
+        except HydraException:  # a name that there is not: Hydra meets it again, and says it
+            return
         Plan.folder, Plan.ended = folder, threading.Event()
         sweep_resources.reserve_gpus(config)
         if not Plan.search:

@@ -190,6 +190,14 @@ def test_a_sweep_without_a_job_is_an_error(tmp_path, monkeypatch, capfd, word):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("word", ["attention=kuramto,softmax", "sed=1,2"])
+def test_a_misspelt_word_of_a_sweep_is_one_error(tmp_path, monkeypatch, capfd, recwarn, word):
+    monkeypatch.chdir(tmp_path)
+    assert multirun(monkeypatch, word) == 1
+    assert capfd.readouterr().err.count("Could not") == 1
+    assert not [w for w in recwarn if "Plan." in str(w.message)]
+
+
 @pytest.mark.parametrize(
     ("word", "mended"),
     [("trainer.devices=2", "+launcher=joblib"), ("resume=of/another.ckpt", "leave resume out")],

@@ -157,9 +157,11 @@ def test_data_workers_do_not_change_the_result(run: Path, tmp_path: Path) -> Non
     assert_same(run, tmp_path)
 
 
-def test_a_solved_task_stops_and_stays_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_solved_task_stops_and_says_so_at_its_last_step_too(tmp_path: Path, steps: int) -> None:
     words = ("callbacks.early_stopping.accuracy=0.2", "data.vocab_size=4", "data.pairs=1")
-    record = fit(config(*words, "optimizer.lr=1e-2", "data.val_examples=200"), tmp_path)
+    words = (*words, "optimizer.lr=1e-2", "data.val_examples=200", f"trainer.max_steps={steps}")
+    record = fit(config(*words), tmp_path)
     assert (record["step"], record["stopped"]) == (3, "solved")
 
 
