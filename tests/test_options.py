@@ -159,6 +159,15 @@ def test_a_default_spelt_out_and_an_off_control_are_no_idle_options(words: str) 
     of_command(words)
 
 
+def test_an_adaptive_lambda_begins_where_it_can_stay() -> None:
+    words = "regularizer=center regularizer.schedule=adaptive regularizer.weight="
+    of_command(f"{words}1")
+    with pytest.raises(
+        ConfigError, match=r"regularizer\.weight=5\.0 is out of range .* at most 1,"
+    ):
+        of_command(f"{words}5")
+
+
 def test_a_record_of_an_earlier_run_is_read_with_idle_options() -> None:
     values = composed("data=shakespeare").to_dict()
     values["data"]["characters"] = 20_000

@@ -59,8 +59,8 @@ class TrainBatches(Dataset):
         start_B = offset_B + self._order[sample_B] * self.block_size
         window = self.tokens[start_B[:, None] + np.arange(self.block_size + 1)].astype(np.int64)
         batch = {
-            "idx": torch.from_numpy(np.ascontiguousarray(window[:, :-1])),
-            "targets": torch.from_numpy(np.ascontiguousarray(window[:, 1:])),
+            "idx": torch.from_numpy(window[:, :-1].copy()),  # of one row too, which is contiguous
+            "targets": torch.from_numpy(window[:, 1:].copy()),
             "sample": torch.from_numpy(sample_B),
         }
         if self.documents is not None:

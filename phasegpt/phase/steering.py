@@ -135,7 +135,8 @@ class PenaltyWeight:
         R_ema <- R_ema + (R - R_ema) / 50          (the first R starts it)
         lambda <- clip(lambda + 5e-4 (R_ema - target), 0, 1)
 
-    so lambda grows while R is above the target and falls to 0 below it.
+    so lambda grows while R is above the target and falls to 0 below it. At 0 nothing pulls R up:
+    with this schedule center and band, too, hold R from above alone.
     """
 
     def __init__(self, schedule: str, *, weight: float, target: float, warmup_steps: int) -> None:

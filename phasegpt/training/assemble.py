@@ -111,7 +111,7 @@ def assemble(
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     # Dropout differs between ranks; the model and the noise have seeds of their own.
-    pl.seed_everything(run.seed + (0 if rank is None else rank.number), verbose=False)
+    pl.seed_everything((run.seed + (0 if rank is None else rank.number)) % 2**32, verbose=False)
 
     # Model and data.
     t = run.trainer

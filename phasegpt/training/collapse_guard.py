@@ -147,6 +147,9 @@ class CollapseGuard(Callback):
         optimizer.load_state_dict(saved | {"param_groups": optimizer.state_dict()["param_groups"]})
         with torch.no_grad():
             for oscillators in pl_module.model.oscillators.values():
-                for step, factor in self._rollbacks:
+                path = optimizer.state.get(oscillators.coupling, {}).get("z")  # of schedule_free,
+                for step, factor in self._rollbacks:  # to which its mean would go back
                     if step == best:
                         oscillators.coupling.mul_(factor)
+                        if path is not None:
+                            path.mul_(factor)

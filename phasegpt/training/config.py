@@ -117,12 +117,15 @@ class RegularizerConfig(Section):
     )
     target: float = option(0.45, "the R that is held, or not to be passed", ge=0, le=1)
     width: float = option(0.1, "of a band, to either side of the target", ge=0, le=1)
-    weight: float = option(0.01, "lambda, at the start or throughout, nats", ge=0, le=1e6)
+    weight: float = option(
+        0.01, "lambda, at the start or throughout, nats; adaptive: at most 1", ge=0, le=1e6
+    )
     axis: Literal["coupled", "oscillators", "heads", "prefix"] = option(
         "coupled", "what R is over; coupled: what the layer couples"
     )
     schedule: Literal["constant", "warmup", "adaptive"] = option(
-        "constant", "of lambda; adaptive: it grows while R is above target"
+        "constant",
+        "of lambda; adaptive: it grows to 1 while R is above target, and falls to 0 below",
     )
     warmup_steps: int = option(100, "of warmup: optimizer steps of linear growth", ge=1)
     through: Literal["all", "coupling"] = option(
@@ -135,6 +138,12 @@ class RegularizerConfig(Section):
         self.refuse_idle(self.mode != "none", "mode", *every)
         self.refuse_idle(self.mode == "band", "mode", "width")
         self.refuse_idle(self.schedule == "warmup", "schedule", "warmup_steps")
+        if self.schedule == "adaptive" and self.weight > 1:
+            raise ConfigError(
+                f"regularizer.weight={self.weight} is out of range with "
+                f"regularizer.schedule=adaptive, whose lambda is in [0,1] from the second step on; "
+                f"give at most 1, or take schedule=constant"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pytorch_lightning.callbacks import (
     GradientAccumulationScheduler,
     LearningRateFinder,
     StochasticWeightAveraging,
+    WeightAveraging,
 )
 from pytorch_lightning.loggers import Logger
 
@@ -68,6 +69,12 @@ def _checked(run: RunConfig, name: str, found: list[Any], kind: type) -> list[An
                     f"{name} holds a {class_name(one)}, which would train by other values than "
                     f"the configuration's; {remedy}"
                 )
+        if isinstance(one, WeightAveraging) and run.callbacks.collapse_guard.action == "rollback":
+            raise ConfigError(
+                f"{name} holds a {class_name(one)}, with which checkpoints hold averages, and "
+                f"callbacks.collapse_guard.action=rollback would train on with them; use report, "
+                f"or stop"
+            )
     states = [one.state_key for one in found if _keeps_state(one)]
     if twice := {key for key in states if states.count(key) > 1}:
         raise ConfigError(

@@ -65,7 +65,7 @@ def jobs(sweep: Path, plan: Sequence[Mapping[str, Any]] | None = None) -> list[J
     found = []
     for name, config_hash, error, file in listed:
         folder = known.get(config_hash) or known.get(name)
-        if error:
+        if folder is None and error:
             found.append(Job(name, "failed", 0, None, error))
         elif folder is None and file is not None and Path(file).is_file():
             found.append(_job(Path(name), with_names_of_today(read_json(Path(file)))))

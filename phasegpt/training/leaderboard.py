@@ -27,7 +27,7 @@ from phasegpt.data.config import TaskConfig
 from phasegpt.model.contract import Subject, switches
 from phasegpt.training.config import RunConfig, checked
 from phasegpt.training.jobs import finished
-from phasegpt.training.planned import Planned, check_model, of_run, one_process, refused
+from phasegpt.training.planned import Planned, as_job, check_model, of_run, refused
 
 RATES = "rates"  # the stage that finds them
 _AXES = ("stage", "task", "arm", "attention", "seed")
@@ -89,7 +89,7 @@ def configured(base: Mapping[str, Any], settings: Settings) -> RunConfig:
         for parent in parents:
             node = node[parent]
         node[last] = value
-    return one_process(checked(values))
+    return as_job(checked(values))
 
 
 class Leaderboard:
@@ -127,6 +127,11 @@ class Leaderboard:
                 known = [f"stage={name}" for name in self.seeds]
                 raise ConfigError(unknown(f"stage={stage}", known))
         self._given = [_whole(word) for word in _values(own["seed"])] if "seed" in own else None
+        if self._given is not None and RATES in self.stages:
+            raise ConfigError(
+                f"{own['seed'].input_line} with stage={RATES}, whose rates are read for seed "
+                f"{self.seeds[RATES][0]} alone; leave seed out there, and give it to another stage"
+            )
         self.arms = _chosen_arms(all_arms(tables["arms"]), own)
         self._base = {task: self._composed(task) for task in tasks}
         #: Settings by task and arm, in the order of jobs.

@@ -110,6 +110,8 @@ class LitGPT(pl.LightningModule):
         # Forward, with noise that the step, the sample and the layer determine.
         self._last_batch = batch
         r = self.run.regularizer
+        if r.schedule == "adaptive" and self._finite.allowed:
+            self.settle()  # before lambda is read: a step that was left out did not move it
         out = self._predict(
             batch,
             perturbations=self._perturbations(batch),
@@ -164,6 +166,7 @@ class LitGPT(pl.LightningModule):
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Add the batch's summed nats, scored tokens or those of a task; return phases."""
+        self._last_batch = batch
         out = self._of_all_rows(batch)
         if self._task is not None:
             self._tally.add(out.logits, batch["targets"], int(batch["load"]))

@@ -132,7 +132,7 @@ def histogram(theta_BTHN: Tensor) -> Tensor:
     """Number of phases of every head in each of BINS equal arcs from -pi to pi, [H,K]."""
     H = theta_BTHN.shape[2]
     turn = (theta_BTHN + math.pi).remainder(2 * math.pi) / (2 * math.pi)
-    arc = (turn * BINS).long().clamp(max=BINS - 1)
+    arc = (turn * BINS).long().clamp(0, BINS - 1)  # NaN is in the first one
     arc = arc + BINS * torch.arange(H, device=arc.device).unsqueeze(-1)
     return arc.flatten().bincount(minlength=H * BINS).view(H, BINS)
 

@@ -92,6 +92,7 @@ class PhaseMonitor(Callback):
         self.every, self.band = config.every_n_steps, config.band
         self.directory = folder / "phase"
         self._val_idx_BT: Tensor | None = None
+        self._kept: tuple[list[int], dict[str, np.ndarray]] | None = None  # layers, and arrays
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Drop the files past the step we start from: they will be written again."""
@@ -109,8 +110,11 @@ class PhaseMonitor(Callback):
         if step_done(trainer, batch_idx) and (step % self.every == 0 or step == 1):
             self.measure(trainer, pl_module, _rows(batch, ROWS), "phase")
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """The scalars of the fixed windows, their arrays, and pictures for loggers that show."""
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """The scalars of the fixed windows, and their arrays.
+
+        A hook later Lightning's WeightAveraging has taken out the weights that were validated.
+        """
         if trainer.state.fn != "fit":
             return
         if self._val_idx_BT is None:
@@ -122,13 +126,21 @@ class PhaseMonitor(Callback):
         paths, found = self.measure(trainer, pl_module, idx_BT, "phase/val")
         if not paths or not trainer.is_global_zero:
             return
-        kept = {
-            f"layer{layer}/{name}": array
-            for layer, path in paths.items()
-            for name, array in phase_measures.arrays(path, found[layer]).items()
-        }
-        self._write(trainer.global_step, kept)
-        self._show(trainer, list(paths), kept)
+        self._kept = (
+            list(paths),
+            {
+                f"layer{layer}/{name}": array
+                for layer, path in paths.items()
+                for name, array in phase_measures.arrays(path, found[layer]).items()
+            },
+        )
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the arrays, and pictures for loggers that show; a collapse ends the run before."""
+        if self._kept is not None:
+            (layers, kept), self._kept = self._kept, None
+            self._write(trainer.global_step, kept)
+            self._show(trainer, layers, kept)
 
     def measure(
         self, trainer: pl.Trainer, pl_module: Any, idx_BT: Tensor, prefix: str

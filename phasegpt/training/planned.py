@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from phasegpt.core.errors import ConfigError
+from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.core.secrets import masked
 
 if TYPE_CHECKING:
@@ -40,15 +40,20 @@ def of_run(name: str, words: Sequence[str], run: RunConfig, unit: int | None = N
     return Planned(words, entry, run, unit)
 
 
-def refused(name: str, words: Sequence[str], error: ConfigError) -> Planned:
-    """The job that cannot be."""
-    said = f"ConfigError: {error}"
-    entry = {"name": name, "overrides": masked(words), "error": said, "config_hash": None}
+def refused(
+    name: str, words: Sequence[str], error: UserError, config_hash: str | None = None
+) -> Planned:
+    """The job that cannot be; its hash where its configuration can."""
+    said = f"{type(error).__name__}: {error}"
+    entry = {"name": name, "overrides": masked(words), "error": said, "config_hash": config_hash}
     return Planned(words, entry)
 
 
 def check_model(run: RunConfig) -> None:
-    """ConfigError where the model of `run` cannot be built, as with positions it does not know."""
+    """ConfigError where the model of `run` cannot be built, as with positions it does not know.
+
+    DataError where its tokenizer cannot be read.
+    """
     from phasegpt.data.corpora import known_vocab_size
 
     known = run.model.vocab_size or known_vocab_size(run.data)
@@ -66,12 +71,20 @@ def _build(config: GPTConfig) -> None:
         GPT(config, seed=0)
 
 
-def one_process(run: RunConfig) -> RunConfig:
-    """`run`; ConfigError where it is one of several processes, as no job of a multirun can be."""
+def as_job(run: RunConfig) -> RunConfig:
+    """`run`; ConfigError where no job of a multirun can be it.
+
+    That is where it has several processes, or is to go on with one run by name.
+    """
     if run.trainer.processes > 1:
         raise ConfigError(
             f"trainer.devices={run.trainer.devices} in a multirun: every further process would run "
             f"the whole sweep again. One job is one process here: use trainer.devices=1 and run "
             f"several jobs at once (+launcher=joblib), or start the run without -m"
+        )
+    if isinstance(run.resume, str):
+        raise ConfigError(
+            f"resume={run.resume} in a multirun: a job goes on with the run that has its "
+            f"configuration, by itself; leave resume out, or start that run without -m"
         )
     return run

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phasegpt.core.errors import ConfigError
+from phasegpt.core.errors import ConfigError, UserError
 from phasegpt.core.sections import shown
-from phasegpt.training.planned import Planned, check_model, of_run, one_process, refused
+from phasegpt.training.planned import Planned, as_job, check_model, of_run, refused
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -153,12 +153,14 @@ def _planned(loader: Any, config: Any, words: Sequence[str]) -> Planned:
         name = str(job.hydra.sweep.subdir)
         OmegaConf.resolve(job.hydra.sweep)
         del job["hydra"]
+    digest = None
     try:
-        run = one_process(run_config(job))
+        run = as_job(run_config(job))
+        digest = run.hash
         check_model(run)
         return of_run(name, words, run)
-    except ConfigError as error:
-        return refused(name, words, error)
+    except UserError as error:
+        return refused(name, words, error, digest)
 
 
 def _names_here(run: RunConfig) -> Iterator[str]:

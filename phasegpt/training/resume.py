@@ -22,9 +22,7 @@ def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
     holds = bool(read_record(run_dir))
     if run.resume is False:
         if holds:
-            raise CheckpointError(
-                f"{run_dir} already holds a run; choose another hydra.run.dir, or resume=true"
-            )
+            raise written_over(run_dir)
         return run_dir
     if isinstance(run.resume, str):
         folder = Path(run.resume)
@@ -40,6 +38,13 @@ def choose_folder(run: RunConfig, run_dir: Path, *, given: bool) -> Path:
         tell(f"no unfinished run of this configuration in {run_dir.parent}; starting at step 0")
         return run_dir
     return found
+
+
+def written_over(path: Path) -> CheckpointError:
+    """The error of a run that would begin where another one is."""
+    return CheckpointError(
+        f"{path} already holds a run; choose another folder (hydra.run.dir), or resume=true"
+    )
 
 
 def newest_unfinished(root: Path, config_hash: str) -> Path | None:
@@ -60,15 +65,23 @@ def resume_point(run: RunConfig, folder: RunFolder) -> Path | None:
     """The checkpoint to start from, or None for step 0, where nothing was ever saved.
 
     That is where last.ckpt points, or, where a copy of the run lost its links, the newest step
-    file. CheckpointError if that is damaged, or if run.json knows of more than there is.
+    file. CheckpointError if that is damaged, if run.json knows of more than there is, or if
+    `run.resume` names another run, or a checkpoint of one.
     """
 
     if run.resume is False:
         return None
-    if isinstance(run.resume, str) and Path(run.resume).is_file():
-        point: Path | None = checkpoint.find(run.resume)
-    else:
-        point = checkpoint.last(folder.path / "checkpoints")
+    directory = folder.path / "checkpoints"
+    point = checkpoint.last(directory)
+    if isinstance(run.resume, str):
+        named = Path(run.resume)
+        own, here = (named.parent, directory) if named.is_file() else (named, folder.path)
+        if own.resolve() != here.resolve():
+            raise CheckpointError(
+                f"resume={named} is not of the run in {folder.path}; give one of the files in "
+                f"{directory}, or resume=true to go on with the last"
+            )
+        point = checkpoint.find(named) if named.is_file() else point
     if point is not None:
         checkpoint.check_resumable(point)
         tell(f"going on with {point}")

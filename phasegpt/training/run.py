@@ -31,7 +31,7 @@ from phasegpt.training.loggers import check_packages, finish, showing
 from phasegpt.training.optim import check_own
 from phasegpt.training.preregistration import stamp
 from phasegpt.training.ranks import placed, rank
-from phasegpt.training.resume import difference, resume_point
+from phasegpt.training.resume import difference, resume_point, written_over
 from phasegpt.training.run_figure import draw_curves
 from phasegpt.training.run_folder import (
     RunFolder,
@@ -61,8 +61,9 @@ def fit(
     first. run.json names the classes of both. Only for trainer.devices=1.
 
     `gpu` is the one to use, counted round where there are fewer. With config.resume the run there
-    goes on from its last checkpoint. A finished run is returned unchanged, a collapsed one raises
-    Collapsed again. Raises UserError subclasses: ConfigError, DataError, CheckpointError,
+    goes on from its last checkpoint, or from the one of its own that it names; without, an
+    unfinished run there is a CheckpointError. A finished run is returned unchanged, a collapsed one
+    raises Collapsed again. Raises UserError subclasses: ConfigError, DataError, CheckpointError,
     Collapsed, Interrupted; run.json then says so. What is shown after the training (sample, curves,
     summary, loggers) can fail without changing the result: a line on stderr says so.
 
@@ -123,6 +124,8 @@ def _fit_in(
             if earlier.get("status") == "ok":
                 tell(f"{run_dir} is finished; nothing to do")
                 return earlier
+            if earlier and run.resume is False:
+                raise written_over(run_dir)
             return _fit(run, folder, gpu, peers, stop, extras)
         finally:
             folder.close()
@@ -246,8 +249,8 @@ def _train(
     # The result: how far it came, why it ended, the best validation, how fast it was.
     last, seconds = parts.trainer.global_step, parts.saver.wall_seconds
     early = "callback" if run.callbacks.early_stopping.patience is None else "early_stopping"
-    early = "solved" if parts.solved is not None and parts.solved.reached else early
     stopped = early if last < t.steps else "fast_dev_run" if t.fast_dev_run else "max_steps"
+    stopped = "solved" if parts.solved is not None and parts.solved.reached else stopped
     if parts.guard is not None:
         folder.update(guard=parts.guard.events)
         stopped = "collapse_guard" if parts.guard.stopped else stopped

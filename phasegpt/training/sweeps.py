@@ -17,13 +17,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 
 from phasegpt.core.console import tell
 from phasegpt.core.errors import CheckpointError, UserError
 from phasegpt.core.files import write_atomic
 from phasegpt.training import planning, ranks, sweep_resources
-from phasegpt.training.planned import Planned, one_process
+from phasegpt.training.planned import Planned, as_job
 
 if TYPE_CHECKING:
     from phasegpt.training.config import RunConfig
@@ -63,7 +64,10 @@ class Plan(Callback):
             Plan.search = not Plan.stages
             Plan._next_stage(folder)
 
-        Plan._or_exit(begin)
+        try:
+            Plan._or_exit(begin)
+        except HydraException:  # a name that there is not: Hydra meets it again, and says it
+            return
         Plan.folder, Plan.ended = folder, threading.Event()
         sweep_resources.reserve_gpus(config)
         if not Plan.search:
@@ -110,6 +114,12 @@ class Plan(Callback):
         write_atomic(folder / "sweep.json", (text + "\n").encode())
         for job in (job for job in begun if job.here and job.entry["error"]):
             tell(f"{job.entry['name']} will fail: {job.entry['error']}")
+        hashes = [job.entry["config_hash"] for job in begun if job.run is not None]
+        if twice := len(hashes) - len(set(hashes)):
+            tell(
+                f"{len(begun)} jobs: {twice} differ from another in nothing that changes a result, "
+                f"and are that run"
+            )
         recorded = sum("record" in job.entry for job in begun)
         others = sum("record" not in job.entry and not job.mine for job in begun)
         if recorded or others:
@@ -143,16 +153,16 @@ def train_job(
     `sees_all`: the jobs see every GPU of their machine, so each takes one for itself; under Slurm
     a job is given its own.
 
-    `folder` is the job's own, where no run has begun; if a run of another configuration has, as in
-    a sweep that was widened, the job gets a folder named after its hash too. Whatever goes wrong
-    stands in run.json.
+    `folder` is the job's own, where no run has begun. Where it has the job's number, and a run of
+    another configuration is there, as in a sweep that was widened, the job gets a folder named
+    after its hash too. Whatever goes wrong stands in run.json.
     """
     import torch
 
     from phasegpt.training.run import fit
     from phasegpt.training.run_folder import FINISHED, RunFolder, provenance, read_record
 
-    run = one_process(run)
+    run = as_job(run)
     if "wandb" in run.logger.besides and run.logger.group is None:
         run = replace(run, logger=replace(run.logger, group=group(sweep)))
     for file in sorted(sweep.glob("*/run.json")):

@@ -69,6 +69,16 @@ def test_ranks_together_make_the_batch_of_one_process(n):
             assert torch.equal(value, torch.cat([part[k][key] for part in parts]))
 
 
+@pytest.mark.parametrize("batch", [1, 4])
+def test_documents_change_targets_and_no_input(batch):
+    documents = np.arange(0, 1000, 5)
+    found, plain = batches(batch=batch, documents=documents)[0], batches(batch=batch)[0]
+    assert torch.equal(found["idx"], plain["idx"])
+    hidden = found["targets"] == -100
+    assert torch.equal(hidden, plain["targets"] % 5 == 0) and hidden.any()
+    assert torch.equal(found["targets"][~hidden], plain["targets"][~hidden])
+
+
 def test_too_short_corpora_are_errors():
     assert batches(9)[0]["idx"].shape == (4, 8)
     with pytest.raises(DataError, match=r"has 8 tokens, too few .* model.block_size=8"):

@@ -167,6 +167,13 @@ def test_a_second_rollback_to_the_same_checkpoint_lowers_K_further(run, tmp_path
     assert coupling(tmp_path) == 2 * 0.5**2  # the third validation is the run's last
 
 
+def test_schedule_free_keeps_the_change_of_K(run, tmp_path) -> None:
+    still = ["attention.beta=0", "optimizer.lr=1e-9", "optimizer.weight_decay=0", *CLUSTERED]
+    limits = guard(action="rollback", patience=1, coupling_factor=0.25, max_rollbacks=1)
+    run(*still, "optimizer=schedule_free", *limits, "attention.coupling=2")
+    assert coupling(tmp_path) == pytest.approx(2 * 0.25, rel=1e-3)
+
+
 OPTIMIZERS = sorted(path.stem for path in (CONF_DIR / "optimizer").glob("*.yaml"))
 
 

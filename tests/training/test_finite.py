@@ -209,6 +209,19 @@ def test_a_bad_step_is_left_out_counted_and_the_run_goes_on(tmp_path, text, opti
     assert record["final"]["train/skipped_steps"] == 2  # at step 4, the last one logged
 
 
+def test_how_often_is_logged_changes_no_adaptive_lambda(tmp_path, text):
+    words = ["regularizer=center", "regularizer.schedule=adaptive", "regularizer.weight=0.5"]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LitGPT, "training_step", bad_at(2))
+        for every in (1, 100):
+            run = [*SKIPS, *words, f"trainer.log_every_n_steps={every}", *text]
+            phasegpt.fit(phasegpt.compose(run), tmp_path / str(every))
+            found.append(checkpoint.read(tmp_path / str(every) / "checkpoints" / "last.ckpt"))
+    for part in ("state_dict", "optimizer_states", "regularizer"):
+        assert equal(found[0][part], found[1][part]), part
+
+
 def test_more_bad_steps_in_a_row_than_may_be_end_the_run(tmp_path, text):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LitGPT, "training_step", bad_at(1, 3, 4))

@@ -149,6 +149,7 @@ def test_shares_are_disjoint_and_are_all_together(few):
         (["task=copyng,mqar"], "Could not find 'task/small/copyng'"),
         (["optimizer.lr=1,2"], r"varies stage, task, arm, attention, seed; give one value in"),
         (["seed=x"], "seed=x must be whole numbers"),
+        (["stage=rates,screen", "seed=5"], "seed=5 with stage=rates, .* for seed 0 alone; leave"),
         (["attention.layers=[0]"], "sets the options of attention itself, and all layers have it"),
     ],
 )

@@ -32,13 +32,14 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 import phasegpt
 from phasegpt.core.composition import compose
 from phasegpt.core.errors import Collapsed, ConfigError, Interrupted, ProcessFailed
+from phasegpt.data.corpus import prepare
 from phasegpt.model import checkpoint
 from phasegpt.training import ranks
-from phasegpt.training.assemble import _strategy
+from phasegpt.training.assemble import _strategy, assemble
 from phasegpt.training.config import RunConfig, plain, run_config
 from phasegpt.training.lit import LitGPT
 from phasegpt.training.run import fit
-from phasegpt.training.run_folder import read_metrics, read_phases, read_record
+from phasegpt.training.run_folder import RunFolder, read_metrics, read_phases, read_record
 
 pytestmark = pytest.mark.usefixtures("forked")
 
@@ -78,6 +79,14 @@ def test_two_processes_train_a_coupling_that_all_layers_share(tmp_path, text):
     a, b = (checkpoint.read(tmp_path / n / "checkpoints" / "last.ckpt") for n in ("one", "two"))
     assert any("link" in name for name in a["state_dict"])
     torch.testing.assert_close(b["state_dict"], a["state_dict"])
+
+
+def test_the_largest_seed_has_one_for_every_process(tmp_path, text, monkeypatch):
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    config = run_config(phasegpt.compose([*TINY, *TWO, *text, f"seed={2**32 - 1}"]))
+    assemble(config, RunFolder(tmp_path), prepare(config.data), rank=ranks.Rank(1, 2, 1, 2))
+    assert torch.initial_seed() == 0
 
 
 def test_accumulation_over_two_processes_is_that_of_one(tmp_path, text):

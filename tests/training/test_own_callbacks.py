@@ -9,6 +9,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import (
     Callback,
     EarlyStopping,
+    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateFinder,
     LearningRateMonitor,
@@ -138,6 +139,13 @@ def test_a_callback_can_end_a_run_and_bring_a_progress_bar(tmp_path, text):
 def test_what_is_no_callback_or_logger_is_refused(tmp_path, text, given, says):
     with pytest.raises(ConfigError, match=says):
         phasegpt.fit(config(text), tmp_path / "a", **given)
+    assert not (tmp_path / "a").exists()
+
+
+def test_averaged_weights_are_refused_beside_a_rollback(tmp_path, text):
+    rollback = config(text, "callbacks.collapse_guard.action=rollback")
+    with pytest.raises(ConfigError, match=r"EMAWeight.* .*action=rollback would .* use report"):
+        phasegpt.fit(rollback, tmp_path / "a", callbacks=[EMAWeightAveraging()])
     assert not (tmp_path / "a").exists()
 
 

@@ -18,7 +18,7 @@ from pytorch_lightning.tuner import Tuner
 from torch.utils.data import DataLoader
 
 import phasegpt
-from phasegpt.core.errors import ConfigError
+from phasegpt.core.errors import Collapsed, ConfigError
 from phasegpt.data.windows import EvalWindows
 from phasegpt.training.checkpointing import VerifiedIO
 from phasegpt.training.datamodule import DataModule
@@ -139,6 +139,14 @@ def test_validate_and_test_return_their_values(tmp_path, parts, split):
     assert set(found) == {f"{split}/loss", f"{split}/ppl", f"{split}/bpb"}
     assert found[f"{split}/loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert found[f"{split}/ppl"] == pytest.approx(loss.exp().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["validate", "test"])
+def test_a_loss_that_is_not_finite_is_a_collapse_without_a_fit(tmp_path, parts, method):
+    lit, data = parts("data=synthetic", "data.path=null", "data.characters=10000")
+    lit.model.blocks[1].mlp.c_fc.weight.data.fill_(float("nan"))
+    with pytest.raises(Collapsed, match=r"^step 0: .* first in layer 1 in the forward pass"):
+        getattr(trainer(tmp_path, limit_test_batches=1, limit_val_batches=1), method)(lit, data)
 
 
 def test_a_corpus_without_a_test_split_says_so(tmp_path, parts):

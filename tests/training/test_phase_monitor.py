@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import ROOT, SIX_STEPS
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.plugins.precision import MixedPrecision
 
 import phasegpt
+from phasegpt.attention import Trajectory
 from phasegpt.core.errors import ConfigError
 from phasegpt.data.corpus import prepare
 from phasegpt.data.windows import EvalWindows
@@ -71,18 +73,38 @@ def test_the_files_hold_the_fixed_validation_windows_of_the_model(tmp_path, text
     assert {k: v.shape for k, v in kept.items() if k != "step"} == {
         f"layer1/{name}": (2, *shape) for name, shape in shapes.items()
     }
-    model = phasegpt.load(tmp_path, which="last")
-    config = run_config(record["config"])
-    windows = EvalWindows(prepare(config.data).split("val"), context=T, stride=T)
-    places = [round(float(x)) for x in np.linspace(0, len(windows) - 1, WINDOWS)]
-    idx = torch.stack([windows[i]["idx"] for i in places])
-    (path,) = trajectories(model, idx).values()
+    path = measured_anew(tmp_path, record)
     np.testing.assert_allclose(kept["layer1/R_HS"][-1], path.R.mean((0, 1)), atol=1e-6)
     np.testing.assert_allclose(kept["layer1/R_HT"][-1], path.R[..., -1].mean(0).T, atol=1e-6)
     assert kept["layer1/theta_HK"][-1].sum() == path.theta.numel()
     logged = read_metrics(tmp_path / "metrics.csv")[-1]
     gain = kept["layer1/dR"][-1].mean()
     assert logged["phase/val/dR/layer1"] == pytest.approx(gain, abs=1e-6)
+
+
+def measured_anew(folder: Path, record: dict) -> Trajectory:
+    """That of the phase layer, of the fixed windows and the last checkpoint."""
+    model, config = phasegpt.load(folder, which="last"), run_config(record["config"])
+    T = config.model.block_size
+    windows = EvalWindows(prepare(config.data).split("val"), context=T, stride=T)
+    places = [round(float(x)) for x in np.linspace(0, len(windows) - 1, WINDOWS)]
+    idx = torch.stack([windows[i]["idx"] for i in places])
+    (path,) = trajectories(model, idx).values()
+    return path
+
+
+def test_averaged_weights_are_measured_as_they_are_validated_and_saved(tmp_path, text):
+    config = phasegpt.compose([*TINY, *text, "optimizer.lr=0.1"])
+    record = fit(config, tmp_path, callbacks=[EMAWeightAveraging(decay=0.5)])
+    found = read_phases(tmp_path)["layer1/R_HS"][-1]
+    np.testing.assert_allclose(found, measured_anew(tmp_path, record).R.mean((0, 1)), atol=1e-6)
+
+
+def test_phases_that_are_not_finite_make_no_error_of_their_own(make_model, text_ids):
+    model = make_model("kuramoto", layers=(1,))
+    model.blocks[1].attn.oscillators.omega.data.fill_(float("nan"))
+    (path,) = trajectories(model, text_ids(2, 20)).values()
+    assert np.isnan(phase_measures.arrays(path, measure(path, BAND))["R_HS"]).any()
 
 
 @pytest.mark.parametrize("what", ["off", "softmax"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -179,6 +180,36 @@ def test_a_finished_run_is_left_unchanged(whole, text):
 def test_a_run_is_never_written_over(whole, text):
     done = run(command(whole(0, 1), text=text))
     assert done.returncode == 2 and "already holds a run" in done.stderr
+
+
+@pytest.fixture
+def cut(tmp_path, text) -> Path:
+    """A run that stopped before step 6."""
+    with crash_at(5):
+        fit(config(text=text), tmp_path / "cut")
+    return tmp_path / "cut"
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_fit_writes_over_no_unfinished_run(cut, text):
+    before = files(cut)
+    with pytest.raises(CheckpointError, match=r"already holds a run; .* or resume=true"):
+        fit(config(text=text), cut)
+    assert files(cut) == before
+
+
+@pytest.mark.parametrize("named", ["", "checkpoints/last.ckpt"])
+def test_resume_by_the_name_of_another_run_is_refused(tmp_path, cut, text, named):
+    other = tmp_path / "other"
+    shutil.copytree(cut, other, symlinks=True)
+    before = files(cut)
+    for folder in (cut, tmp_path / "new"):
+        with pytest.raises(CheckpointError, match=r"is not of the run in .* resume=true"):
+            fit(config(f"resume={other / named}", text=text), folder)
+    assert files(cut) == before and not (tmp_path / "new").exists()
 
 
 def test_resume_of_another_configuration_names_the_difference(whole, text):

@@ -102,6 +102,14 @@ def test_a_model_that_cannot_be_built_is_said_before_the_sweep(planned):
     assert "attention=as_coded knows model.positions=learned only" in second["error"]
 
 
+def test_jobs_that_are_one_run_are_said_before_the_sweep(planned, capfd):
+    first, second = planned("data=synthetic", "data.num_workers=0,1")
+    assert first["config_hash"] == second["config_hash"]
+    assert (
+        "2 jobs: 1 differ from another in nothing that changes a result" in capfd.readouterr().err
+    )
+
+
 def of_a_kind(sweeps) -> list:
     """In the short suite one of each kind: a study, a grid, seeds."""
     soon = ("phase_a", "phase_b", "coupling_grid", "seeds")
@@ -182,15 +190,27 @@ def test_a_sweep_without_a_job_is_an_error(tmp_path, monkeypatch, capfd, word):
     assert not list(tmp_path.iterdir())
 
 
-def test_several_processes_per_job_are_refused_with_an_explanation(
-    tmp_path, monkeypatch, capfd, text
+@pytest.mark.parametrize("word", ["attention=kuramto,softmax", "sed=1,2"])
+def test_a_misspelt_word_of_a_sweep_is_one_error(tmp_path, monkeypatch, capfd, recwarn, word):
+    monkeypatch.chdir(tmp_path)
+    assert multirun(monkeypatch, word) == 1
+    assert capfd.readouterr().err.count("Could not") == 1
+    assert not [w for w in recwarn if "Plan." in str(w.message)]
+
+
+@pytest.mark.parametrize(
+    ("word", "mended"),
+    [("trainer.devices=2", "+launcher=joblib"), ("resume=of/another.ckpt", "leave resume out")],
+)
+def test_what_no_job_can_be_is_refused_with_an_explanation(
+    tmp_path, monkeypatch, capfd, text, word, mended
 ):
     sweep = f"hydra.sweep.dir={tmp_path}"
-    assert multirun(monkeypatch, "seed=1", "trainer.devices=2", sweep, *TWO_STEPS, *text) == 1
+    assert multirun(monkeypatch, "seed=1", word, sweep, *TWO_STEPS, *text) == 1
     told = capfd.readouterr().err
-    assert "trainer.devices=2 in a multirun" in told and "+launcher=joblib" in told
+    assert f"{word} in a multirun" in told and mended in told
     listed = told[told.index("1 jobs: 1 failed") :]
-    assert "trainer.devices=2 in a multirun" in listed and "the same command" not in listed
+    assert f"{word} in a multirun" in listed and "the same command" not in listed
 
 
 def test_no_job_stops_another_and_the_sweep_goes_on_with_what_is_missing(
@@ -356,6 +376,22 @@ def test_data_that_cannot_be_read_fails_the_job_and_not_the_next_start(tmp_path,
     assert multirun(monkeypatch, *words, "seed=1") == 0
     (job,) = jobs(tmp_path / "sweep")
     assert job.status == "ok" and job.step == 2 and job.error is None
+
+
+def test_a_job_that_is_refused_for_its_data_or_model_is_a_failed_one(
+    tmp_path, monkeypatch, text, capfd
+):
+    words = [w for w in (*TWO_STEPS, *text) if not w.startswith("data.tokenizer")]
+    words += ["attention=as_coded", "model.positions=rope"]
+    sweep = tmp_path / "sweep"
+    jobs_of = ["data.tokenizer=hf,byte", f"data.tokenizer_path={tmp_path / 'missing.json'},null"]
+    assert multirun(monkeypatch, *words, *jobs_of, f"hydra.sweep.dir={sweep}") == 1
+    told = capfd.readouterr().err
+    assert "will fail: DataError: cannot read" in told and "4 jobs: 4 failed" in told
+    errors = [job.error for job in jobs(sweep)]
+    assert len(errors) == 4  # two are of configurations that cannot be
+    for said in ("cannot read", "knows model.positions=learned only"):
+        assert sum(said in error for error in errors) == 1, errors
 
 
 def test_the_state_of_every_job_can_be_read_at_any_time(tmp_path):

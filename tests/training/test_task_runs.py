@@ -148,7 +148,7 @@ def assert_same(a: Path, b: Path) -> None:
 def test_crash_and_resume_is_bit_identical(run: Path, tmp_path: Path) -> None:
     with crash_at(5):
         fit(config(), tmp_path)
-    fit(config(), tmp_path)
+    fit(config("resume=true"), tmp_path)
     assert_same(run, tmp_path)
 
 
@@ -157,9 +157,11 @@ def test_data_workers_do_not_change_the_result(run: Path, tmp_path: Path) -> Non
     assert_same(run, tmp_path)
 
 
-def test_a_solved_task_stops_and_stays_stopped(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [3, 6])
+def test_a_solved_task_stops_and_says_so_at_its_last_step_too(tmp_path: Path, steps: int) -> None:
     words = ("callbacks.early_stopping.accuracy=0.2", "data.vocab_size=4", "data.pairs=1")
-    record = fit(config(*words, "optimizer.lr=1e-2", "data.val_examples=200"), tmp_path)
+    words = (*words, "optimizer.lr=1e-2", "data.val_examples=200", f"trainer.max_steps={steps}")
+    record = fit(config(*words), tmp_path)
     assert (record["step"], record["stopped"]) == (3, "solved")
 
 
@@ -244,4 +246,4 @@ def test_another_generator_is_another_text(run: Path, tmp_path: Path, monkeypatc
     )
     monkeypatch.setattr(recall_tasks.MQAR, "draw", swapped)
     with pytest.raises(CheckpointError, match="the data changed"):
-        fit(config(), tmp_path)
+        fit(config("resume=true"), tmp_path)

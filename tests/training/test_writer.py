@@ -9,7 +9,7 @@ import time
 
 import pytest
 import torch
-from helpers import NOISY, NOISY_STEPS, assert_identical, outcome
+from helpers import NOISY, NOISY_STEPS, assert_identical, crash_at, outcome
 
 import phasegpt
 from phasegpt.core.errors import CheckpointError
@@ -152,8 +152,10 @@ def test_the_best_checkpoint_has_no_optimizer_state_and_loads(whole):
     assert outcome(whole)[2]  # the newest step has it
 
 
-def test_resume_from_weights_alone_is_refused(tmp_path, text, whole):
-    best = whole / "checkpoints" / "best.ckpt"
+def test_resume_from_weights_alone_is_refused(tmp_path, text):
+    with crash_at(5):
+        fit(config(text=text), tmp_path)
+    best = tmp_path / "checkpoints" / "best.ckpt"
     with pytest.raises(CheckpointError, match="holds weights alone; resume from"):
         fit(config(f"resume={best}", text=text), tmp_path)
 
