@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -114,6 +115,8 @@ class Leaderboard:
                 f"{{attention:lohe,attention.steps:1}}'"
             )
         self._config, self._loader = config, loader
+        told = {o.get_key_element(): shlex.quote(o.input_line) for o in overrides}
+        self._again = [word for key, word in told.items() if key not in ("stage", "seed")]
         ours = ("leaderboard.", "hydra.")
         self._words = [o.input_line for key, o in rest.items() if not key.startswith(ours)]
         tables: Any = OmegaConf.to_container(config.leaderboard, resolve=True)
@@ -221,15 +224,11 @@ class Leaderboard:
     def _no_rate(self, missing: Sequence[tuple[str, str]]) -> str:
         tasks = dict.fromkeys(task for task, _ in missing)
         arms = dict.fromkeys(arm for _, arm in missing)
-        words = [f"scale={self.scale}", f"task={','.join(tasks)}"]
-        some = len(arms) < len(self.arms)
-        if some:
-            words.append(f"arm={','.join(arms)}")
+        told = ", ".join(arms) if len(arms) < len(self.arms) else "any arm"
         return (
-            f"no learning rate is on record for {', '.join(arms) if some else 'any arm'} in "
-            f"{', '.join(tasks)}; "
-            f"find them first: python -m phasegpt.train -m +sweep=leaderboard stage={RATES} "
-            f"{' '.join([*words, *self._words])}"
+            f"no learning rate is on record for {told} in {', '.join(tasks)}; find them first "
+            f"(what is on record is left out): python -m phasegpt.train -m {' '.join(self._again)} "
+            f"stage={RATES}"
         )
 
     def _job(self, task: str, arm: str, seed: int, rate: float, said: str) -> Planned:

@@ -211,7 +211,10 @@ def test_a_rate_that_is_not_on_record_is_one_error_with_the_command(one_arm, tmp
         one_arm.jobs("screen")
     told = str(caught.value)
     assert "no learning rate is on record for any arm in copying" in told
-    assert "-m +sweep=leaderboard stage=rates scale=small task=copying" in told
+    words = (
+        f"task=copying +sweep=leaderboard scale=small arm=softmax records={tmp_path} hydra.sweep"
+    )
+    assert f"-m {words}.dir={tmp_path / 'none'} stage=rates" in told  # the same words again
     recorded(one_arm, tmp_path, 1e-3, best={"val/accuracy": 0.9, "val/loss": 1.0})
     with pytest.raises(ConfigError, match="no learning rate"):  # one of two is no choice
         one_arm.jobs("screen")
