@@ -144,3 +144,35 @@ def test_the_training_commands_of_a_page_compose(page):
         if "+sweep=leaderboard" in words:  # whose words are of the sweep: tests/training
             continue
         run_config(compose(words))
+
+
+_INTERVAL = re.compile(r"(-?[\d.]+)\s+\[([+-]?[\d.]+)(?:, | to )([+-]?[\d.]+)\]")
+
+
+def _intervals(text: str) -> list[list[str]]:
+    """Every "mean [low, high]" of a text."""
+    return [[value.lstrip("+") for value in found] for found in _INTERVAL.findall(text)]
+
+
+def _numbers(row: str) -> list[float]:
+    return [float(v) for v in row.split(",") if re.fullmatch(r"-?\d+\.\d+", v)]
+
+
+@pytest.mark.parametrize("page", ["README.md", "results/README.md"])
+def test_intervals_of_a_claim_are_on_the_pages_it_links(page):
+    """Rounded, in the Markdown or in one row of a CSV of the folders that a table's row links."""
+    checked = 0
+    for row in (ROOT / page).read_text().splitlines():
+        links = re.findall(r"\]\(([\w/.-]+)/\w+\.md", row) if row.startswith("|") else []
+        folders = [(ROOT / page).parent / link for link in links]
+        pages = [path.read_text() for folder in folders for path in folder.rglob("*.md")]
+        tables = [path.read_text() for folder in folders for path in folder.glob("*.csv")]
+        there = [[float(v) for v in found] for text in pages for found in _intervals(text)]
+        there += [_numbers(line) for text in tables for line in text.splitlines()]
+        for found in _intervals(row):
+            near = [(float(v), 0.501 * 10.0 ** -len(v.partition(".")[2])) for v in found]
+            assert any(
+                all(any(abs(v - w) <= half for w in own) for v, half in near) for own in there
+            ), f"{found} of {row}"
+            checked += 1
+    assert checked >= 10
