@@ -113,6 +113,20 @@ def test_a_check_is_recorded_whatever_becomes_of_it(tmp_path: Path) -> None:
         assert said in text
 
 
+def tested(run: Run) -> dict[str, Any]:
+    """What pytest -v says before it hangs."""
+    print("[gw0] [  1%] PASSED tests/a.py::one\n[gw1] [  2%] FAILED tests/a.py::two")
+    print("tests/a.py::three PASSED    [  3%]\n" + "." * process.TAIL, flush=True)
+    time.sleep(60)
+    return {}
+
+
+def test_tests_that_are_ended_have_told_what_failed(tmp_path: Path) -> None:
+    found = record(tested, tmp_path, limit=3)
+    assert found["status"] == "timeout" and found["log"].startswith("2 tests passed; these failed:")
+    assert "FAILED tests/a.py::two" in found["log"]
+
+
 def test_a_check_that_hangs_is_ended_with_what_it_started(tmp_path: Path) -> None:
     found = record(hangs, tmp_path, limit=3)
     assert found["status"] == "timeout" and "longer than 3 s" in found["why"]
@@ -142,6 +156,12 @@ def test_what_the_sanitizer_finds_is_named(tmp_path: Path, monkeypatch: Any) -> 
     program = ROOT / "tests" / "ops" / "sanitized.py"
     assert found["failures"] == [f"racecheck: status 9: ========= racecheck of {program}, 1"]
     assert all(found[name]["said"] for name in machine.SANITIZERS)
+    # One that hangs loses nothing of the others.
+    tool.write_text('#!/bin/sh\ntest "$4" != racecheck || exec sleep 60\necho "========= $4"\n')
+    monkeypatch.setattr(machine, "TOOLS_S", 2)
+    found = machine.sanitizer(Run("cuda", False, tmp_path))
+    assert found["failures"] == ["racecheck: status -9: not ended within 2 s"]
+    assert found["synccheck"] == {"status": 0, "said": ["========= synccheck"]}
 
 
 # --- the reading of a trace ------------------------------------------------------------------

@@ -4,8 +4,10 @@ Coupling attracts: each phase is pulled by sin(theta_j - theta_i). Phases are in
 never wrapped, and are held in float32 at least (bf16 in gives float32 out, float64 stays).
 
 Backends: `reference`, plain PyTorch for any device, dtype and size, is the truth; `cpu` and
-`cuda` are one-pass kernels with exact adjoints, compiled at first use (float32, Euler, N <= 256;
-one pass for every 64 steps). `auto` takes the kernels of theta's device where they can do it, and
+`cuda` are one-pass kernels with their own adjoints, compiled at first use (float32, Euler,
+N <= 256; one pass for every 64 steps). Gradients are exact to float32 rounding, but for `cuda`'s
+scan without forgetting: it takes tokens off the final sums, and the error of the first tokens'
+gradients grows with T. `auto` takes the kernels of theta's device where they can do it, and
 says once why when they cannot. `python -m phasegpt.ops` shows what there is here.
 
 Shapes: B batch, T time, H heads, N oscillators, C channels, S integration steps.

@@ -110,6 +110,13 @@ def prefix_sum(x_BTC: Tensor, forget_C: Tensor | None, carry_BC: Tensor | None) 
     return x_BTC
 
 
+def _last(total_BTC: Tensor, carry_BC: Tensor | None) -> Tensor:
+    """The sum over all tokens; without one what was carried."""
+    if total_BTC.shape[1]:
+        return total_BTC[:, -1]
+    return total_BTC.sum(1) if carry_BC is None else carry_BC
+
+
 def scan(
     theta: Tensor,
     omega: Tensor,
@@ -127,14 +134,15 @@ def scan(
     """
     sums = steps + 1 if return_order else steps
     ones = theta.new_ones(1, theta.shape[1], theta.shape[2])
-    weight = prefix_sum(ones, forget, None if state is None else state.weight_C.unsqueeze(0))
+    held = None if state is None else state.weight_C.unsqueeze(0)
+    weight = prefix_sum(ones, forget, held)
     cos_sums, sin_sums, mean_cos, mean_sin = [], [], [], []
     for s in range(sums):
         cos, sin = theta.cos(), theta.sin()
-        cos_sum = prefix_sum(cos, forget, None if state is None else state.cos_SBC[s])
-        sin_sum = prefix_sum(sin, forget, None if state is None else state.sin_SBC[s])
-        cos_sums.append(cos_sum[:, -1])
-        sin_sums.append(sin_sum[:, -1])
+        before = (None, None) if state is None else (state.cos_SBC[s], state.sin_SBC[s])
+        cos_sum, sin_sum = prefix_sum(cos, forget, before[0]), prefix_sum(sin, forget, before[1])
+        cos_sums.append(_last(cos_sum, before[0]))
+        sin_sums.append(_last(sin_sum, before[1]))
         if return_order:
             mean_cos.append(cos_sum / weight)
             mean_sin.append(sin_sum / weight)
@@ -145,7 +153,7 @@ def scan(
     new_state = ScanState(
         torch.stack(cos_sums) if cos_sums else empty,
         torch.stack(sin_sums) if sin_sums else empty,
-        weight[0, -1],
+        _last(weight, held)[0],
     )
     if not return_order:
         return theta, new_state, None

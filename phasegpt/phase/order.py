@@ -96,10 +96,11 @@ def prefix_order_parameter(theta: Tensor, dim: int = 1) -> Tensor:
 
 
 def cumulative_sum(x: Tensor, dim: int) -> Tensor:
-    """Sum over everything up to each index along `dim`; the same bits in every run on a device.
+    """Sum over everything up to each index along `dim`.
 
-    Where torch has no deterministic cumsum (CUDA), in ceil(log2 n) additions of shifted copies
-    (Hillis and Steele, CACM 29, 1170 (1986)).
+    On CUDA torch's cumsum may give other bits in another run. Under
+    torch.use_deterministic_algorithms, which refuses it, the sum is taken in ceil(log2 n) additions
+    of shifted copies (Hillis and Steele, CACM 29, 1170 (1986)), with the same bits in every run.
     """
     if not _cumsum_is_refused(x):
         return x.cumsum(dim)

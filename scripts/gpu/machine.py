@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ET
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +25,7 @@ PACKAGES = (
     *("antlr4-python3-runtime", "pydantic", "wandb", "datasets", "cuda-bindings", "pytest"),
 )
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
+TOOLS_S = 80  # for all of them together, within the limit of their check
 QUERY = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,power.limit"
 
 
@@ -108,12 +110,18 @@ def sanitizer(run: Run) -> dict[str, Any]:
         for tool in SANITIZERS
     }
     found: dict[str, Any] = {"failures": []}
+    until = time.monotonic() + TOOLS_S
     for tool, process in started.items():
-        lines = process.communicate()[0].splitlines()
+        try:
+            lines = process.communicate(timeout=max(1.0, until - time.monotonic()))[0].splitlines()
+        except subprocess.TimeoutExpired:
+            process.kill()
+            lines = [f"not ended within {TOOLS_S} s", *process.communicate()[0].splitlines()]
         found[tool] = {"status": process.returncode, "said": lines[-3:]}
         if process.returncode:
             said = " / ".join(lines[:8])
             found["failures"].append(f"{tool}: status {process.returncode}: {said}")
+        print(tool, found[tool], flush=True)
     return found
 
 

@@ -46,11 +46,22 @@ def measured(check: Check, run: Run, limit: float) -> dict[str, Any]:
         if result.is_file() and not late:
             found = json.loads(result.read_text(encoding="utf-8"))
             return record | {"status": "failed" if found.get("failures") else "ok", "result": found}
-        said = log.read_text(encoding="utf-8", errors="replace")[-TAIL:] if log.is_file() else ""
+        said = _end_of(log.read_text(encoding="utf-8", errors="replace")) if log.is_file() else ""
         why = f"it ended with status {process.exitcode}"
         why = f"it took longer than {limit:.0f} s and was ended" if late else why
         said = _anywhere(said)
         return record | {"status": "timeout" if late else "error", "why": why, "log": said}
+
+
+def _end_of(log: str) -> str:
+    """The last TAIL characters, and before them how many tests passed until then, and which failed.
+
+    Without a test the tail alone.
+    """
+    failed = [line for line in log[:-TAIL].splitlines() if " FAILED " in f" {line} "]
+    passed = sum(" PASSED " in f" {line} " for line in log.splitlines())
+    told = [f"{passed} tests passed; these failed:", *failed] if failed or passed else []
+    return "\n".join([*told, log[-TAIL:]])
 
 
 def _child(check: Check, run: Run, place: Path) -> None:

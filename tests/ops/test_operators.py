@@ -156,6 +156,13 @@ def test_an_empty_batch_gives_empty_phases_and_zero_gradients(
     scan.theta.sum().backward()
     assert not leaves[1].grad.any()
 
+    held = ops.ScanState(*on(backend, torch.randn(4, shape[0], 5), torch.randn(4, shape[0], 5)),
+                         *on(backend, torch.rand(5)))  # fmt: skip
+    for forget, state in ((None, None), (None, held), (torch.rand(5), held)):
+        options = {"steps": 3, "dt": 0.1, "return_order": True, "forget": forget, "state": state}
+        each = [ops.kuramoto_scan(*leaves, **options, backend=b) for b in (backend, "reference")]
+        assert shape[1] or all(map(torch.equal, each[0].state, each[1].state))  # no token
+
 
 # --- the choice of a backend -----------------------------------------------------------------
 
