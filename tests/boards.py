@@ -17,6 +17,7 @@ TASKS = {  # chance and ceiling
     "selective_copy": (1 / 14, 1.0),
     "shakespeare": (None, None),
     "state_s2": (0.5, 1.0),
+    "induction": (1 / 64, 1.0),
 }
 
 
