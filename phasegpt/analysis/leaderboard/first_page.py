@@ -62,7 +62,7 @@ Of every mechanism the stage with most seeds.
 - n/a: the model takes no such length.
 - **both**, **softmax**, **off**: which tests hold at the stage with most seeds; see above. With
   n < {minimum} there is no verdict.
-{shortcuts}- A cell whose runs are counted as solved or not has their number in place of the interval.
+{shortcuts}- A cell whose runs are counted as solved or not has their number, and no interval.
 - Parameters, FLOPs, state and time are ratios to softmax + RoPE, medians over tasks. State: bytes
   that decoding remembers of a full context.
 {figure}
