@@ -1,8 +1,7 @@
-"""results/ follows from its records: tables, figures, pages; the commands there compose."""
+"""results/ follows from its records: tables, figures, pages."""
 
 import csv
 import re
-import shlex
 import subprocess
 from typing import Any
 
@@ -13,8 +12,8 @@ from phasegpt.analysis.leaderboard.view import is_leaderboard
 from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import load_records
 from phasegpt.analysis.tables import baseline_of
-from phasegpt.core.composition import CONF_DIR, compose
-from phasegpt.training.config import RunConfig, run_config
+from phasegpt.core.composition import CONF_DIR
+from phasegpt.training.config import RunConfig
 
 WITH_RUNS = sorted(p.parent for p in (ROOT / "results").glob("*/runs"))
 BOARDS = [study for study in WITH_RUNS if is_leaderboard(study)]
@@ -122,25 +121,3 @@ def test_the_studies_of_the_makefile_name_sweeps_that_exist():
     named = [sweep for sweeps in studies.values() for sweep in sweeps.split()]
     sweeps = [p.stem for p in (CONF_DIR / "sweep").glob("phase_*.yaml")]
     assert sorted(named) == sorted([*sweeps, "leaderboard"])
-
-
-def commands(page: str) -> list[str]:
-    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    return re.findall(r"^python -m phasegpt\.train ([^#\n]*[^#\n ])", text, re.MULTILINE)
-
-
-PAGES = ["README.md", *(f"docs/{n}.md" for n in ("training", "sweeps", "synchronization"))]
-PAGES += [f"results/{name}/README.md" for name in ("first_light", "synchronization")]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_training_commands_of_a_page_compose(page):
-    found = [c for c in commands(page) if c != "--help"]
-    assert found
-    for command in found:
-        words = [w for w in shlex.split(command) if not w.startswith(("-", "hydra."))]
-        words = [w.replace("glob(*)", "baseline") for w in words]  # a sweep's first job
-        words = [w if "[" in w else w.split(",")[0] for w in words]
-        if "+sweep=leaderboard" in words:  # whose words are of the sweep: tests/training
-            continue
-        run_config(compose(words))
