@@ -2,6 +2,7 @@
 
 import csv
 import re
+import runpy
 import subprocess
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 from helpers import ROOT
 
 from phasegpt.analysis.leaderboard.view import is_leaderboard
+from phasegpt.analysis.sampling import summarise, write_tables
 from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import load_records
 from phasegpt.analysis.tables import baseline_of
+from phasegpt.analysis.temperature_study import write_table
 from phasegpt.core.composition import CONF_DIR
 from phasegpt.training.config import RunConfig
 
@@ -66,6 +69,31 @@ def test_make_report_writes_every_page_that_a_script_makes_of_records():
              if path.name.startswith("page_")
              or any(f'"{word}"' in path.read_text() for word in again)}  # fmt: skip
     assert len(pages) >= 5 and pages | {"analyze_results.py", "check_preregistration.py"} == called
+
+
+def test_pages_and_tables_of_what_has_no_runs_follow_from_the_records(tmp_path):
+    results = ROOT / "results"
+    agreement, peers = (
+        runpy.run_path(str(ROOT / "scripts" / name))
+        for name in ("page_agreement.py", "bench_peers.py")
+    )
+    written = {
+        "reproductions/agreement/README.md": agreement["page"](results / "reproductions/agreement"),
+        "speed/README.md": peers["page"](peers["earlier"](results / "speed" / "speed.json")),
+    }
+    for study in (*results.glob("*temperature"), *results.glob("samplers/*/")):
+        folder = tmp_path / study.relative_to(results)
+        folder.mkdir(parents=True)
+        (folder / "arms").symlink_to(study / "arms")
+        if study.parent == results:
+            write_table(folder)
+        else:
+            write_tables(folder, summarise(folder))
+    tables = [path for path in tmp_path.rglob("table.*") if path.is_file()]
+    assert len(tables) >= 4
+    written |= {str(path.relative_to(tmp_path)): path.read_text() for path in tables}
+    for name, text in written.items():
+        assert text == (results / name).read_text(), name
 
 
 @pytest.mark.parametrize("study", BOARDS, ids=lambda p: p.name)
