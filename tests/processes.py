@@ -126,6 +126,20 @@ def run(command: Sequence[str | Path], **more: Any) -> subprocess.CompletedProce
     return subprocess.CompletedProcess(list(command), process.returncode or 0, out, err)
 
 
+def no_network() -> None:
+    """This process reaches no other machine from now on."""
+    import sys
+
+    def hook(event: str, given: tuple) -> None:
+        if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname"):
+            to = given[1] if event == "socket.connect" else given
+            host = to[0] if isinstance(to, tuple) else None  # a Unix socket is a path
+            if host not in (None, "", "localhost", "127.0.0.1", "::1"):
+                raise OSError(f"{event}: no network here, and {host!r} was asked for")
+
+    sys.addaudithook(hook)
+
+
 def python(*words: str | Path) -> list[str | Path]:
     """The command line `python WORD...`."""
     return [sys.executable, *words]

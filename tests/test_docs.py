@@ -1,4 +1,4 @@
-"""What the documents, comments and docstrings name is there: modules, names, files, targets."""
+"""What the documents, comments and docstrings name is there: modules, files, targets, options."""
 
 import ast
 import functools
@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 import pytest
 from helpers import ROOT
 from PIL import Image
+
+from phasegpt.core.composition import compose, plain
+from phasegpt.training.config import run_config
+from phasegpt.training.leaderboard import Leaderboard
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "REPRODUCIBILITY.md")),
@@ -50,6 +55,8 @@ _PATH = re.compile(rf"(?<![\w./@-])(?:{_FOLDERS})/[\w./*-]*[\w*/]")
 _BARE = re.compile(r"(?<![\w./*@<-])(?!llama\.)[a-z_]\w*\.(?:py|cpp|h|cu|js)\b")
 _LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)]*)?\)")
 _ANCHOR = re.compile(r"\]\(([^)\s#]*)#([^)\s]+)\)")
+_COMMAND = re.compile(r"python -m phasegpt\.(train|generate|evaluate|interpret|export) ([^`\n|]+)")
+_SCRIPT = re.compile(r"python (scripts/\w+\.py) ([^`\n|]+)")
 _MAKE = re.compile(r"(?:^ *|`)make ([a-z][\w-]*)", re.MULTILINE)
 
 
@@ -111,6 +118,12 @@ def blocks(path: Path) -> Iterator[str]:
     yield from re.findall(r"^```python\n(.*?)^```", page(path), re.M | re.S)
 
 
+def commands(pattern: re.Pattern[str], text: str) -> list[tuple[str, list[str]]]:
+    """The commands of a page, which may go on in the next line, and their words."""
+    whole = re.sub(r"\\\n\s*", " ", text)
+    return [(name, shlex.split(rest, comments=True)) for name, rest in pattern.findall(whole)]
+
+
 def known(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
@@ -126,6 +139,10 @@ def test_the_reading_of_a_page_finds_what_it_names(tmp_path: Path) -> None:
     assert _BARE.findall(text) == ["nope.py"]
     assert _LINK.findall(text) == ["docs/samplers.md", "https://x/y.md"]
     assert _MAKE.findall(text) == ["test"]
+    text = (
+        "    python -m phasegpt.train a=1 \\\n      'b=c d'  # e\n`python -m phasegpt.export f=2`"
+    )
+    assert commands(_COMMAND, text) == [("train", ["a=1", "b=c d"]), ("export", ["f=2"])]
     module = tmp_path / "m.py"
     module.write_text('"""a.b"""\nx = "no"\ndef f():\n    """c"""  # d\n')
     assert prose(module).split() == ["a.b", "c", "#", "d"]
@@ -149,6 +166,40 @@ def test_a_page_names_what_is_there(path: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("phasegpt"):
                 for alias in node.names:
                     assert resolves(f"{node.module}.{alias.name}")
+
+
+#: Mechanisms that a reader is to make, and all but the first choice of a sweep.
+_MINE = re.compile(r"(?<=^attention=)(?:foo|my_mechanism|my_package\.my_module)$")
+_OTHERS = re.compile(r",(?![^[{]*[]}]).*")
+
+
+@pytest.mark.parametrize("path", [p for p in PAGES if _COMMAND.search(page(p))], ids=known)
+def test_the_commands_of_a_page_compose(path: Path) -> None:
+    for name, words in commands(_COMMAND, page(path)):
+        words = [
+            _MINE.sub("kuramoto", w) for w in words if not w.startswith(("-", "hydra.", "..."))
+        ]
+        if "+sweep=leaderboard" in words:
+            Leaderboard.of(["task=copying", *words[1:]])
+            continue
+        words = [_OTHERS.sub("", w.replace("glob(*)", "baseline")) for w in words]
+        if name == "train":
+            run_config(compose(words))
+        else:
+            section = getattr(importlib.import_module(f"phasegpt.{name}"), f"{name.title()}Config")
+            section.parse(plain(compose(words, config_name=name)))
+
+
+def test_the_options_of_a_script_in_a_page_are_its_options() -> None:
+    unknown = [
+        f"{known(path)}: {script} {word}"
+        for path in PAGES
+        for script, words in commands(_SCRIPT, page(path))
+        for word in words
+        if word.startswith("--")
+        and not re.search(f'"(--)?{word[2:]}"', (ROOT / script).read_text())
+    ]
+    assert unknown == []
 
 
 def test_the_readme_has_at_most_900_words() -> None:

@@ -1,5 +1,6 @@
 """The wheel is whole: it builds, installs elsewhere and trains there without the checkout."""
 
+import inspect
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import processes
 import pytest
 from helpers import ROOT
 
@@ -95,18 +97,22 @@ def test_an_sdist_builds_the_same_wheel(wheel: Path, tmp_path: Path) -> None:
     }
 
 
-def test_the_installed_wheel_trains_from_another_directory(target: Path, tmp_path: Path) -> None:
+def test_the_installed_wheel_trains_elsewhere_without_a_network(
+    target: Path, tmp_path: Path
+) -> None:
     show = "import phasegpt; print(phasegpt.__file__)"
     where = run(sys.executable, "-c", show, cwd=tmp_path, PYTHONPATH=str(target))
     assert Path(where.strip()).is_relative_to(target)
 
+    offline = inspect.getsource(processes.no_network) + "\n\nno_network()\n"
+    (tmp_path / "sitecustomize.py").write_text(offline)  # which Python imports as it starts
     folder = tmp_path / "a run"
     run(
         *(sys.executable, "-m", "phasegpt.train", "+experiment=quickstart"),
         *("trainer.max_steps=3", f"hydra.run.dir='{folder}'"),
         cwd=tmp_path,
         timeout=900,
-        PYTHONPATH=str(target),
+        PYTHONPATH=f"{tmp_path}{os.pathsep}{target}",
     )
     assert (folder / "config.yaml").is_file()
     assert (folder / "metrics.csv").is_file()

@@ -63,8 +63,9 @@ def test_its_validation_loss_is_the_recorded_one(tmp_path: Path) -> None:
     assert result["loss"] == pytest.approx(RECORD["best"]["val/loss"], abs=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:oscillators are integrated in plain PyTorch")
 def test_it_generates_the_same_text_with_the_cache_and_without() -> None:
-    model = phasegpt.load(MODEL)
+    model = phasegpt.load(MODEL).double()  # where no CPU rounds to another token
     prompt = torch.tensor(model.tokenizer.encode(TEXT.read_text()[:110]).astype("int64"))[None]
     assert model.config.block_size < prompt.shape[1] + 30  # so that the window moves
     cached, plain = (

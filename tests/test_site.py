@@ -1,4 +1,8 @@
-"""The site as `make docs` builds it: complete, without another server, whole at two widths."""
+"""The site as `make docs` builds it: complete, without another server, whole at two widths.
+
+Slow, and skipped without the extra docs, which neither `make test` nor `make test-all` installs:
+these tests run only where someone has installed it, after `make docs`.
+"""
 
 import functools
 import importlib.util

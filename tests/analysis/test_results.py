@@ -1,8 +1,8 @@
-"""results/ follows from its records: tables, figures, pages; the commands there compose."""
+"""results/ follows from its records: tables, figures, pages."""
 
 import csv
 import re
-import shlex
+import runpy
 import subprocess
 from typing import Any
 
@@ -10,11 +10,13 @@ import pytest
 from helpers import ROOT
 
 from phasegpt.analysis.leaderboard.view import is_leaderboard
+from phasegpt.analysis.sampling import summarise, write_tables
 from phasegpt.analysis.studies import write
 from phasegpt.analysis.study import load_records
 from phasegpt.analysis.tables import baseline_of
-from phasegpt.core.composition import CONF_DIR, compose
-from phasegpt.training.config import RunConfig, run_config
+from phasegpt.analysis.temperature_study import write_table
+from phasegpt.core.composition import CONF_DIR
+from phasegpt.training.config import RunConfig
 
 WITH_RUNS = sorted(p.parent for p in (ROOT / "results").glob("*/runs"))
 BOARDS = [study for study in WITH_RUNS if is_leaderboard(study)]
@@ -67,6 +69,31 @@ def test_make_report_writes_every_page_that_a_script_makes_of_records():
              if path.name.startswith("page_")
              or any(f'"{word}"' in path.read_text() for word in again)}  # fmt: skip
     assert len(pages) >= 5 and pages | {"analyze_results.py", "check_preregistration.py"} == called
+
+
+def test_pages_and_tables_of_what_has_no_runs_follow_from_the_records(tmp_path):
+    results = ROOT / "results"
+    agreement, peers = (
+        runpy.run_path(str(ROOT / "scripts" / name))
+        for name in ("page_agreement.py", "bench_peers.py")
+    )
+    written = {
+        "reproductions/agreement/README.md": agreement["page"](results / "reproductions/agreement"),
+        "speed/README.md": peers["page"](peers["earlier"](results / "speed" / "speed.json")),
+    }
+    for study in (*results.glob("*temperature"), *results.glob("samplers/*/")):
+        folder = tmp_path / study.relative_to(results)
+        folder.mkdir(parents=True)
+        (folder / "arms").symlink_to(study / "arms")
+        if study.parent == results:
+            write_table(folder)
+        else:
+            write_tables(folder, summarise(folder))
+    tables = [path for path in tmp_path.rglob("table.*") if path.is_file()]
+    assert len(tables) >= 4
+    written |= {str(path.relative_to(tmp_path)): path.read_text() for path in tables}
+    for name, text in written.items():
+        assert text == (results / name).read_text(), name
 
 
 @pytest.mark.parametrize("study", BOARDS, ids=lambda p: p.name)
@@ -122,28 +149,6 @@ def test_the_studies_of_the_makefile_name_sweeps_that_exist():
     named = [sweep for sweeps in studies.values() for sweep in sweeps.split()]
     sweeps = [p.stem for p in (CONF_DIR / "sweep").glob("phase_*.yaml")]
     assert sorted(named) == sorted([*sweeps, "leaderboard"])
-
-
-def commands(page: str) -> list[str]:
-    text = (ROOT / page).read_text(encoding="utf-8").replace("\\\n", " ")
-    return re.findall(r"^python -m phasegpt\.train ([^#\n]*[^#\n ])", text, re.MULTILINE)
-
-
-PAGES = ["README.md", *(f"docs/{n}.md" for n in ("training", "sweeps", "synchronization"))]
-PAGES += [f"results/{name}/README.md" for name in ("first_light", "synchronization")]
-
-
-@pytest.mark.parametrize("page", PAGES)
-def test_the_training_commands_of_a_page_compose(page):
-    found = [c for c in commands(page) if c != "--help"]
-    assert found
-    for command in found:
-        words = [w for w in shlex.split(command) if not w.startswith(("-", "hydra."))]
-        words = [w.replace("glob(*)", "baseline") for w in words]  # a sweep's first job
-        words = [w if "[" in w else w.split(",")[0] for w in words]
-        if "+sweep=leaderboard" in words:  # whose words are of the sweep: tests/training
-            continue
-        run_config(compose(words))
 
 
 _INTERVAL = re.compile(r"(-?[\d.]+)\s+\[([+-]?[\d.]+)(?:, | to )([+-]?[\d.]+)\]")

@@ -7,6 +7,7 @@ new mechanism is tested here as soon as its YAML exists; add the names of its te
 import functools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,9 @@ def test_the_off_control_equals_what_it_says(stem: str, positions: str) -> None:
     off = layer_class(_attention(stem)["name"]).off
     if off is None:
         assert stem in ("softmax", "token_shift", "uniform", "no_mixing"), "what others are off"
+    elif off.equals == "own":
+        own = "def test_without_locking_it_is_attention_by_a_gaussian_of_the_distance("
+        assert stem.startswith("ssa") and own in (Path(__file__).parent / "test_ssa.py").read_text()
     if off is None or off.equals == "own" or off.positions not in (None, positions):
         with pytest.raises(NotApplicable, match="off control"):
             contract.off_control(subject(stem, positions))
@@ -189,15 +193,50 @@ def test_phases_while_decoding_are_the_full_forwards_or_refused(stem: str, posit
     contract_state.phases_while_decoding(subject(stem, positions))
 
 
+#: Options that make a mechanism compute otherwise.
+OTHER = {
+    "fixed_query": [{"free_anchors": True}, {"learn_p": True}],
+    "fsn": [{"delay": False}, {"step": False}, {"harmonics": 1}],
+    "kope": [{"mix": False}, {"rotate_values": False}],
+    "kuramoto": [{"readout": "gate"}],
+    "lohe": [{"group": 2}],
+    "phase_sync": [{"forget": 0.9}],
+    "selective_rope": [{"drift": False}],
+    "ssa": [{"locking": False}],
+    "token_shift": [{"tied": True}],
+    "torus": [{"readout": "mean"}],
+}
+
+
+@pytest.mark.filterwarnings("ignore:oscillators are integrated in plain PyTorch")
+@pytest.mark.parametrize(("stem", "options"), [(s, o) for s in OTHER for o in OTHER[s]])
+def test_with_other_options_it_is_causal_and_decodes(stem: str, options: dict[str, Any]) -> None:
+    found = subject(stem, "rope")
+    found = replace(found, options={**found.options, **options})
+    contract.causality(found)
+    contract_state.decoding(found, torch.float64)
+    contract_state.rows_of_the_cache(found)
+    contract_state.phases_while_decoding(found)
+
+
 # --- phases ----------------------------------------------------------------------------------
 
 PHASED = [case for case in CASES if layer_class(_attention(case[0])["name"]).has_phases]
 phased_case = pytest.mark.parametrize(("stem", "positions"), PHASED)
 
 
-@phased_case
+@pytest.mark.parametrize(("stem", "positions"), [*PHASED, ("lohe", "rope")])
 def test_R_of_forward_is_the_layers_order_parameter(stem: str, positions: str) -> None:
-    contract_state.order_parameter(subject(stem, positions))
+    found = subject(stem, positions)
+    if stem == "lohe":  # whose oscillators have phases where they are pairs
+        found = replace(found, options={**found.options, "group": 2})
+    contract_state.order_parameter(found)
+    with torch.no_grad():
+        theta, R = contract.roughen(found.layer())(torch.randn(2, 40, 16), return_phase=True).phase
+    z = torch.polar(torch.ones_like(theta), theta)
+    prefix = z.cumsum(1) / torch.arange(1, 41).view(-1, 1, 1)
+    of_all = prefix if found.layer().coupled_axis == "prefix" else z.mean(-1)
+    torch.testing.assert_close(of_all.abs(), R, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("stem", "positions"), [c for c in PHASED if c[0] not in LEAKY])
@@ -352,12 +391,12 @@ def test_parameters_that_belong_to_positions_are_said_to(stem: str) -> None:
     contract_state.per_position(subject(stem))
 
 
-@pytest.mark.parametrize("more", [{}, {"forget": 0.9}])
-@every_yaml
+FORGETFUL = [(stem, {"forget": 0.9}) for stem in STEMS if "forget" in yaml_options(stem)]
+
+
+@pytest.mark.parametrize(("stem", "more"), [*((stem, {}) for stem in STEMS), *FORGETFUL])
 def test_a_model_can_be_built_without_memory(stem: str, more: dict[str, Any]) -> None:
     """As transformers and the check of a sweep build it."""
-    if more.keys() - yaml_options(stem).keys():
-        pytest.skip(f"{stem} has no {', '.join(more)}")
     with torch.device("meta"):
         model = subject(stem).gpt(**more)
     assert all(p.is_meta for p in model.parameters())

@@ -92,10 +92,13 @@ def test_raw_wikitext_without_its_train_split_is_an_error(data_config, monkeypat
     assert "valid.txt" not in str(error.value)
 
 
-@needs_data
-def test_pinned_vocabulary_sizes_are_those_of_the_text(data_config):
-    for c in (data_config("shakespeare"), data_config("wikitext2"), data_config("synthetic")):
-        assert prepare(c).tokenizer.vocab_size == corpora.known_vocab_size(c)
+@pytest.mark.parametrize(
+    "corpus",
+    ["synthetic", *(pytest.param(name, marks=needs_data) for name in ("shakespeare", "wikitext2"))],
+)
+def test_pinned_vocabulary_sizes_are_those_of_the_text(data_config, corpus):
+    c = data_config(corpus)
+    assert prepare(c).tokenizer.vocab_size == corpora.known_vocab_size(c)
 
 
 def test_vocabulary_sizes_are_known_without_data(data_config, offline):

@@ -265,9 +265,10 @@ def test_lora_on_the_oscillators_alone_acts_on_the_phases(folder: Path, idx: Ten
     assert (after - before).abs().max() > 0.01
 
 
+@pytest.mark.filterwarnings("ignore:oscillators are integrated in plain PyTorch")
 def test_a_lora_model_generates_with_its_cache_as_without(folder: Path, idx: Tensor) -> None:
     model = adapted(folder, PROJECTIONS)
     trained(model, idx)
-    model.eval()
+    model.eval().double()  # where no CPU rounds to another token
     words = {"input_ids": idx, "max_new_tokens": 8, "do_sample": False}
     assert torch.equal(model.generate(**words), model.generate(use_cache=False, **words))

@@ -1,12 +1,12 @@
 """The CUDA kernels without a GPU: emulated against the oracle, compiled within their limits."""
 
 import itertools
-import shutil
 
 import kernel_checks as checks
 import pytest
 import torch
 from emulator import emulator
+from helpers import need_compiler
 
 from phasegpt.ops import cuda
 
@@ -26,8 +26,7 @@ BOTH = [False, True]
 
 @pytest.fixture(scope="session")
 def kernels(tmp_path_factory: pytest.TempPathFactory) -> emulator.Emulated:
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++ and there is none on PATH")
+    need_compiler()
     names = []
     for (N, steps), order in itertools.product(ROWS, BOTH):
         names.append(cuda.plan_rows_forward(1, 1, N, steps, order).kernel)

@@ -44,27 +44,47 @@ def test_a_launcher_trains_its_jobs_and_one_that_fails_stops_no_other(tmp_path, 
     assert read_record(tmp_path / "sweep" / job.name)["seed"] == 3
 
 
+# Step 12 ends when a file is there, so that a signal always comes before the last step.
+WAITS = """
+import time
+from pathlib import Path
+from pytorch_lightning.callbacks import Callback
+
+class Waits(Callback):
+    def __init__(self, file):
+        self.file = Path(file)
+
+    def on_train_batch_end(self, trainer, *given):
+        while trainer.global_step == 12 and not self.file.exists():
+            time.sleep(0.01)
+"""
+
+
 def test_a_job_that_is_requeued_goes_on_from_its_last_checkpoint(tmp_path, text):
     """What Slurm sends before a job's time is over ends it; submitit starts the same job again."""
     short = {"trainer.max_steps=2", "trainer.val_check_interval=2"}
     words = [word for word in TWO_STEPS if word not in short] + text
-    words += ["trainer.max_steps=200", "trainer.val_check_interval=50"]
-    words += ["callbacks.checkpoint.every_n_train_steps=20"]
+    words += ["trainer.max_steps=40", "trainer.val_check_interval=20"]
+    words += ["callbacks.checkpoint.every_n_train_steps=10"]
+    (tmp_path / "waits.py").write_text(WAITS)
+    waits = f"callbacks.extra=[{{_target_:waits.Waits,file:{tmp_path / 'go'}}}]"
+    env = os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
     sweep = tmp_path / "sweep"
     given = ["-m", "+launcher=submitit", f"hydra.sweep.dir={sweep}", "hydra.sweep.subdir=job"]
-    command = processes.python("-m", "phasegpt.train", *given, *words)
-    launched = processes.Forked(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    command = processes.python("-m", "phasegpt.train", *given, *words, waits)
+    launched = processes.Forked(command, cwd=tmp_path, env=env, stderr=subprocess.PIPE)
     saved = sweep / "job" / "checkpoints" / "last.ckpt"
     while not saved.exists():
         assert launched.poll() is None, launched.communicate()
         time.sleep(0.05)
     os.kill(process_id("submitit.core._submit", str(sweep)), signal.SIGUSR2)
+    (tmp_path / "go").touch()
     told = launched.communicate()
     assert launched.returncode == 0, told
     told = "".join(file.read_text() for file in sweep.rglob("*_log.*"))
     assert "Requeued job" in told and "going on with" in told
     record = read_record(sweep / "job")
-    assert record["status"] == "ok" and record["step"] == 200
+    assert record["status"] == "ok" and record["step"] == 40
     fit(compose(words), tmp_path / "whole")
     whole = checkpoint.read(tmp_path / "whole" / "checkpoints" / "last.ckpt")["state_dict"]
     for name, value in checkpoint.read(saved)["state_dict"].items():

@@ -3,6 +3,9 @@
 A new optimizer is tested here as soon as its YAML exists.
 """
 
+import functools
+from dataclasses import fields
+
 import pytest
 import torch
 import yaml
@@ -12,8 +15,8 @@ from phasegpt.core.composition import CONF_DIR, compose
 from phasegpt.core.errors import ConfigError
 from phasegpt.training.config import run_config
 from phasegpt.training.optim import build_optimizer, parameter_groups
-from phasegpt.training.optimizer_config import OPTIMIZERS, MuonConfig
-from phasegpt.training.optimizers import Lion, MuonAdamW, ScheduleFree
+from phasegpt.training.optimizer_config import OPTIMIZERS, MuonConfig, ScheduledConfig
+from phasegpt.training.optimizers import Lion, ScheduleFree
 from phasegpt.training.run import fit
 from phasegpt.training.run_folder import read_metrics, read_record
 
@@ -207,23 +210,54 @@ def test_muon_turns_the_matrices_of_blocks_alone(make_model):
         assert rule == ("muon" if turned else "adamw"), name
 
 
-def test_muon_with_adamw_is_the_two_optimizers_of_torch(make_model):
-    joint, apart = make_model("kuramoto"), make_model("kuramoto")
-    config = MuonConfig(lr=1e-2)
-    ours = build_optimizer(joint, config)
-    assert isinstance(ours, MuonAdamW)
-    groups = parameter_groups(apart, config)
-    of = {rule: [dict(g) for g in groups if g["rule"] == rule] for rule in ("muon", "adamw")}
-    muon = torch.optim.Muon(of["muon"], momentum=0.95, ns_steps=5, adjust_lr_fn="match_rms_adamw")
-    adam = torch.optim.AdamW(of["adamw"], betas=(0.9, 0.95), fused=True)
+class Both:
+    """torch's Muon and AdamW, each of its groups."""
 
-    class Both:
-        def step(self):
-            muon.step()
-            adam.step()
+    def __init__(self, groups, *, betas, eps, **muon):
+        of = {rule: [dict(g) for g in groups if g["rule"] == rule] for rule in ("muon", "adamw")}
+        muon = torch.optim.Muon(of["muon"], adjust_lr_fn="match_rms_adamw", **muon)
+        self.two = muon, torch.optim.AdamW(of["adamw"], betas=betas, eps=eps, fused=True)
 
-        def zero_grad(self):
-            muon.zero_grad()
-            adam.zero_grad()
+    def step(self):
+        for one in self.two:
+            one.step()
 
-    assert descend(joint, ours, 3) == descend(apart, Both(), 3)
+    def zero_grad(self):
+        for one in self.two:
+            one.zero_grad()
+
+
+def adafactor(groups, beta2_decay, clip, min_scale):
+    return torch.optim.Adafactor(groups, beta2_decay=beta2_decay, d=clip, eps=(None, min_scale))
+
+
+ADAM = {"betas": (0.5, 0.8), "eps": 1e-3}
+MUON = {"momentum": 0.8, "nesterov": False, "ns_steps": 3}
+#: Values of an optimizer's own options, none of them the default, and what takes them.
+OPTIONS = {
+    "adamw": (ADAM, functools.partial(torch.optim.AdamW, fused=True)),
+    "sgd": ({"momentum": 0.5, "nesterov": True}, torch.optim.SGD),
+    "muon": (MUON | ADAM, Both),
+    "lion": ({"betas": (0.5, 0.8)}, functools.partial(Lion, lr=1e-2)),
+    "adafactor": ({"beta2_decay": -0.5, "clip": 1.5, "min_scale": 0.1}, adafactor),
+    "schedule_free": (ADAM, functools.partial(ScheduleFree, lr=1e-2)),
+    "own": ({"betas": (0.5, 0.8)}, torch.optim.RAdam),
+}
+
+
+@pytest.mark.parametrize("stem", STEMS)
+def test_every_option_reaches_the_optimizer(make_model, stem):
+    values, reference = OPTIONS[stem]
+    own = {f.name for f in fields(OPTIMIZERS[stem])} - {f.name for f in fields(ScheduledConfig)}
+    assert own - {"target", "arguments"} <= values.keys()
+
+    def losses(**given):
+        model = make_model("kuramoto")
+        return descend(model, build_optimizer(model, section(stem, **given)), 3)
+
+    model = make_model("kuramoto")
+    groups = parameter_groups(model, section(stem, **values))
+    assert losses(**values) == descend(model, reference(groups, **values), 3)
+    for name in values:
+        others = {key: value for key, value in values.items() if key != name}
+        assert losses(**others) != losses(**values), name

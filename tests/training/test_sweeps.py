@@ -175,6 +175,14 @@ def test_a_sweep_without_m_is_refused_before_anything_is_trained(
     assert not list(tmp_path.rglob("*.json"))
 
 
+def test_shares_of_a_sweep_are_disjoint_and_are_all_together(planned):
+    def mine(part):
+        planned("data=synthetic", "seed=1,2,3", f"share={part}/2")
+        return [job.run.seed for job in Plan.planned if job.here]
+
+    assert [mine(1), mine(2)] == [[1, 3], [2]]
+
+
 def test_a_glob_over_a_group_names_its_experiments(planned):
     found = planned("+experiment/phase_a=glob(*)", "seed=1,2,3")
     assert len(found) == 24

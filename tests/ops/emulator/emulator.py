@@ -1,11 +1,14 @@
 """The CUDA kernels on CPU tensors: the host functions of ops/cuda.py over an emulator.
 
-What g++ compiles is the very text that NVRTC gets; what launches it are the very plans and
+What a C++ compiler gets is the very text that NVRTC gets; what launches it are the very plans and
 arguments. It shows neither races nor speed, and of the hardware's sine a model.
 """
 
 import contextlib
 import ctypes
+import os
+import shlex
+import shutil
 import subprocess
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,17 +19,18 @@ from torch import Tensor
 from phasegpt.ops import cuda, nvrtc
 
 HERE = Path(__file__).parent
+COMPILER = shlex.split(os.environ.get("CXX") or shutil.which("g++") or "c++")
 FLAGS = ("-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC")
 
 
 def build(folder: Path, kernels: Iterable[str]) -> "Emulated":
-    """Compile these template instances into `folder`; RuntimeError tells what g++ said."""
+    """Compile these template instances into `folder`; RuntimeError tells what the compiler said."""
     lines = "".join(f"KERNEL({name})\n" for name in sorted(set(kernels)))
     (folder / "instances.inc").write_text(lines, encoding="utf-8")
     (folder / "kernels.inc").write_text(cuda.source(), encoding="utf-8")
     library = folder / "emulator.so"
     includes = (f"-I{folder}", f"-I{HERE}")
-    command = ["g++", *FLAGS, *includes, str(HERE / "emulate.cpp"), "-o", str(library)]
+    command = [*COMPILER, *FLAGS, *includes, str(HERE / "emulate.cpp"), "-o", str(library)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[:4000])
