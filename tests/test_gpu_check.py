@@ -113,7 +113,7 @@ def test_a_check_is_recorded_whatever_becomes_of_it(tmp_path: Path) -> None:
         assert said in text
 
 
-def tested(run: Run) -> dict[str, Any]:
+def cut_off(run: Run) -> dict[str, Any]:
     """What pytest -v says before it hangs."""
     print("[gw0] [  1%] PASSED tests/a.py::one\n[gw1] [  2%] FAILED tests/a.py::two")
     print("tests/a.py::three PASSED    [  3%]\n" + "." * process.TAIL, flush=True)
@@ -122,7 +122,7 @@ def tested(run: Run) -> dict[str, Any]:
 
 
 def test_tests_that_are_ended_have_told_what_failed(tmp_path: Path) -> None:
-    found = record(tested, tmp_path, limit=3)
+    found = record(cut_off, tmp_path, limit=3)
     assert found["status"] == "timeout" and found["log"].startswith("2 tests passed; these failed:")
     assert "FAILED tests/a.py::two" in found["log"]
 

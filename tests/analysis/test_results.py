@@ -1,9 +1,11 @@
 """results/ follows from its records: tables, figures, pages."""
 
 import csv
+import functools
 import re
 import runpy
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -159,8 +161,13 @@ def _intervals(text: str) -> list[list[str]]:
     return [[value.lstrip("+") for value in found] for found in _INTERVAL.findall(text)]
 
 
-def _numbers(row: str) -> list[float]:
-    return [float(v) for v in row.split(",") if re.fullmatch(r"-?\d+\.\d+", v)]
+@functools.cache
+def _told(folder: Path) -> list[list[float]]:
+    """Numbers that stand together in a folder: an interval of a page, a row of a table."""
+    pages = [path.read_text() for path in folder.rglob("*.md")]
+    rows = [row for path in folder.glob("*.csv") for row in path.read_text().splitlines()]
+    found = [[float(v) for v in told] for text in pages for told in _intervals(text)]
+    return found + [[float(v) for v in re.findall(r"-?\d+\.\d+", row)] for row in rows]
 
 
 @pytest.mark.parametrize("page", ["README.md", "results/README.md"])
@@ -169,11 +176,7 @@ def test_intervals_of_a_claim_are_on_the_pages_it_links(page):
     checked = 0
     for row in (ROOT / page).read_text().splitlines():
         links = re.findall(r"\]\(([\w/.-]+)/\w+\.md", row) if row.startswith("|") else []
-        folders = [(ROOT / page).parent / link for link in links]
-        pages = [path.read_text() for folder in folders for path in folder.rglob("*.md")]
-        tables = [path.read_text() for folder in folders for path in folder.glob("*.csv")]
-        there = [[float(v) for v in found] for text in pages for found in _intervals(text)]
-        there += [_numbers(line) for text in tables for line in text.splitlines()]
+        there = [told for link in links for told in _told((ROOT / page).parent / link)]
         for found in _intervals(row):
             near = [(float(v), 0.501 * 10.0 ** -len(v.partition(".")[2])) for v in found]
             assert any(
