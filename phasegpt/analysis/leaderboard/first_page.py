@@ -13,11 +13,14 @@ from phasegpt.analysis.leaderboard.runs import STAGES, Run, human, human_task
 from phasegpt.analysis.statistics import MINIMUM
 from phasegpt.analysis.text_table import markdown, number
 
-#: What can score and is not what the task asks for, by task.
-SHORTCUTS = {
+#: What a score can come of that is not the coupling, or not what the task asks for, by task.
+CAVEATS = {
     "induction": "**Only scores above 0.915 show induction.** The bigram stands 17 times in a row, "
     "so its second token is soon the most frequent one. Who counts tokens, and knows no order, is "
     "right in 0.915 of all places; the uniform mean can do no more.",
+    "selective_copy": "Softmax with learned positions does far better here than with RoPE, so a "
+    "win over softmax + RoPE can be one of positions. lohe attends four times in a layer, and its "
+    "control not once.",
     "mqar": "A model that knows which values the row has, and not whose, has 1/4 at 4 pairs, and "
     "0.29 with the places of the queries. Only scores above that show recall.",
 }
@@ -62,7 +65,7 @@ Of every mechanism the stage with most seeds.
 - n/a: the model takes no such length.
 - **both**, **softmax**, **off**: which tests hold at the stage with most seeds; see above. With
   n < {minimum} there is no verdict.
-{shortcuts}- A cell whose runs are counted as solved or not has their number, and no interval.
+{caveats}- A cell whose runs are counted as solved or not has their number, and no interval.
 - Parameters, FLOPs, state and time are ratios to softmax + RoPE, medians over tasks. State: bytes
   that decoding remembers of a full context.
 {figure}
@@ -125,9 +128,9 @@ def first_page(found: Board, followed: Sequence[str] = ()) -> str:
         equal="\n".join(equal(found, found.columns)),
         stages=", ".join(f"{stage} ({seeds(numbers)})" for stage, numbers in STAGES.items()),
         shown=_shown(found),
-        shortcuts="".join(
+        caveats="".join(
             f"- {human_task(task)}: {text}\n"
-            for task, text in SHORTCUTS.items()
+            for task, text in CAVEATS.items()
             if task in found.tasks
         ),
         gaps="\n".join(gaps(found)),

@@ -9,7 +9,7 @@ from phasegpt.analysis.leaderboard.board import Board, Column
 from phasegpt.analysis.leaderboard.cells import RIVALS, Cell, is_mechanism
 from phasegpt.analysis.leaderboard.claims import claim, difference
 from phasegpt.analysis.leaderboard.costs import costs, rates, shown_runs, used_rates
-from phasegpt.analysis.leaderboard.first_page import SHORTCUTS, equal, gaps, seeds, size
+from phasegpt.analysis.leaderboard.first_page import CAVEATS, equal, gaps, seeds, size
 from phasegpt.analysis.leaderboard.runs import STAGES, human, human_task
 from phasegpt.analysis.statistics import MINIMUM
 from phasegpt.analysis.text_table import markdown, number, span
@@ -20,7 +20,7 @@ TASK = """\
 {claim}
 
 {facts}
-{shortcut}{stages}
+{caveat}{stages}
 {loads}
 ## Learning rates
 
@@ -45,7 +45,7 @@ def task_page(found: Board, task: str) -> str:
         name=human_task(task)[0].upper() + human_task(task)[1:],
         claim=claim(found, columns),
         facts="\n".join(_facts(found, columns[0])),
-        shortcut=f"\n{SHORTCUTS[task]}\n" if task in SHORTCUTS else "",
+        caveat=f"\n{CAVEATS[task]}\n" if task in CAVEATS else "",
         stages="\n".join(stages),
         loads="\n".join(_loads(found, columns[0])),
         rates="\n".join(_rates(found, columns[0])),
