@@ -173,23 +173,28 @@ class _Faulty(ByteTokenizer):
         raise ZeroDivisionError("a fault of the code")
 
 
-def test_a_fault_in_a_process_is_told_with_its_traceback(
-    span: Span, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Tokenizer, "piece", 500)
-    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*ZeroDivisionError: a fault of the"):
-        encoding.encode(span, _Faulty(), tmp_path / "x.bin", processes=2)
-
-
 class _Killed(ByteTokenizer):
     def encode(self, text: str) -> np.ndarray:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
 
 
-def test_a_process_that_was_killed_is_said(
-    span: Span, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("tokenizer", "error", "told"),
+    [
+        (_Faulty(), RuntimeError, r"(?s)Traceback.*ZeroDivisionError: a fault of the"),
+        (_Killed(), DataError, r"ended early.*taskset"),
+    ],
+    ids=["a fault, with its traceback", "killed"],
+)
+def test_what_ended_a_process_is_said(
+    span: Span,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizer: ByteTokenizer,
+    error: type[Exception],
+    told: str,
 ) -> None:
     monkeypatch.setattr(Tokenizer, "piece", 500)
-    with pytest.raises(DataError, match=r"ended early.*taskset"):
-        encoding.encode(span, _Killed(), tmp_path / "x.bin", processes=2)
+    with pytest.raises(error, match=told):
+        encoding.encode(span, tokenizer, tmp_path / "x.bin", processes=2)

@@ -128,6 +128,11 @@ def is_mechanism(arm: str) -> bool:
     return arm not in CONTROLS and not arm.endswith("_off")
 
 
+def compared_with(arm: str) -> dict[str, str]:
+    """What an arm is compared with, by the name of the comparison; it need not have run."""
+    return {"softmax": BASELINE, "off": f"{arm}_off", "rival": RIVALS.get(arm, "")}
+
+
 def solved(value: float, ceiling: float | None) -> bool:
     """Whether an accuracy is SOLVED of the best there is."""
     return value >= SOLVED * (ceiling or 1.0)
@@ -160,7 +165,7 @@ def cell_of(measure: Measure, arm: str, arms: Mapping[str, Mapping[int, float]])
     """The numbers of an arm and its comparisons within one stage."""
     own = dict(arms[arm])
     mean, sd, low, high = statistics.interval(list(own.values()))
-    others = {"softmax": BASELINE, "off": f"{arm}_off", "rival": RIVALS.get(arm, "")}
+    others = compared_with(arm)
     deciding = Cell(arm=arm, scores=own, mean=0.0, median=0.0).keys
     why = {"own": _groups(measure, arms, [arm])}
     against, solvers, spreads = {}, {}, []

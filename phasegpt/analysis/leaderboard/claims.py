@@ -18,10 +18,10 @@ from phasegpt.analysis.leaderboard.cells import (
     ARCHITECTURE,
     BELOW_SOFTMAX,
     OWN_PART,
-    RIVALS,
     UNCOUPLED,
     WORSE,
     Cell,
+    compared_with,
     has_pairs,
 )
 from phasegpt.analysis.leaderboard.runs import human, human_task
@@ -81,7 +81,7 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
 
 def _win(column: Column, arm: str, cell: Cell) -> str:
     """A win by both tests, and by how much."""
-    others = {"softmax": "softmax", "off": f"{arm}_off", "rival": RIVALS.get(arm, "")}
+    others = compared_with(arm)
     than = [f"{human(others[key])} ({difference(cell, key)})" for key in cell.against]
     told = f"{', '.join(than[:-1])} and {than[-1]}"
     return f"{human(arm)} is better on {human_task(column.key)}, than {told}"
