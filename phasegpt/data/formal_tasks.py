@@ -41,11 +41,17 @@ class FormalConfig(TaskConfig):
         """Also check the lengths."""
         super().__post_init__()
         check_loads("data.val_lengths", self.val_lengths, self.trained)
-        again = self.length + 1
-        if self.corpus == "modular_arithmetic" and self.length % 2 and again in self.val_lengths:
+        if self.corpus == "even_pairs" and 1 in (self.length, *self.val_lengths):
             raise ConfigError(
-                f"data.val_lengths={list(self.val_lengths)}: strings of {again} symbols have "
-                f"{self.length}, as those of training; leave {again} out, or train on it"
+                f"data.length={self.length} data.val_lengths={list(self.val_lengths)}: a string of "
+                f"one symbol has no neighbours to compare; both must be 2 or more"
+            )
+        known = {self.length, *self.val_lengths}
+        twice = sorted(n for n in self.val_lengths if n % 2 == 0 and n - 1 in known)
+        if self.corpus == "modular_arithmetic" and twice:
+            raise ConfigError(
+                f"data.length={self.length} data.val_lengths={list(self.val_lengths)}: strings of "
+                f"{twice[0]} symbols have {twice[0] - 1}, as those of {twice[0] - 1}; leave out one"
             )
         if self.corpus == "modular_arithmetic" and self.scored == "every":
             raise ConfigError(

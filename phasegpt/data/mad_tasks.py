@@ -106,7 +106,7 @@ class NoisyRecallConfig(RecallConfig):
 
     vocab_size: int = option(32, "tokens, those of noise among them", ge=5, le=2**24)
     noise_tokens: int = option(16, "tokens that only noise has", ge=1)
-    noise: float = option(0.2, "share of pairs that are two tokens of noise", ge=0, lt=1)
+    noise: float = option(0.2, "share of pairs that are two tokens of noise", gt=0, lt=1)
 
     def __post_init__(self) -> None:
         """Also check that keys and values are left."""
@@ -233,7 +233,7 @@ class MemorizationConfig(TaskConfig):
     """Memorisation of MAD (Poli et al., arXiv 2403.17844)."""
 
     length: int = option(32, "T, tokens of an example; even", ge=2, le=2**20)
-    vocab_size: int = option(256, "tokens; the last is the question", ge=4, le=2**24)
+    vocab_size: int = option(256, "tokens; the last is the question", ge=5, le=2**24)
     examples: int | None = option(
         256, "training examples, in a new order every epoch; null: new ones without end", ge=1
     )

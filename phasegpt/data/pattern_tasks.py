@@ -75,6 +75,10 @@ class Induction(Task):
         return Rows(idx_BT, targets_BT)
 
 
+#: Periods in a row at most: their factorial is the largest that a float64 holds.
+MOST_COPIES = 170
+
+
 @dataclass(frozen=True, kw_only=True)
 class PeriodicConfig(TaskConfig):
     """A motif repeated to the end of the row, with noise."""
@@ -102,6 +106,12 @@ class PeriodicConfig(TaskConfig):
             raise ConfigError(
                 f"data.length={self.length} has no third period of {longest} tokens, and scoring "
                 f"begins there; raise it"
+            )
+        if (copies := self.length // self.val_periods[0]) > MOST_COPIES:
+            raise ConfigError(
+                f"data.val_periods={list(self.val_periods)}: data.length={self.length} has {copies} "
+                f"periods of {self.val_periods[0]} tokens, and the ceiling is known up to "
+                f"{MOST_COPIES}; leave it out, or lower data.length"
             )
 
     @property

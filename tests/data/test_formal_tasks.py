@@ -106,6 +106,13 @@ def test_learned_positions_end_with_the_training():
     assert config.loads_with(True) == (10, 20, 40, 60, 80, 100)
 
 
-def test_a_string_of_arithmetic_that_was_trained_on_is_not_beyond():
+@pytest.mark.parametrize(("length", "lengths"), [(39, [40]), (40, [39, 40]), (20, [39, 40])])
+def test_a_length_of_arithmetic_does_not_count_twice(length, lengths):
     with pytest.raises(ConfigError, match="strings of 40 symbols have 39"):
-        task("modular_arithmetic", length=39, val_lengths=[39, 40])
+        task("modular_arithmetic", length=length, val_lengths=[9, *lengths])
+
+
+@pytest.mark.parametrize("keys", [{"length": 1, "val_lengths": [1]}, {"val_lengths": [1, 20]}])
+def test_even_pairs_of_one_symbol_are_refused(keys):
+    with pytest.raises(ConfigError, match="one symbol has no neighbours"):
+        task("even_pairs", **keys)

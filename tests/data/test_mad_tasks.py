@@ -91,6 +91,8 @@ def test_memorization_has_one_map_for_every_row_and_run():
         ("fuzzy_recall", {"motif": 8}),
         ("fuzzy_recall", {"length": 18}),
         ("memorization", {"length": 3}),
+        ("memorization", {"vocab_size": 4}),  # one key: nothing to learn
+        ("noisy_recall", {"noise": 0.0}),  # and 16 tokens that nothing has
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(name, keys):

@@ -77,6 +77,8 @@ def test_the_ceiling_of_periodic_is_a_vote_over_the_copies_so_far(noise):
 def test_the_ceiling_of_periodic_holds_with_many_tokens_and_without_noise():
     assert task("periodic", vocab_size=2**24).ceiling == pytest.approx(0.95, abs=0.005)
     assert task("periodic", noise=0.0).ceiling == pytest.approx(1)
+    most = task("periodic", length=8 * 171 - 1, val_periods=[8, 16])  # 170 copies
+    assert most.ceiling == pytest.approx(0.95 + 0.05 / 16, abs=0.005)
 
 
 def test_periods_of_validation_leave_the_training_alone():
@@ -102,6 +104,7 @@ def test_periods_of_training_are_uniform():
         ("periodic", {"min_period": 33}),
         ("periodic", {"val_periods": [40]}),
         ("periodic", {"val_periods": [2, 8]}),
+        ("periodic", {"val_periods": [8], "length": 8 * 171}),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(name, keys):
