@@ -90,6 +90,7 @@ def write(study: Path, *parts: Mapping[str, dict[str, Any]]) -> Path:
 
 #: Five seeds: softmax, and what is so much better or worse with a spread of its own.
 BASE = [0.50, 0.54, 0.47, 0.52, 0.49]
+TEN = [*BASE, 0.51, 0.48, 0.53, 0.46, 0.55]  # as many as a confirmation
 
 
 def shifted(by: float, base: Sequence[float] = BASE) -> list[float]:

@@ -109,9 +109,9 @@ class PeriodicConfig(TaskConfig):
             )
         if (copies := self.length // self.val_periods[0]) > MOST_COPIES:
             raise ConfigError(
-                f"data.val_periods={list(self.val_periods)}: data.length={self.length} has {copies} "
-                f"periods of {self.val_periods[0]} tokens, and the ceiling is known up to "
-                f"{MOST_COPIES}; leave it out, or lower data.length"
+                f"data.val_periods={list(self.val_periods)}: {copies} periods of "
+                f"{self.val_periods[0]} tokens are in data.length={self.length}, and the ceiling "
+                f"is known up to {MOST_COPIES}; leave it out, or lower data.length"
             )
 
     @property

@@ -9,28 +9,29 @@ from its seed.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from phasegpt.analysis.leaderboard.cells import (
-    BASELINE,
     COUPLING,
     UNCOUPLED,
     Cell,
     Measure,
     cell_of,
+    compared_with,
     is_mechanism,
     judged,
+    survivors,
 )
 from phasegpt.analysis.leaderboard.runs import COLLAPSED, STAGES, Run, admit, arms_in_order
 from phasegpt.analysis.statistics import MINIMUM
 
 #: How far a win by both tests has come.
-CONFIRMED, REFUTED, HOLDS, DROPPED, CANDIDATE = (
-    *("confirmed", "not confirmed", "holds on new seeds", "did not hold on new seeds", "candidate"),
-)
+CONFIRMED, REFUTED, UNDECIDED = "confirmed", "not confirmed", "not decided on new seeds"
+HOLDS, DROPPED, CANDIDATE = "holds on new seeds", "did not hold on new seeds", "candidate"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +63,8 @@ class Column(Measure):
         """How far a win of a mechanism by both tests has come; None where none is in sight.
 
         Only a candidate of the screening or the verdict has one. Only a complete confirmation, ten
-        pairs, confirms; that and a run that collapsed refute.
+        pairs, confirms; that and a run that collapsed refute. Where runs are counted and the counts
+        decide nothing, or a control lost a run for good, nothing is decided.
         """
         if not is_mechanism(arm) or arm in UNCOUPLED:
             return None
@@ -74,8 +76,14 @@ class Column(Measure):
             return DROPPED
         if self.collapsed.get(("confirmation", arm)):
             return REFUTED
-        if last and last.pairs == len(STAGES["confirmation"]):
-            return CONFIRMED if last.word == COUPLING else REFUTED
+        if last and last.n == (ten := len(STAGES["confirmation"])):
+            others = [compared_with(arm)[key] for key in last.keys]
+            if any(self.collapsed.get(("confirmation", other)) for other in others):
+                return UNDECIDED
+            if last.pairs == ten and last.word != COUPLING:
+                return UNDECIDED if last.undecided else REFUTED
+            if last.pairs == ten:
+                return CONFIRMED
         if tested and tested.pairs >= MINIMUM:
             if tested.word == COUPLING or (tested.groups and tested.candidate):
                 return HOLDS  # of counted runs five pairs are too few for a test
@@ -84,20 +92,7 @@ class Column(Measure):
 
     def survivors(self) -> list[str]:
         """Mechanisms whose mean of the screening is better than those they are compared with."""
-        sign = 1 if self.higher else -1
-        screened = self.stages.get("screening", {})
-        return [
-            arm
-            for arm, cell in screened.items()
-            if is_mechanism(arm)
-            and all(
-                key in cell.against and cell.against[key].n >= len(STAGES["screening"])
-                for key in ("softmax", "off")
-            )
-            and all(
-                sign * cell.mean > sign * screened[other].mean for other in (BASELINE, f"{arm}_off")
-            )
-        ]
+        return survivors(self, self.stages.get("screening", {}))
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,10 @@ class Board:
 
     @property
     def arms(self) -> list[str]:
-        """Arms with a run in a column, a mechanism before its off control; controls first."""
-        return arms_in_order(a for c in self.columns for s in c.stages.values() for a in s)
+        """Arms with a run in a column, or one that collapsed; controls first."""
+        ran = [arm for c in self.columns for cells in c.stages.values() for arm in cells]
+        fell = [arm for c in self.columns for stage, arm in c.collapsed if stage != "rates"]
+        return arms_in_order([*ran, *fell])
 
     @property
     def mechanisms(self) -> list[str]:
@@ -148,17 +145,20 @@ def board(records: Mapping[str, Mapping[str, Any]]) -> Board:
 
 
 def _column(found: Board, task: str, metric: str) -> Column:
-    record = next(run.record for run in found.runs if run.task == task)
-    data = record.get("data", {})
+    first = next(run for run in found.runs if run.task == task)
+    data = first.record.get("data", {})
     chance, ceiling = data.get("chance"), data.get("ceiling")
     if metric.endswith("beyond"):
         ceiling = data.get("ceiling_beyond", ceiling)
     lost, collapsed = _lost(found.excluded, task)
+    floor, rows = None, max(run.rows(metric) or 0 for run in found.runs if run.task == task)
+    if chance is not None and rows:
+        floor = chance + 2 * math.sqrt(chance * (1 - chance) / rows)
     measure = Measure(
         task=task, metric=metric, higher=metric != "val/bpb", chance=chance, ceiling=ceiling,
-        collapsed=collapsed,
+        floor=floor, collapsed=collapsed,
     )  # fmt: skip
-    stages = {}
+    stages: dict[str, dict[str, Cell]] = {}
     for stage in STAGES:
         by_arm = {} if stage == "rates" else found.of(task, stage)
         arms = {arm: kept for arm, by in by_arm.items() if (kept := _scores(by, metric))}
@@ -168,7 +168,8 @@ def _column(found: Board, task: str, metric: str) -> Column:
                 a: replace(c, lost=lost[stage, a], collapsed=collapsed.get((stage, a), 0))
                 for a, c in cells.items()
             }
-            stages[stage] = judged(measure, cells, stage)
+            due = survivors(measure, stages.get("screening", {})) if stage == "verdict" else ()
+            stages[stage] = judged(measure, cells, stage, due)
     return Column(**vars(measure), stages=stages)
 
 

@@ -41,8 +41,11 @@ EXACT_MINIMUM = 6
 
 #: What a cell of enough pairs (Cell.least) says; one of fewer says nothing.
 COUPLING, ARCHITECTURE, OWN_PART = "both tests", "softmax only", "off control only"
+HARMED = "softmax only, worse than off control"
 WORSE, BELOW_SOFTMAX, BELOW_OFF = "worse than both", "worse than softmax", "worse than off control"
-OPEN = "no difference seen"
+OPEN, FELL, AT_CHANCE = "no difference seen", "a run collapsed", "at chance"
+WINS = (COUPLING, ARCHITECTURE, OWN_PART, HARMED)
+LOSSES = (HARMED, WORSE, BELOW_SOFTMAX, BELOW_OFF)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,8 @@ class Cell:
     """The runs of one arm in one column at one stage, and what they are compared with.
 
     `against` has Comparisons to "softmax", "off" and "rival", where there are runs of common
-    seeds. `p` is the largest of those that decide, `holm` the same after Holm. `missed` is the
+    seeds. `p` is the largest of those that decide, 1 where they point in different directions,
+    `holm` the same after Holm. `missed` is the
     least true difference, in the column's unit, that the t-test of the widest spread would find
     with 80% power at 5% before Holm; None where a comparison that decides has no such test.
     `lost` runs are excluded, `collapsed` of them had a loss that was not finite or fell out.
@@ -102,12 +106,20 @@ class Cell:
         """Those that every comparison that decides has."""
         return min((self.against[k].n if k in self.against else 0) for k in self.keys)
 
+    @property
+    def undecided(self) -> bool:
+        """Whether no loss is seen, and no win could be: a comparison is of counts without a p."""
+        counts = [p_of(self.against[k]) for k in self.keys if k in self.counted]
+        return self.word not in LOSSES and any(p > ALPHA for p in counts)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """One measure of one task: of a generated one its accuracy, or that beyond what it trained on.
 
-    `collapsed` counts such runs by stage and arm, also where an arm has no other.
+    `floor` is chance and two standard errors of it in as many answers as validation has rows: all
+    seeds have the same ones, so no interval over seeds holds that error. `collapsed` counts such
+    runs by stage and arm, also where an arm has no other.
     """
 
     task: str
@@ -115,6 +127,7 @@ class Measure:
     higher: bool  # is better
     chance: float | None
     ceiling: float | None
+    floor: float | None = None
     collapsed: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @property
@@ -147,7 +160,7 @@ def _groups(
     if not measure.higher:
         return None
     whole = (measure.ceiling or 1.0) - (measure.chance or 0.0)
-    base = arms.get(BASELINE, {}).values() if BASELINE in compared else ()
+    base = arms.get(BASELINE, {}).values()
     if base and all(solved(value, measure.ceiling) for value in base):
         return f"every run of {human(BASELINE)} solved it, so none can be better"
     for arm in (arm for arm in compared if arm in arms):
@@ -200,6 +213,7 @@ def cell_of(measure: Measure, arm: str, arms: Mapping[str, Mapping[int, float]])
         solvers=solvers,
     )
     able = is_mechanism(arm) and arm not in UNCOUPLED and cell.pairs >= len(STAGES["screening"])
+    able = able and not at_chance(measure, cell)
     clear = able and all(_clear(measure, cell, key) for key in cell.keys)
     return replace(cell, candidate=clear)
 
@@ -214,6 +228,31 @@ def better(measure: Measure, difference: Comparison) -> bool:
     return difference.effect > 0 if measure.higher else difference.effect < 0
 
 
+def at_chance(measure: Measure, cell: Cell) -> bool:
+    """Whether a mean is no better than chance can be in these validation rows."""
+    return measure.floor is not None and cell.mean <= measure.floor
+
+
+def survivors(measure: Measure, screened: Mapping[str, Cell]) -> list[str]:
+    """Mechanisms whose mean of the screening is better than those they are compared with."""
+    sign, seeds = 1 if measure.higher else -1, len(STAGES["screening"])
+
+    def better_in_the_mean(arm: str, cell: Cell) -> bool:
+        others = {key: compared_with(arm)[key] for key in ("softmax", "off")}
+        return all(
+            key in cell.against
+            and cell.against[key].n >= seeds
+            and sign * cell.mean > sign * screened[other].mean
+            for key, other in others.items()
+        )
+
+    return [
+        arm
+        for arm, cell in screened.items()
+        if is_mechanism(arm) and not at_chance(measure, cell) and better_in_the_mean(arm, cell)
+    ]
+
+
 def _clear(measure: Measure, cell: Cell, key: str) -> bool:
     """Whether a difference is in favour and its 95% interval excludes 0; of runs that solve or do
     not, whether all do where none of the others does."""
@@ -223,21 +262,23 @@ def _clear(measure: Measure, cell: Cell, key: str) -> bool:
     return better(measure, difference) and p_of(difference) <= ALPHA
 
 
-def judged(measure: Measure, cells: dict[str, Cell], stage: str) -> dict[str, Cell]:
+def judged(
+    measure: Measure, cells: dict[str, Cell], stage: str, due: Sequence[str] = ()
+) -> dict[str, Cell]:
     """The cells of a stage with p, Holm's p over mechanisms, and a word where n suffices.
 
-    Holm's family is every mechanism with a run at the stage, also where all of them collapsed; one
-    that has too few has p = 1.
+    Holm's family is every mechanism with a run at the stage, also where all of them collapsed, and
+    those that are `due` there; one that has too few runs has p = 1.
     """
-    lost = [arm for at, arm in measure.collapsed if at == stage and arm not in cells]
-    family = [arm for arm in (*cells, *lost) if is_mechanism(arm)]
+    lost = [arm for at, arm in measure.collapsed if at == stage]
+    family = [arm for arm in dict.fromkeys([*cells, *lost, *due]) if is_mechanism(arm)]
 
     def tested(keys: Callable[[Cell], Sequence[str]]) -> dict[str, float]:
         """Of each mechanism with enough pairs the largest p of its comparisons, after Holm."""
         p = dict.fromkeys(family, 1.0)
         able = [arm for arm in family if arm in cells and has_pairs(cells[arm], keys(cells[arm]))]
         for arm in able:
-            p[arm] = max(p_of(cells[arm].against[key]) for key in keys(cells[arm]))
+            p[arm] = _largest(measure, cells[arm], keys(cells[arm]))
         after = dict(zip(p, statistics.holm(list(p.values())), strict=True))
         return {arm: after[arm] for arm in able}
 
@@ -247,11 +288,17 @@ def judged(measure: Measure, cells: dict[str, Cell], stage: str) -> dict[str, Ce
     for arm, cell in cells.items():
         p = word = None
         if arm in family and all(key in cell.against for key in cell.keys):
-            p = max(p_of(cell.against[key]) for key in cell.keys)
+            p = _largest(measure, cell, cell.keys)
             holds = {"both": both.get(arm), "softmax": softmax.get(arm), "off": off.get(arm)}
             word = _word(measure, cell, {k: h for k, h in holds.items() if h is not None})
         found[arm] = replace(cell, p=p, holm=both.get(arm), word=word)
     return found
+
+
+def _largest(measure: Measure, cell: Cell, keys: Sequence[str]) -> float:
+    """The p of "better than all" or "worse than all"; 1 where it is better than some alone."""
+    ways = {better(measure, cell.against[key]) for key in keys}
+    return max(p_of(cell.against[key]) for key in keys) if len(ways) == 1 else 1.0
 
 
 def _word(measure: Measure, cell: Cell, holm: Mapping[str, float]) -> str | None:
@@ -260,18 +307,19 @@ def _word(measure: Measure, cell: Cell, holm: Mapping[str, float]) -> str | None
     found = {key for key, p in holm.items() if p <= ALPHA}
     if not holm:
         return None
-    if "both" in found and len(set(up.values())) == 1:
+    if "both" in found:
         word = (ARCHITECTURE if cell.arm in UNCOUPLED else COUPLING) if up["softmax"] else WORSE
     elif "softmax" in found and up["softmax"]:
-        word = ARCHITECTURE
+        word = HARMED if "off" in found and not up["off"] else ARCHITECTURE
     elif "off" in found and up["off"]:
         word = OWN_PART
     elif "softmax" in found:
         word = BELOW_SOFTMAX
     else:
         word = BELOW_OFF if "off" in found else OPEN
-    # What is better in the runs that did not collapse is no better mechanism.
-    return OPEN if cell.collapsed and word in (COUPLING, ARCHITECTURE, OWN_PART) else word
+    if word in WINS and cell.collapsed:
+        return FELL  # what is better in the runs that did not collapse is no better mechanism
+    return AT_CHANCE if word in WINS and at_chance(measure, cell) else word
 
 
 def has_pairs(cell: Cell, keys: Sequence[str]) -> bool:

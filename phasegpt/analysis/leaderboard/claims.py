@@ -11,18 +11,23 @@ from phasegpt.analysis.leaderboard.board import (
     DROPPED,
     HOLDS,
     REFUTED,
+    UNDECIDED,
     Board,
     Column,
 )
 from phasegpt.analysis.leaderboard.cells import (
     ARCHITECTURE,
     BELOW_SOFTMAX,
+    DECIDED_BY_RIVAL,
+    HARMED,
     OWN_PART,
+    RIVALS,
     UNCOUPLED,
     WORSE,
     Cell,
     compared_with,
     has_pairs,
+    p_of,
 )
 from phasegpt.analysis.leaderboard.runs import human, human_task
 from phasegpt.analysis.statistics import MINIMUM
@@ -49,7 +54,9 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
     elif tested:
         head = f"**None of {len(tested)} tested mechanisms is confirmed to win by its coupling.**"
     else:
-        head = "**No verdict yet: no mechanism has both its tests.** Numbers are descriptive."
+        head = "**No verdict yet: no mechanism with coupling has both its tests.**"
+        if not any(cell.word for *_, cell in there):
+            head += " Numbers are descriptive."
 
     def where(keep: Callable[[Column, str, Cell], bool]) -> list[str]:
         """The mechanisms of which something holds, by column."""
@@ -65,15 +72,23 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
         "Candidates, to be confirmed on ten new seeds": stands(CANDIDATE),
         "Candidates that did not hold on new seeds": stands(DROPPED, REFUTED),
         "Better than softmax + RoPE by architecture": where(lambda *x: x[2].word == ARCHITECTURE),
+        "Better than softmax + RoPE, and worse than their own off control": where(
+            lambda *x: x[2].word == HARMED
+        ),
         "Worse than softmax + RoPE and than their own off control": where(
             lambda *x: x[2].word == WORSE
         ),
         "Worse than softmax + RoPE": where(lambda *x: x[2].word == BELOW_SOFTMAX),
-        "Tested on new seeds, and not decided, since some runs solve the task and some do not, or "
-        "softmax + RoPE always does": where(_undecided),
+        "Tested on new seeds, and not decided, since runs count as solved or not, or a control "
+        "lost a run": where(_undecided),
         "Better in the mean of the screening than both they are compared with": where(
             lambda column, arm, _: arm in column.survivors()
         ),
+        "Beside a rival without coupling, p without correction": [
+            _beside(column, arm, cell)
+            for column, arm, _, cell in there
+            if arm not in DECIDED_BY_RIVAL and has_pairs(cell, ["rival"])
+        ],
     }  # fmt: skip
     bullets = [f"- {what}: {'; '.join(names)}." for what, names in lines.items() if names]
     return "\n".join([head, "", *bullets]).rstrip() if bullets else head
@@ -82,15 +97,22 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
 def _win(column: Column, arm: str, cell: Cell) -> str:
     """A win by both tests, and by how much."""
     others = compared_with(arm)
-    than = [f"{human(others[key])} ({difference(cell, key)})" for key in cell.against]
+    than = [f"{human(others[key])} ({difference(cell, key)})" for key in cell.keys]
     told = f"{', '.join(than[:-1])} and {than[-1]}"
     return f"{human(arm)} is better on {human_task(column.key)}, than {told}"
 
 
+def _beside(column: Column, arm: str, cell: Cell) -> str:
+    """The difference to a rival that decides nothing, with its own p."""
+    p = number(p_of(cell.against["rival"]))
+    of = f"{human(arm)} minus {human(RIVALS[arm])} on {human_task(column.key)}"
+    return f"{of} {difference(cell, 'rival')}, p {p}"
+
+
 def _undecided(column: Column, arm: str, cell: Cell) -> bool:
-    """Whether pairs that would suffice a t-test are counted, and do not suffice."""
-    enough = cell.pairs >= MINIMUM and cell.holm is None
-    return enough and column.standing(arm) not in (HOLDS, CANDIDATE)
+    """Whether pairs that would suffice a t-test are counted and do not suffice, or were lost."""
+    standing, enough = column.standing(arm), cell.pairs >= MINIMUM and cell.holm is None
+    return standing == UNDECIDED or (enough and standing not in (HOLDS, CANDIDATE))
 
 
 def claims_table(found: Board) -> list[str]:
@@ -114,22 +136,29 @@ def claims_table(found: Board) -> list[str]:
             [
                 task_link(column),
                 ", ".join(both) or _none(coupled, lambda cell: cell.keys),
-                _with(cells, ARCHITECTURE) or _none(cells, lambda _: ["softmax"]),
-                _with(coupled, OWN_PART) or _none(coupled, lambda _: ["off"]),
+                _with(cells, "softmax", ARCHITECTURE, HARMED)
+                or _none(cells, lambda _: ["softmax"]),
+                _with(coupled, "off", OWN_PART) or _none(coupled, lambda _: ["off"]),
                 " to ".join(dict.fromkeys(map(str, (seeds[0], seeds[-1])))) if seeds else "0",
-                number(plain.median(missed)) if missed else "no t-test" if cells else "",
+                number(plain.median(missed)) if missed else "n/a" if cells else "",
             ]
         )
     return markdown(header, rows)
 
 
-def _with(cells: Sequence[tuple[str, Cell]], word: str) -> str:
-    return ", ".join(human(arm) for arm, cell in cells if cell.word == word)
+def _with(cells: Sequence[tuple[str, Cell]], key: str, *words: str) -> str:
+    """The mechanisms of which a word holds, and by how much they are better."""
+    found = [(arm, cell) for arm, cell in cells if cell.word in words]
+    return ", ".join(
+        f"{human(arm)} ({difference(cell, key)}"
+        f"{', worse than its off control' * (cell.word == HARMED)})"
+        for arm, cell in found
+    )
 
 
 def _none(cells: Sequence[tuple[str, Cell]], against: Callable[[Cell], Sequence[str]]) -> str:
     """Of mechanisms that were tested none; without a test nothing can be said."""
-    tested = sum(has_pairs(cell, against(cell)) for _, cell in cells)
+    tested = sum(cell.word is not None and has_pairs(cell, against(cell)) for _, cell in cells)
     return f"none of {tested} tested" if tested else "no verdict"
 
 

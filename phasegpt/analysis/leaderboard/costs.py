@@ -68,8 +68,8 @@ def costs(found: Board, task: str) -> dict[str, Cost]:
     return told
 
 
-def relative_costs(found: Board, arm: str) -> dict[str, float]:
-    """An arm's costs, COSTS, as ratios to softmax + RoPE, the median over tasks with a score."""
+def cost_ratios(found: Board, arm: str) -> dict[str, list[float]]:
+    """An arm's COSTS as ratios to softmax + RoPE, one for each task with a score."""
     ratios: dict[str, list[float]] = {name: [] for name in COSTS}
     for task in dict.fromkeys(column.task for column in found.columns if column.stages):
         every = costs(found, task)
@@ -82,6 +82,12 @@ def relative_costs(found: Board, arm: str) -> dict[str, float]:
                 ratios[name].append(mine / other)
         if own.speed and base.speed:
             ratios["time"].append(base.speed / own.speed)
+    return ratios
+
+
+def relative_costs(found: Board, arm: str) -> dict[str, float]:
+    """The medians of `cost_ratios`."""
+    ratios = cost_ratios(found, arm)
     return {name: plain.median(values) for name, values in ratios.items() if values}
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import statistics as plain
 from collections.abc import Iterable, Iterator, Sequence
 
 from phasegpt.analysis.leaderboard.board import Board, Column
-from phasegpt.analysis.leaderboard.cells import ARCHITECTURE, COUPLING, OWN_PART
+from phasegpt.analysis.leaderboard.cells import ARCHITECTURE, COUPLING, HARMED, OWN_PART
 from phasegpt.analysis.leaderboard.claims import claim, claims_table, task_link
-from phasegpt.analysis.leaderboard.costs import COSTS, equal_flops, relative_costs
+from phasegpt.analysis.leaderboard.costs import COSTS, cost_ratios, equal_flops
 from phasegpt.analysis.leaderboard.gaps import missing
-from phasegpt.analysis.leaderboard.runs import STAGES, Run, human, human_task
+from phasegpt.analysis.leaderboard.runs import (
+    COLLAPSED,
+    STAGES,
+    Run,
+    arms_in_order,
+    human,
+    human_task,
+)
 from phasegpt.analysis.statistics import MINIMUM
 from phasegpt.analysis.text_table import markdown, number
 
@@ -18,11 +26,17 @@ CAVEATS = {
     "induction": "**Only scores above 0.915 show induction.** The bigram stands 17 times in a row, "
     "so its second token is soon the most frequent one. Who counts tokens, and knows no order, is "
     "right in 0.915 of all places; the uniform mean can do no more.",
-    "selective_copy": "Softmax with learned positions does far better here than with RoPE, so a "
-    "win over softmax + RoPE can be one of positions. lohe attends four times in a layer, and its "
-    "control not once.",
+    "selective_copy": "**Only scores above 0.70 show selection.** The j-th token stands near the "
+    "same place in every row. Who guesses by place, and counts nothing, is right in 0.70 of all "
+    "places; softmax with learned positions has no more. lohe attends four times in a layer, and "
+    "its control not once.",
+    "cycle_navigation": "**No order is needed.** Steps commute: who counts them all is right at "
+    "every length, and a uniform mean does better than chance. Only beyond the trained lengths, "
+    "where counts are new, would a state show.",
+    "copying": "The right letters so far are given. Who looks up the last two of them in the "
+    "string, and copies what followed there, is right in 0.93 beyond; with the last one in 0.31.",
     "mqar": "A model that knows which values the row has, and not whose, has 1/4 at 4 pairs, and "
-    "0.29 with the places of the queries. Only scores above that show recall.",
+    "0.29 with the places of the queries. Only scores above that, from 0.31 on, show recall.",
 }
 
 FIRST = """\
@@ -44,17 +58,21 @@ Of every mechanism the stage with most seeds.
 {claims}
 
 - **Both tests**: better than softmax + RoPE, and than its own off control. The p is the larger of
-  both, after Holm over the mechanisms with a run at that stage. fsn must beat softmax with token
-  shift too. Such a win is by what the off control leaves out: the coupling, and of fsn delay and
-  harmonics. Without coupling phase_sync and lohe mix no tokens, and fixed_query mixes all alike:
-  a win of theirs says that they mix better than softmax. selective_rope has no coupling: it can
-  win by its architecture only.
+  both, after Holm over the mechanisms with a run at that stage; the verdict's over all that survive
+  the screening too. fsn must beat softmax with token shift as well. Such a win is by what the off
+  control leaves out: the coupling, and of fsn delay and harmonics. Without coupling phase_sync and
+  lohe mix no tokens, and fixed_query mixes all alike: a win of theirs says that they mix better
+  than softmax. selective_rope has no coupling: it can win by its architecture only.
 - **softmax + RoPE only**: the architecture wins; coupling is not clearly better than none, or fsn
   than token shift.
-- **Off control only**: coupling helps the mechanism, but not past softmax + RoPE.
-- A mechanism of which a run collapsed at a stage wins nothing there.
+- **Off control only**: what the off control leaves out helps the mechanism, but not past softmax +
+  RoPE.
+- A mechanism of which a run collapsed at a stage wins nothing there, nor does a mean that is no
+  better than chance can be by luck: chance and two standard errors of it, with as many answers as
+  validation has rows, since all seeds share these.
 - **Detectable**: each t-test alone, before Holm, finds a true difference of this size in four of
-  five such studies. Median over mechanisms.
+  five such studies. Median over mechanisms; n/a where none has a t-test in every comparison that
+  decides.
 
 ## Scores
 
@@ -66,8 +84,8 @@ Of every mechanism the stage with most seeds.
 - **both**, **softmax**, **off**: which tests hold at the stage with most seeds; see above. With
   n < {minimum} there is no verdict.
 {caveats}- A cell whose runs are counted as solved or not has their number, and no interval.
-- Parameters, FLOPs, state and time are ratios to softmax + RoPE, medians over tasks. State: bytes
-  that decoding remembers of a full context.
+- Parameters, FLOPs, state and time are ratios to softmax + RoPE, medians over tasks; of parameters
+  the range, where tasks differ. State: bytes that decoding remembers of a full context.
 {figure}
 ## At most equal FLOPs
 
@@ -162,10 +180,17 @@ def _scores(found: Board) -> list[str]:
     arms = [arm for arm in found.arms if not arm.endswith("_off")]
     rows = []
     for arm in arms:
-        ratios = relative_costs(found, arm)
-        told = [number(ratios.get(name), "{:.2f}") for name in COSTS]
+        ratios = cost_ratios(found, arm)
+        told = [_ratio(name, ratios[name]) for name in COSTS]
         rows.append([human(arm), *(_score(found, column, arm) for column in found.columns), *told])
     return markdown(header, rows)
+
+
+def _ratio(name: str, found: Sequence[float]) -> str:
+    """The median over tasks; of parameters the range, where it is more than the matching leaves."""
+    if name == "parameters" and found and max(found) > 1.01 * min(found):
+        return f"{min(found):.2f} to {max(found):.2f}"
+    return number(plain.median(found), "{:.2f}") if found else ""
 
 
 def _shown(found: Board) -> str:
@@ -183,6 +208,8 @@ def _score(found: Board, column: Column, arm: str) -> str:
     """Mean, interval and n of a cell, or how many runs solved it, and what it holds."""
     cell = column.cell(arm)
     if cell is None:
+        if column.collapsed.get((column.shown or "", arm)):
+            return "collapsed"
         ran = column.shown and arm in found.of(column.task, column.shown)
         return "n/a" if ran else ""
     text = number(cell.mean)
@@ -193,7 +220,8 @@ def _score(found: Board, column: Column, arm: str) -> str:
     else:
         text += f", {cell.n}"
     text += f" ({cell.lost} lost)" if cell.lost else ""
-    held = {COUPLING: "both", ARCHITECTURE: "softmax", OWN_PART: "off"}.get(column.word(arm) or "")
+    held = {COUPLING: "both", ARCHITECTURE: "softmax", HARMED: "softmax",
+            OWN_PART: "off"}.get(column.word(arm) or "")  # fmt: skip
     return f"{text} **{held}**" if held else text
 
 
@@ -230,5 +258,10 @@ def _left_out(found: Board, task: str | None) -> Iterator[str]:
     for reason, names in found.excluded.items():
         own = [name for name in names if task is None or name.startswith(f"leaderboard-{task}-")]
         if own:
-            some = f": {', '.join(own)}" if task else ""
+            some = f": {', '.join(own)}" if task else _arms(own) if reason == COLLAPSED else ""
             yield f"{len(own)} run{'s' * (len(own) > 1)}: {reason}{some}"
+
+
+def _arms(names: Iterable[str]) -> str:
+    runs = [run for name in names if (run := Run.named(name, {}))]
+    return f", of {', '.join(map(human, arms_in_order(run.arm for run in runs)))}"

@@ -7,7 +7,21 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from phasegpt.analysis.leaderboard.board import Board
 from phasegpt.analysis.leaderboard.cells import BASELINE, DECIDED_BY_RIVAL, RIVALS, is_mechanism
-from phasegpt.analysis.leaderboard.runs import STAGES, Run, arms_in_order, human, human_task
+from phasegpt.analysis.leaderboard.runs import (
+    COLLAPSED,
+    STAGES,
+    Run,
+    arms_in_order,
+    human,
+    human_task,
+)
+
+#: Mechanisms of the decisive pairs of PREREGISTRATION.md, by task: their verdict is due.
+DECISIVE = {
+    "copying": ("fsn",),
+    "induction": ("fsn",),
+    "cycle_navigation": ("kope", "selective_rope"),
+}
 
 
 def missing(found: Board, task: str | None = None) -> Iterator[str]:
@@ -25,17 +39,26 @@ def missing(found: Board, task: str | None = None) -> Iterator[str]:
         for stage, arms in scored.items():
             if arms:
                 due = ran if stage == "screening" else arms
-                yield from (f"{told}, {stage}: {gap}" for gap in _of_stage(stage, arms, due))
+                gaps = _of_stage(stage, arms, due, _collapsed(found, name))
+                yield from (f"{told}, {stage}: {gap}" for gap in gaps)
+        tested = scored["verdict"].keys() | scored["confirmation"].keys()
         survivors = {arm for c in found.columns if c.task == name for arm in c.survivors()}
-        if waiting := survivors - scored["verdict"].keys() - scored["confirmation"].keys():
+        if waiting := survivors - tested:
             names = _listed(arms_in_order(waiting))
             yield f"{told}, verdict: not run for {names}, which survive the screening"
+        if waiting := set(DECISIVE.get(name, ())) - tested - survivors:
+            names = _listed(arms_in_order(waiting))
+            yield f"{told}, verdict: not run for {names}, which the registration names"
 
 
 def _of_stage(
-    stage: str, arms: Mapping[str, Mapping[int, Run]], due: Iterable[str]
+    stage: str,
+    arms: Mapping[str, Mapping[int, Run]],
+    due: Iterable[str],
+    collapsed: set[tuple[str, int]],
 ) -> Iterator[str]:
-    """What the arms of a stage are to be compared with, and the seeds of those that are due."""
+    """What the arms of a stage are to be compared with, and the seeds of those that are due; runs
+    that collapsed, by arm and seed, did run."""
     if BASELINE not in arms:
         yield f"no run of {human(BASELINE)}, so no mechanism is compared"
     own = [arm for arm in arms_in_order(arms) if is_mechanism(arm)]
@@ -45,11 +68,18 @@ def _of_stage(
         yield f"no run of {human(RIVALS[arm])}, which {human(arm)} must beat"
     lacking: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for arm in arms_in_order(due):
-        if seeds := tuple(s for s in STAGES[stage] if s not in arms.get(arm, {})):
+        ran = {*arms.get(arm, {}), *(seed for other, seed in collapsed if other == arm)}
+        if seeds := tuple(seed for seed in STAGES[stage] if seed not in ran):
             lacking[seeds].append(arm)
     for seeds, names in lacking.items():
         which = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
         yield f"{which} of {_listed(names)}"
+
+
+def _collapsed(found: Board, task: str) -> set[tuple[str, int]]:
+    """Arms and seeds of the runs of a task that collapsed."""
+    runs = [Run.named(name, {}) for name in found.excluded.get(COLLAPSED, ())]
+    return {(run.arm, run.seed) for run in runs if run and run.task == task}
 
 
 def _listed(arms: list[str]) -> str:

@@ -146,11 +146,23 @@ class Run:
     @property
     def trained(self) -> int | None:
         """The largest load that is trained on; None of a text, and where that is not known."""
+        return getattr(self._data, "trained", None)
+
+    @property
+    def _data(self) -> DataSection | None:
+        """None where it is of another version."""
         try:
-            section = DataSection.parse(self.record["config"]["data"])
-        except UserError:  # of another version
+            return DataSection.parse(self.record["config"]["data"])
+        except UserError:
             return None
-        return getattr(section, "trained", None)
+
+    def rows(self, metric: str) -> int | None:
+        """Validation rows that a measure is of; None of a text, and where that is not known."""
+        loads, each = self.loads, getattr(self._data, "val_examples", None)
+        if self.trained is None or each is None:
+            return None
+        beyond = metric.endswith("beyond")
+        return each * (sum((load > self.trained) == beyond for load in loads) or 1)
 
     @property
     def flops(self) -> float | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import statistics as plain
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from phasegpt.analysis.leaderboard.board import Board, Column
-from phasegpt.analysis.leaderboard.cells import RIVALS, Cell, is_mechanism
+from phasegpt.analysis.leaderboard.cells import RIVALS, Cell, compared_with, is_mechanism
 from phasegpt.analysis.leaderboard.claims import claim, difference
 from phasegpt.analysis.leaderboard.costs import costs, rates, shown_runs, used_rates
 from phasegpt.analysis.leaderboard.first_page import CAVEATS, equal, gaps, seeds, size
@@ -42,9 +42,9 @@ def task_page(found: Board, task: str) -> str:
     columns = [column for column in found.columns if column.task == task]
     stages = [line for column in columns for line in _stages(found, column)]
     return TASK.format(
-        name=human_task(task)[0].upper() + human_task(task)[1:],
+        name=_title(task),
         claim=claim(found, columns),
-        facts="\n".join(_facts(found, columns[0])),
+        facts="\n".join(_facts(found, columns)),
         caveat=f"\n{CAVEATS[task]}\n" if task in CAVEATS else "",
         stages="\n".join(stages),
         loads="\n".join(_loads(found, columns[0])),
@@ -55,13 +55,24 @@ def task_page(found: Board, task: str) -> str:
     )
 
 
-def _facts(found: Board, column: Column) -> Iterator[str]:
+def _title(key: str) -> str:
+    name = human_task(key)
+    return name[0].upper() + name[1:]
+
+
+def _facts(found: Board, columns: Sequence[Column]) -> Iterator[str]:
+    column = columns[0]
     run = next(run for run in found.runs if run.task == column.task)
     every = [run.record.get("git") or {} for run in found.runs if run.task == column.task]
     commits = sorted({str(git.get("sha"))[:12] for git in every})
     facts = {
         "score": "bits per byte of validation" if run.text else "accuracy at scored places",
         "chance": number(column.chance, "{:.4g}"),
+        **{
+            f"still chance{', beyond' * c.key.endswith('/beyond')}": f"up to {c.floor:.3f}"
+            for c in columns
+            if c.floor is not None
+        },
         "best there is": number(column.ceiling, "{:.4g}"),
         "size": size(run),
         "commits": ", ".join(commits),
@@ -73,25 +84,32 @@ def _stages(found: Board, column: Column) -> Iterator[str]:
     """A table of every arm for each stage, the last one first."""
     for stage in reversed(STAGES):
         if cells := column.stages.get(stage):
-            yield from ("", f"## {human_task(column.key).capitalize()}: {stage}", "")
+            yield from ("", f"## {_title(column.key)}: {stage}", "")
             yield f"Seeds {seeds(STAGES[stage])}. {how(cells)}"
             yield from ("", *_table(column, cells))
 
 
 def how(cells: Mapping[str, Cell]) -> str:
     """How the arms of a table are compared."""
-    why: dict[str, list[str]] = {}
+    why: dict[tuple[str, str], list[str]] = {}
     for arm, cell in cells.items():
-        if is_mechanism(arm) and cell.groups:
-            why.setdefault(cell.groups, []).append(human(arm))
-    text = "Differences are paired by seed, with 95% t intervals; p is the larger of the two."
+        for key in cell.keys if is_mechanism(arm) else ():
+            if reason := cell.counted.get(key):
+                other = "its off control" if key == "off" else human(compared_with(arm)[key])
+                why.setdefault((reason, other), []).append(human(arm))
+    text = (
+        "Differences are paired by seed, with 95% t intervals; p is the larger of the two, and 1 "
+        "where one is a gain and one a loss."
+    )
     if "fsn" in cells:
         text += " That of fsn is the largest of three: it must beat token shift too."
     if why:
-        some = "; ".join(f"{', '.join(arms)} ({reason})" for reason, arms in why.items())
+        some = "; ".join(
+            f"{', '.join(arms)} minus {other} ({reason})" for (reason, other), arms in why.items()
+        )
         text += (
-            " Where runs solve this or do not, they are counted, with McNemar's exact p, for which "
-            f"five seeds are too few, and there is no t-test: {some}."
+            " These differences are of runs that solve the task, with McNemar's exact p, for which "
+            f"five seeds are too few, without a t-test: {some}."
         )
     missed = [c.missed for arm, c in cells.items() if is_mechanism(arm) and c.missed is not None]
     if missed:
@@ -199,8 +217,8 @@ def _offs(found: Board, task: str) -> Iterator[str]:
     config = {run.arm: run.record["config"]["attention"] for run in found.runs if run.task == task}
     changed = {}
     for arm in found.every_arm:
-        own, off = config.get(arm, {}), config.get(f"{arm}_off")
-        if off is not None:
+        own, off = config.get(arm), config.get(f"{arm}_off")
+        if own is not None and off is not None:
             changed[arm] = [f"`{k}={v}`" for k, v in off.items() if own.get(k) != v]
     if changed:
         yield from ("## Off controls", "")
