@@ -68,7 +68,7 @@ def main() -> int:
     parser.add_argument(
         "--only", action="append", default=[], metavar="RULE", help="this rule alone, such as alive"
     )
-    given = parser.parse_args()
+    given = parser.parse_intermixed_args()  # KEY=VALUE behind an option too
 
     def command() -> int:
         options, compile = _values(given.options), not given.no_compile

@@ -59,6 +59,8 @@ def train_from_hydra(cfg: Any) -> float | None:
     finally:
         if not ranks.follows() and run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()  # Hydra made it; another folder was used, or nothing was
+            if not given and not any(run_dir.parent.iterdir()):
+                run_dir.parent.rmdir()
     return (record.get("best") or {}).get("val/ppl")
 
 

@@ -301,7 +301,7 @@ def test_reading_runs_and_judging_texts_load_no_torch() -> None:
         "from phasegpt.analysis import study, tables, texts, verdicts\n"
         "from phasegpt.data import ngram\n"
         "from phasegpt.training import jobs, run_folder\n"
-        "print(run_folder.read_phases('nowhere'))\n"
+        "print(run_folder.read_phases('.'))\n"
         "print(texts.NGramJudge('abababab').nats_per_char('aba') < 1)\n"
     )
     assert printed.split() == ["{}", "True"]

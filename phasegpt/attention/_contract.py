@@ -296,7 +296,8 @@ class Attention(nn.Module, ABC):
         """R of any phases over what this layer couples, differentiable: see `Phase.R`.
 
         The one definition: forward, trajectories, penalties, diagnostics and pictures take it from
-        here, and `LayerCache.order_parameter` is its value at the newest token.
+        here. `LayerCache.order_parameter` is that of the stored phases at the newest token: where a
+        prefix is coupled those that pull, before the last step.
         """
         return order_parameter(theta_BTHN)
 

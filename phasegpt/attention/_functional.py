@@ -6,6 +6,8 @@ Shapes: B batch, T time (Tq queries, Tk keys), D model width, H heads, E head wi
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -32,7 +34,7 @@ def rotary_angles(
     Every layer of a model asks for the same: what was asked last is kept, so leave it as it is.
     Source: Su et al., RoFormer, arXiv 2104.09864.
     """
-    if torch.compiler.is_compiling():  # a graph computes what is the same once by itself
+    if _not_to_keep():
         return _angles(start, time, pairs, device, base)
     return _kept_angles(start, time, pairs, device, base)
 
@@ -46,10 +48,48 @@ def rotary(
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of rotary_angles, [T,pairs], for `turn`; in float32 at least, as `like`."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    if torch.compiler.is_compiling():
+    if _not_to_keep():
         angles = _angles(start, time, pairs, like.device, base)
         return angles.cos().to(dtype), angles.sin().to(dtype)
     return _kept_turn(start, time, pairs, like.device, base, dtype)
+
+
+def _not_to_keep() -> bool:
+    """Whether tensors are of a graph, which computes what is the same once by itself, or fake."""
+    return torch.compiler.is_compiling() or type(torch.empty(0)) is not Tensor
+
+
+def random_state(like: Tensor) -> Tensor:
+    """That of the generator which dropout takes from on the device of a tensor."""
+    return torch.cuda.get_rng_state(like.device) if like.is_cuda else torch.get_rng_state()
+
+
+@contextmanager
+def random_numbers_again(state: Tensor | None, like: Tensor) -> Iterator[None]:
+    """Draw the numbers that followed a `random_state` once more; the generator goes on after.
+
+    None: nothing is drawn, and nothing done.
+    """
+    if state is None:
+        yield
+        return
+    with torch.random.fork_rng([like.device] if like.is_cuda else []):
+        if like.is_cuda:
+            torch.cuda.set_rng_state(state, like.device)
+        else:
+            torch.set_rng_state(state)
+        yield
+
+
+def unit(x: Tensor) -> Tensor:
+    """x divided by its length along the last dimension; of nearly none the first axis.
+
+    Without that a zero vector would be no point of the sphere, and its gradient 1e12.
+    """
+    none = torch.linalg.vector_norm(x, dim=-1, keepdim=True) < 1e-6
+    axis = torch.zeros(x.shape[-1], dtype=x.dtype, device=x.device)
+    axis[0] = 1.0
+    return F.normalize(torch.where(none, axis, x), dim=-1)
 
 
 def _angles(start: int, time: int, pairs: int, device: torch.device, base: float) -> Tensor:

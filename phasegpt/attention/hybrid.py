@@ -143,6 +143,10 @@ class Hybrid(Attention):
         """Those of both layers."""
         return Flops.sum((self.softmax.flops(time), self.partner.flops(time)))
 
+    def drift(self, time: int) -> Tensor | None:
+        """The partner's."""
+        return self.partner.drift(time)
+
     def trajectory(self, x_BTD: Tensor, *, return_path: bool = False) -> Trajectory | None:
         """The partner's."""
         return self.partner.trajectory(x_BTD, return_path=return_path)

@@ -206,7 +206,7 @@ class Kope(Softmax):
         (B, T, _), (H, N) = x_BTD.shape, self.oscillators.shape
         if carry is None:
             angles = rotary_angles(start, T, N, x_BTD.device, self.rope_theta)
-            theta = angles.to(torch.promote_types(x_BTD.dtype, torch.float32))
+            theta = angles.to(torch.promote_types(x_BTD.dtype, torch.float32), copy=True)
             return theta.unsqueeze(1).expand(B, T, H, N), lambda theta, steps=1: theta
         theta, P_cos, P_sin = carry.split(N, dim=-1)
 

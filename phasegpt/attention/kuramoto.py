@@ -146,6 +146,12 @@ class Kuramoto(Softmax):
         """Phases after S steps, [B,T,H,N]; for `coupling_only` see ReturnPhase."""
         omega = self.oscillators.frequencies(coupling_only)
         theta = self.oscillators.initial_phases(x_BTD, coupling_only)
+        if self.options.integrator != "euler" and perturbation is not None:
+            # A jittered frequency is in every stage of a step, not added after it.
+            noise, jitter = perturbation
+            if jitter is not None:
+                omega = (omega * (1 + jitter)).unsqueeze(1).expand(theta.shape)
+                perturbation = Perturbation(noise, None)
         return self.oscillators(self._advance(omega), theta, omega, perturbation)
 
     def _advance(self, omega: Tensor) -> Callable[..., Tensor]:

@@ -37,9 +37,12 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import (
     causal_attention,
     join_heads,
+    random_numbers_again,
+    random_state,
     rotary,
     split_heads,
     turn,
+    unit,
 )
 from phasegpt.attention._oscillators import CoupledPhases, projected_phases
 from phasegpt.core.errors import ConfigError
@@ -146,6 +149,8 @@ class Lohe(Attention):
         """See Attention.forward; `phase.R` is over the prefix of each oscillator, [B,T,H,N]."""
         if return_phase and self.has_phases and cache is not None:
             raise ConfigError("lohe has no prefix R with a cache; call without one")
+        again = return_phase == "coupling" and self.training and self.dropout > 0
+        drawn = random_state(x_BTD) if again else None
         x, theta = self._settled(x_BTD, cache), None
         if self.has_phases:
             theta, x = x, _points(x)
@@ -155,7 +160,8 @@ class Lohe(Attention):
         norms = torch.linalg.vector_norm(read.unflatten(-1, (-1, READ)), dim=-1)
         y_BTD = self.resid_dropout(self.c_proj(norms))
         if return_phase == "coupling" and theta is not None:
-            theta = self._settled(x_BTD, coupling_only=True)
+            with random_numbers_again(drawn, x_BTD):
+                theta = self._settled(x_BTD, coupling_only=True)
         if not return_phase or theta is None:
             return AttentionOutput(y_BTD)
         return AttentionOutput(y_BTD, Phase(theta, self.order_parameter(theta)))
@@ -215,7 +221,7 @@ class Lohe(Attention):
             return theta
 
         if not self.has_phases:
-            return F.normalize(start, dim=-1), points
+            return unit(start), points
         a, b = start.unbind(-1)
         theta = torch.atan2(b, a).unflatten(-1, (self.n_head, -1))
         return _without_mean(theta) if coupling_only else theta, phases

@@ -158,7 +158,8 @@ class SelectiveRope(Softmax):
         """u, [B,T,C], in float32 at least whatever the autocast."""
         assert self.down is not None and self.up is not None
         dtype = torch.promote_types(x_BTD.dtype, torch.float32)
-        x = F.normalize(x_BTD.to(dtype).unflatten(-1, (self.n_head, -1)), dim=-1).flatten(-2)
+        heads = x_BTD.to(dtype).unflatten(-1, (self.n_head, -1))
+        x = F.normalize(heads, dim=-1, eps=1e-3).flatten(-2)  # of a zero vector no gradient of 1e7
         return projected_phases(self.up, projected_phases(self.down, x))
 
     def flops(self, time: int) -> Flops:

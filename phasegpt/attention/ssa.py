@@ -245,9 +245,12 @@ class Ssa(Attention):
         log_J = -square.masked_fill(own, 0.0)  # what is left on it is rounding
         if r_BHT is None:
             return log_J
-        # (dw / (K r J))^2. Pairs are unlocked long before the exponent is cut, against overflow.
+        # (dw / (K r J))^2, of K and -K alike. Pairs are unlocked long before the exponent is cut,
+        # or the pull is held up: both are against overflow, here and in the gradient.
         pull = self.oscillators.coupling.to(log_J.dtype).view(-1, 1) * r_BHT
-        pull = (alpha_H11 * pull[..., None].square()).clamp(min=torch.finfo(log_J.dtype).tiny)
+        pull = (alpha_H11 * pull[..., None].square()).clamp(
+            min=torch.finfo(log_J.dtype).tiny ** 0.5
+        )
         ratio = log_J * (-2 * log_J).clamp(max=30.0).exp() * -(1 / pull)
         strength = torch.log1p(-ratio.clamp(max=EDGE**2))
         return torch.add(log_J, strength, alpha=0.5).masked_fill(ratio > 1, -torch.inf)

@@ -49,6 +49,8 @@ from phasegpt.attention._cache import LayerCache
 from phasegpt.attention._functional import (
     causal_attention,
     join_heads,
+    random_numbers_again,
+    random_state,
     rotary_angles,
     rotate,
     split_heads,
@@ -154,13 +156,17 @@ class Torus(Attention):
         if return_phase and cache is not None:
             raise ConfigError("phases over a prefix have no R with a cache; call without one")
         gate = self._gate(x_BTD)
+        again = return_phase == "coupling" and self.training and self.dropout > 0
+        drawn = random_state(x_BTD) if again else None
         theta = self._integrate(x_BTD, self._advance(gate, cache), perturbation)
         read = lifted(theta.transpose(1, 2)) if self.moves else self._mean(theta, gate, cache)[1]
         cos, sin = read.chunk(2, dim=-1)
         read = torch.cat((cos - self.rest, sin), dim=-1)
         y_BTD = self.resid_dropout(self.c_proj(join_heads(read).to(x_BTD.dtype)))
         if return_phase == "coupling":
-            theta = self._integrate(x_BTD, self._advance(gate), perturbation, coupling_only=True)
+            with random_numbers_again(drawn, x_BTD):
+                advance = self._advance(gate)
+                theta = self._integrate(x_BTD, advance, perturbation, coupling_only=True)
         phase = Phase(theta, self.order_parameter(theta)) if return_phase else None
         return AttentionOutput(y_BTD, phase)
 

@@ -50,7 +50,7 @@ def _lengths(steps: int) -> list[int]:
 
 def _joined(parts: list[Tensor], dim: int, shared: bool) -> Tensor:
     """One after the other along `dim`; `shared`: the last of each is the first of the next."""
-    if len(parts) == 1 or not parts[-1].numel():
+    if len(parts) == 1 or parts[-1].dim() == 1:  # what was not asked for is a vector of none
         return parts[-1]
     *earlier, last = parts
     earlier = [x.narrow(dim, 0, x.shape[dim] - shared) for x in earlier]

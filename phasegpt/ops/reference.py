@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from phasegpt.core.errors import ConfigError
 from phasegpt.phase.order import cumulative_sum
 
 
@@ -103,6 +104,12 @@ def prefix_sum(x_BTC: Tensor, forget_C: Tensor | None, carry_BC: Tensor | None) 
     if carry_BC is not None:
         first = x_BTC[:, :1] + (forget_C * carry_BC).unsqueeze(1)
         x_BTC = torch.cat((first, x_BTC[:, 1:]), dim=1)
+    if isinstance(x_BTC.shape[1], torch.SymInt) and torch.compiler.is_exporting():
+        raise ConfigError(
+            "attention.forget is not for torch.export where the kernels cannot integrate (float64, "
+            "or no C++ compiler): its scan in plain PyTorch is as deep as the text is long; export "
+            "in float32 with a compiler"
+        )
     shift, decay = 1, forget_C
     while shift < x_BTC.shape[1]:
         x_BTC = x_BTC + decay * F.pad(x_BTC, (0, 0, shift, 0))[:, :-shift]

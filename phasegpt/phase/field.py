@@ -29,7 +29,8 @@ def uncoupled_phases(theta0: Tensor, omega: Tensor, *, steps: int, dt: float) ->
 def mean_field_force(theta: Tensor, dim: int = -1, lag: float = 0.0) -> Tensor:
     """(1/N) sum_m sin(theta_m - theta_n - lag) over the phases along `dim`; same shape as theta.
 
-    Null: root mean square sqrt((N-1) / 2) / N. Zero means locked in phase, or balanced (R = 0).
+    Null: root mean square sqrt((N-1) / 2) / N. Zero everywhere: each phase is at psi or
+    opposite to it, or R = 0.
     Source: Sakaguchi and Kuramoto, Prog. Theor. Phys. 76, 576 (1986).
     """
     return _pull(theta + lag, theta.cos().mean(dim, True), theta.sin().mean(dim, True))

@@ -29,8 +29,8 @@ class NoiseKey(NamedTuple):
 class Perturbation(NamedTuple):
     """Random drive of one layer for one batch; a None field is off.
 
-    noise_SBTHN is added to the phases after each Euler step (radians); the frequencies of a
-    sample are omega (1 + jitter_BHN).
+    noise_SBTHN is added to the phases after each step (radians); the frequencies of a sample are
+    omega (1 + jitter_BHN).
     """
 
     noise_SBTHN: Tensor | None
@@ -78,7 +78,8 @@ def integrate_perturbed(
     steps: int,
     dt: float,
 ) -> Tensor:
-    """`steps` calls of `step`, each followed by its noise and the jitter's dt omega xi."""
+    """`steps` calls of `step`, each followed by its noise and the jitter's dt omega xi, which is
+    what a jittered frequency adds to an Euler step."""
     noise, jitter = perturbation
     drift = 0.0 if jitter is None else (dt * omega_HN * jitter).unsqueeze(1)
     for s in range(steps):

@@ -44,7 +44,7 @@ CALIBRATION_TOKENS = 128
 
 def rotation_of(noise_scale: float, blend_beta: float) -> float:
     """Radians of (1 - beta) v + beta v', v' being v rotated by RADIANS_PER_NOISE noise_scale."""
-    angle = min(RADIANS_PER_NOISE * noise_scale, math.pi)
+    angle = RADIANS_PER_NOISE * noise_scale
     return math.atan2(blend_beta * math.sin(angle), (1 - blend_beta) + blend_beta * math.cos(angle))
 
 
@@ -143,7 +143,8 @@ class PhaseSlipSampler(_TextSampler):
             _values.idle("noise_scale", noise_scale, NOISE_SCALE, f"beside angle={angle}")
             _values.idle("blend_beta", blend_beta, BLEND_BETA, f"beside angle={angle}")
         mapped = rotation_of(
-            _values.between("noise_scale", noise_scale, 0),
+            # Above it the vector would have turned by more than half a circle, and be back.
+            _values.between("noise_scale", noise_scale, 0, math.pi / RADIANS_PER_NOISE),
             _values.between("blend_beta", blend_beta, 0, 1),
         )
         self.intervention = PhaseSlip(

@@ -105,8 +105,9 @@ class EntropyGate:
 class RGate:
     """1 where a chosen head is over-synchronized, R > threshold at the newest token, else 0.
 
-    R is over the oscillators of a head (kuramoto), or the mean over a head's channels of R over
-    the prefix (phase_sync, torus, fsn). ConfigError for heads without phases.
+    R is LayerCache.order_parameter: over the oscillators of a head (kuramoto), or the mean over a
+    head's channels of R over the prefix (phase_sync, torus, fsn), before the last step. A prefix of
+    t tokens has 0.886/sqrt(t) by chance, 0.64 at t = 2. ConfigError for heads without phases.
     """
 
     def __init__(self, threshold: float) -> None:

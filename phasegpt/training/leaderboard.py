@@ -115,8 +115,12 @@ class Leaderboard:
                 f"{{attention:lohe,attention.steps:1}}'"
             )
         self._config, self._loader = config, loader
-        told = {o.get_key_element(): shlex.quote(o.input_line) for o in overrides}
-        self._again = [word for key, word in told.items() if key not in ("stage", "seed")]
+        said = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+        self._again = [
+            shlex.quote(word)
+            for word in said
+            if word.partition("=")[0] not in ("stage", "seed", "share", "hydra.mode")
+        ]
         ours = ("leaderboard.", "hydra.")
         self._words = [o.input_line for key, o in rest.items() if not key.startswith(ours)]
         tables: Any = OmegaConf.to_container(config.leaderboard, resolve=True)

@@ -223,8 +223,10 @@ def read_phases(folder: str | Path) -> dict[str, np.ndarray]:
 
     `layer7/R_HS` is then [V,H,S+1]. Names and shapes: phasegpt.training.phase_measures.ARRAYS,
     and metric_names.MEASURES per head, such as `layer7/dR` [V,H]. Empty where nothing was measured.
-    Raises DataError for a file that is not whole.
+    Raises DataError for a file that is not whole, CheckpointError where no folder is.
     """
+    if not Path(folder).is_dir():
+        raise CheckpointError(f"{folder} does not exist; give the folder of a run")
     found = (Path(folder) / "phase").glob("step-*.npz")
     files = sorted(path for path in found if path.stem.removeprefix("step-").isdecimal())
     if not files:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from phasegpt import ops
-from phasegpt.attention import Oscillators, coupled_axis
+from phasegpt.attention import Oscillators, coupled_axis, layer_class
 from phasegpt.core import modules
 from phasegpt.core.errors import ConfigError, DataError
 from phasegpt.data import ngram
@@ -163,16 +163,18 @@ def closing(run: RunConfig, folder: RunFolder, corpus: Corpus, text: str) -> str
     given = shlex.quote(f"checkpoint={folder.path}")
     if modules.dotted(run.attention.name):
         given += f" imports={run.attention.name}"
-    lines += ["next:", *(f"  python -m phasegpt.{words}" for words in _next(given, corpus))]
+    lines += ["next:", *(f"  python -m phasegpt.{words}" for words in _next(run, given, corpus))]
     return "\n".join(lines)
 
 
-def _next(given: str, corpus: Corpus) -> list[str]:
+def _next(run: RunConfig, given: str, corpus: Corpus) -> list[str]:
     """The commands that take the run, each with what it needs for this corpus."""
     if corpus.task is not None:
         return [f"evaluate {given}"]
     split = "" if "test" in corpus.splits else " split=val"  # evaluate's default is test
-    return [f"evaluate {given}{split}", f"generate {given}", f"interpret {given}"]
+    own = run.attention
+    phases = own.layers != () and layer_class(own.name).phased(own.options)
+    return [f"evaluate {given}{split}", f"generate {given}", *[f"interpret {given}"] * phases]
 
 
 def _of_text(run: RunConfig, record: dict[str, Any], corpus: Corpus) -> list[str]:

@@ -266,12 +266,17 @@ def test_a_win_that_was_looked_into_is_linked(study, tmp_path):
 
 
 def test_the_same_records_give_the_same_pages(study, tmp_path):
-    shutil.copytree(study / "runs", tmp_path / "leaderboard" / "runs")
+    again = tmp_path / study.parent.name / study.name
+    shutil.copytree(study / "runs", again / "runs")
     with pytest.MonkeyPatch.context() as patch:  # pictures are tested to be the same elsewhere
         patch.setattr("phasegpt.analysis.leaderboard.figures.draw", lambda *_: [])
-        write_leaderboard(tmp_path / "leaderboard")
-    for path in study.glob("*.md"):
-        assert path.read_bytes() == (tmp_path / "leaderboard" / path.name).read_bytes()
+        write_leaderboard(again)
+        for path in study.glob("*.md"):
+            assert path.read_bytes() == (again / path.name).read_bytes()
+        write_leaderboard(again.rename(tmp_path / "mine"))  # a board of somebody else's
+    page = (tmp_path / "mine" / "README.md").read_text()
+    assert "make study" not in page and "../attention" not in page
+    assert f"analyze_results.py RUNS --into {tmp_path.name}/mine" in page
 
 
 def test_a_folder_in_which_no_run_counts_is_refused(tmp_path):

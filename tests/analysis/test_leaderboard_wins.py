@@ -178,7 +178,7 @@ def test_the_screening_tells_who_survives_it():
     assert "torus" in found.survivors()
     assert not {"lohe", "kope_off", "softmax"} & set(found.survivors())
     assert column(records(TASK, {k: v[:2] for k, v in PLANTED.items()})).survivors() == []
-    assert "screening than both they are compared with: torus" in first_page(
+    assert "than softmax + RoPE and off control: torus" in first_page(
         of(records(TASK, {k: v[:3] for k, v in PLANTED.items() if not k.startswith("fsn")}))
     )
 

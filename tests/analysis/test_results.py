@@ -100,11 +100,11 @@ def test_pages_and_tables_of_what_has_no_runs_follow_from_the_records(tmp_path):
 
 @pytest.mark.parametrize("study", BOARDS, ids=lambda p: p.name)
 def test_the_pages_of_a_committed_leaderboard_follow_from_its_records(study, tmp_path):
-    folder = tmp_path / study.name
-    folder.mkdir()
+    folder = tmp_path / "results" / study.name
+    folder.mkdir(parents=True)
     (folder / "runs").symlink_to(study / "runs")
     for beside in study.parent.glob("discovery_*"):  # which the first page links
-        (tmp_path / beside.name).symlink_to(beside)
+        (folder.parent / beside.name).symlink_to(beside)
     written = {path.name: path.read_bytes() for path in write(folder)}
     committed = {p.name for p in study.iterdir() if p.suffix in (".md", ".png")}
     assert committed == {name for name in written if name != "report.html"}

@@ -218,7 +218,7 @@ def test_the_command_reports_rules_and_what_is_optional(
     monkeypatch.syspath_prepend(ROOT / "examples" / "my_mechanism")
     with pytest.raises(SystemExit) as end:
         rules = ("--only", "shapes", "--only", "causality")
-        command(monkeypatch, "check", "my_mechanism.layer", "num_oscillators=4", *rules)
+        command(monkeypatch, "check", "my_mechanism.layer", *rules, "num_oscillators=4")
     out = capsys.readouterr().out
     assert end.value.code == 0, out
     assert [line.split()[:2] for line in out.splitlines()[1:3]] == [

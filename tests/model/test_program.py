@@ -10,7 +10,7 @@ import torch
 from helpers import command
 
 import phasegpt
-from phasegpt.core.errors import CheckpointError
+from phasegpt.core.errors import CheckpointError, ConfigError
 from phasegpt.model.gpt import GPT
 from phasegpt.model.program import program
 
@@ -60,3 +60,11 @@ def test_the_command_writes_a_program_that_loads(
     agree(loaded, phasegpt.load(run), text_ids)
     with pytest.raises(CheckpointError, match="holds a program of torch"):
         phasegpt.load(out)
+
+
+def test_a_scan_that_export_cannot_unroll_is_refused_by_name(
+    make_model: Callable[..., GPT],
+) -> None:
+    model = make_model("phase_sync", forget=0.9, num_oscillators=4, dtype=torch.float64)
+    with pytest.raises(ConfigError, match=r"attention.forget is not for torch.export where the"):
+        program(model)

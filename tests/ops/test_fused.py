@@ -202,3 +202,30 @@ def test_a_scan_of_many_steps_is_carried_on_from_its_state(backend: str, order: 
     torch.testing.assert_close(tail.theta, whole.theta[:, 11:])
     for one, other in zip(tail.state, whole.state, strict=True):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("steps", [1, 65])
+def test_nothing_has_the_shapes_of_the_reference(steps: int) -> None:
+    K, omega = torch.ones(3), torch.ones(3, 4)
+    empty = [
+        ops.kuramoto_rows(
+            torch.ones(2, 0, 3, 4),
+            omega,
+            K,
+            steps=steps,
+            dt=0.1,
+            backend=backend,
+            return_order=True,
+        )
+        for backend in ("auto", "reference")
+    ]
+    assert empty[0].R.shape == empty[1].R.shape == (2, 0, 3, steps + 1)
+    none = [
+        ops.kuramoto_scan(
+            torch.ones(0, 5, 4), torch.ones(4), torch.ones(4), steps=steps, dt=0.1, backend=backend
+        )
+        for backend in ("auto", "reference")
+    ]
+    assert none[0].theta.shape == none[1].theta.shape
+    for a, b in zip(none[0].state, none[1].state, strict=True):
+        assert a is b is None or a.shape == b.shape

@@ -134,6 +134,12 @@ def test_an_empty_prompt_is_an_error(hf: Callable, words: Any) -> None:
         PhaseSlipSampler(hf("gpt2"), words).generate("")
 
 
+def test_noise_of_more_than_half_a_circle_is_refused(hf: Callable, words: Any) -> None:
+    """Its vectors would be back where they were: a louder knob that does nothing."""
+    with pytest.raises(ConfigError, match=r"noise_scale=2 .*1\.65"):
+        PhaseSlipSampler(hf("gpt2"), words, noise_scale=2)
+
+
 @pytest.mark.parametrize("name", ["noise_scale", "blend_beta"])
 def test_what_an_angle_replaces_is_refused_beside_it(name: str, hf: Callable, words: Any) -> None:
     with pytest.raises(ConfigError, match=f"{name}=0.5 does nothing beside angle=0.3"):

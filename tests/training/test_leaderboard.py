@@ -211,7 +211,7 @@ def test_a_rate_that_is_not_on_record_is_one_error_with_the_command(one_arm, tmp
     told = str(caught.value)
     assert "no learning rate is on record for any arm in copying" in told
     words = (
-        f"task=copying +sweep=leaderboard scale=small arm=softmax records={tmp_path} hydra.sweep"
+        f"+sweep=leaderboard scale=small task=copying arm=softmax records={tmp_path} hydra.sweep"
     )
     assert f"-m {words}.dir={tmp_path / 'none'} stage=rates" in told  # the same words again
     recorded(one_arm, tmp_path, 1e-3, best={"val/accuracy": 0.9, "val/loss": 1.0})
@@ -264,6 +264,7 @@ def test_runs_of_one_process_have_the_numbers_of_runs_of_their_own(tmp_path, mon
     assert states[f"{names[2]}-lr0.01-seed0"] == "failed"
     told = capfd.readouterr().err
     assert "no learning rate is on record for broken" in told
+    assert " records=results " in told[told.index("find them first") :]  # where it looked
 
     planned = json.loads((sweep / "sweep.json").read_text())["jobs"]
     (job,) = [job for job in planned if job["name"] == f"{names[1]}-seed1"]

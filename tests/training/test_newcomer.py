@@ -39,6 +39,14 @@ def test_a_run_says_what_it_will_do_what_it_does_and_what_comes_next(tmp_path, t
     assert f"evaluate checkpoint={tmp_path} split=val\n" in out  # its text has no test split
 
 
+def test_a_run_without_phases_is_not_sent_to_what_looks_at_them(tmp_path, text, capsys):
+    words = [word for word in TWO_STEPS if not word.startswith(("attention", "regularizer"))]
+    words += ["attention=softmax", "callbacks.sample_text.max_new_tokens=0"]
+    fit(phasegpt.compose([*words, *text]), tmp_path)
+    out = capsys.readouterr().out
+    assert f"generate checkpoint={tmp_path}" in out and "interpret" not in out
+
+
 def test_a_long_silence_is_broken_by_a_line(monkeypatch, capsys):
     from phasegpt.training.callbacks import Progress
 

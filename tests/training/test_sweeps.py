@@ -172,7 +172,7 @@ def test_a_sweep_without_m_is_refused_before_anything_is_trained(
     monkeypatch.chdir(tmp_path)
     assert launched(monkeypatch, f"+sweep={sweep}", "scale=small", "trainer=cpu") == 2
     assert f"+sweep={sweep} lists the jobs of a multirun; add -m" in capfd.readouterr().err
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list((tmp_path / "runs").iterdir())
 
 
 def test_shares_of_a_sweep_are_disjoint_and_are_all_together(planned):

@@ -81,7 +81,7 @@ def claim(found: Board, columns: Sequence[Column]) -> str:
         "Worse than softmax + RoPE": where(lambda *x: x[2].word == BELOW_SOFTMAX),
         "Tested on new seeds, and not decided, since runs count as solved or not, or a control "
         "lost a run": where(_undecided),
-        "Better in the mean of the screening than both they are compared with": where(
+        "Survive the screening, better in the mean than softmax + RoPE and off control": where(
             lambda column, arm, _: arm in column.survivors()
         ),
         "Beside a rival without coupling, p without correction": [

@@ -46,7 +46,8 @@ FIRST = """\
 {followed}
 **How to read it.** A row is a mechanism in all layers of one model, a column a task; *beyond* means
 longer than what was trained on. A mechanism is compared, paired by seed, with softmax + RoPE and
-with its own off control, the same layer without what couples. Each stage has seeds of its own:
+with its own off control, the same layer without what couples; that of fsn keeps its coupling, and
+lacks the delay and the second harmonic. Each stage has seeds of its own:
 {stages}. The screening has too few seeds for a test.
 
 {evidence}
@@ -60,7 +61,7 @@ Of every mechanism the stage with most seeds.
 - **Both tests**: better than softmax + RoPE, and than its own off control. The p is the larger of
   both, after Holm over the mechanisms with a run at that stage; the verdict's over all that survive
   the screening too. fsn must beat softmax with token shift as well. Such a win is by what the off
-  control leaves out: the coupling, and of fsn delay and harmonics. Without coupling phase_sync and
+  control leaves out: the coupling, but of fsn delay and harmonics. Without coupling phase_sync and
   lohe mix no tokens, and fixed_query mixes all alike: a win of theirs says that they mix better
   than softmax. selective_rope has no coupling: it can win by its architecture only.
 - **softmax + RoPE only**: the architecture wins; coupling is not clearly better than none, or fsn
@@ -105,7 +106,7 @@ shown before its last steps, which are often its best.
 - A learning rate is the better of those tried on seed 0, by the best validation, and used nowhere
   else; of two the better one is always at an edge. A score is that of the last validation.
 - A task that is not listed has not run.
-- Time was not taken on a quiet machine. A layer alone: [attention](../attention/README.md).
+- Time was not taken on a quiet machine.{alone}
 - A run solves a task at 99% of the best accuracy there is. Solved runs are counted, in place of a
   t-test, in three cases: of an arm, or of what it is compared with, some solve and some do not;
   its sorted scores have a gap of more than a third of the way from chance to the ceiling; softmax +
@@ -116,20 +117,26 @@ shown before its last steps, which are often its best.
 ## Again
 
 ```bash
-make study NAME=leaderboard SCALE=small          # learning rates and screening
-python -m phasegpt.train -m +sweep=leaderboard scale=small task=copying \\
-    stage=verdict,confirm arm=fsn,fsn_off,token_shift,softmax
-python scripts/analyze_results.py results/leaderboard
+{again}
 ```
 
 The last command writes this page, those of the tasks, the pictures, and `report.html`, whose tables
 can be sorted, from `runs/*.json` alone. One run again, from its record:
-`python scripts/reproduce.py results/leaderboard/runs/leaderboard-TASK-ARM-seedN.json`.
+`python scripts/reproduce.py {study}/runs/leaderboard-TASK-ARM-seedN.json`.
 """
 
+#: Of the study in this repository.
+OURS, ALONE = "results/leaderboard", " A layer alone: [attention](../attention/README.md)."
+AGAIN = """\
+make study NAME=leaderboard SCALE=small          # learning rates and screening
+python -m phasegpt.train -m +sweep=leaderboard scale=small task=copying \\
+    stage=verdict,confirm arm=fsn,fsn_off,token_shift,softmax
+python scripts/analyze_results.py runs/leaderboard-small --into results/leaderboard"""
 
-def first_page(found: Board, followed: Sequence[str] = ()) -> str:
+
+def first_page(found: Board, followed: Sequence[str] = (), study: str = OURS) -> str:
     """README.md of a leaderboard; `followed` are folders beside it that look into its wins."""
+    ours = study == OURS
     said = "".join(
         f"\nWhich part of a win does it, what it does not show: [{name}](../{name}/README.md).\n"
         for name in followed
@@ -152,6 +159,9 @@ def first_page(found: Board, followed: Sequence[str] = ()) -> str:
             if task in found.tasks
         ),
         gaps="\n".join(gaps(found)),
+        alone=ALONE if ours else "",
+        again=AGAIN if ours else f"python scripts/analyze_results.py RUNS --into {study}",
+        study=study,
     )
 
 

@@ -46,7 +46,7 @@ def missing(found: Board, task: str | None = None) -> Iterator[str]:
         if waiting := survivors - tested:
             names = _listed(arms_in_order(waiting))
             yield f"{told}, verdict: not run for {names}, which survive the screening"
-        if waiting := set(DECISIVE.get(name, ())) - tested - survivors:
+        if waiting := set(DECISIVE.get(name, ())) & set(every) - tested - survivors:
             names = _listed(arms_in_order(waiting))
             yield f"{told}, verdict: not run for {names}, which the registration names"
 

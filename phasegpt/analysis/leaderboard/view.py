@@ -39,7 +39,7 @@ def write_leaderboard(study: Path) -> list[Path]:
     beside = study.resolve().parent
     followed = [f"discovery_{arm}" for arm in found.mechanisms]
     followed = [name for name in followed if (beside / name / "README.md").is_file()]
-    texts = {"README.md": first_page(found, followed)}
+    texts = {"README.md": first_page(found, followed, "/".join(study.resolve().parts[-2:]))}
     texts |= {f"{task}.md": task_page(found, task) for task in found.tasks}
     pictures = figures.draw(found, study)
     texts["report.html"] = leaderboard_page(view(found, study.resolve().name, pictures))
