@@ -77,6 +77,7 @@ study: $(READY) ## Run all sweeps of a study, collect them (NAME=phase_a|phase_a
 report: $(READY) ## Write every table, figure, page and verdict of results/ anew from the records
 	$(PY) scripts/analyze_results.py results $(ARGS)
 	$(if $(wildcard results/discovery_fsn),$(PY) scripts/page_discovery_fsn.py)
+	$(if $(wildcard results/discovery_lohe),$(PY) scripts/page_discovery_lohe.py)
 	$(if $(wildcard results/reproductions/agreement),$(PY) scripts/page_agreement.py results/reproductions/agreement)
 	$(if $(wildcard results/speed),$(PY) scripts/bench_peers.py --page results/speed)
 	$(if $(wildcard results/samplers),$(PY) scripts/bench_samplers.py --regenerate results/samplers)

@@ -9,22 +9,21 @@ scripts/intervene_on_task.py and scripts/copy_freely.py wrote of the leaderboard
 
 import argparse
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from phasegpt.analysis.leaderboard.runs import STAGES
-from phasegpt.analysis.statistics import MINIMUM, differ, interval, sign_flip
-from phasegpt.analysis.study import collect, read_records
+from phasegpt.analysis.discovery import Runs, mean, middle, runs, scores, stage, told
+from phasegpt.analysis.study import collect
 from phasegpt.analysis.text_table import markdown, number
 from phasegpt.cli import guarded
 from phasegpt.core import figures
 from phasegpt.core.files import read_json, write_atomic
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-TRAINED, BEYOND = 32, "val/accuracy/beyond"
+TASK, TRAINED, BEYOND = "copying", 32, "val/accuracy/beyond"
 FAR = (64, 96, 128)
 #: Arms in the order of the tables, and what they are called.
 ARMS = {
@@ -52,8 +51,6 @@ MORE = {
 PARTS = {"arms": "discovery_fsn", "top": "discovery_fsn_top", "long": "discovery_fsn_long"}
 RIVALS = ("softmax", "token_shift", "fsn_off")
 
-Runs = Mapping[str, Mapping[int, Mapping[str, Any]]]  # records by arm and seed
-
 
 def main() -> None:
     """Collect records, if asked to, and write README.md and lengths.png."""
@@ -63,12 +60,12 @@ def main() -> None:
     for part, name in PARTS.items() if args.runs else ():
         collect(args.runs / name, folder / part)
     write_atomic(folder / "README.md", text(folder).encode())
-    draw(runs(RESULTS / "leaderboard"), runs(folder / "arms"), folder / "lengths.png")
+    draw(runs(RESULTS / "leaderboard", TASK), runs(folder / "arms", TASK), folder / "lengths.png")
 
 
 def text(folder: Path) -> str:
     """README.md."""
-    board, arms = runs(RESULTS / "leaderboard"), runs(folder / "arms")
+    board, arms = runs(RESULTS / "leaderboard", TASK), runs(folder / "arms", TASK)
     screened = stage({**board, **arms}, "screening")
     new = stage(arms, "verdict")
     return PAGE.format(
@@ -77,59 +74,14 @@ def text(folder: Path) -> str:
         sensitivity=sensitivity(stage(board, "confirmation")),
         arms="\n".join(by_arm(screened)),
         step="\n".join(contrast(new["fsn_delay"], new["fsn_nostep"])),
-        top="\n".join(by_arm(runs(folder / "top"))),
-        long="\n".join(by_arm(runs(folder / "long"))),
+        top="\n".join(by_arm(runs(folder / "top", TASK))),
+        long="\n".join(by_arm(runs(folder / "long", TASK))),
         interventions="\n".join(intervened(folder / "interventions")),
         free="\n".join(free(folder / "free")),
         R="\n".join(along(screened["fsn"])),
         registered="../../PREREGISTRATION.md#changes-before-any-run-of-screening-of-these-arms",
         command=command(),
     )
-
-
-def runs(study: Path) -> dict[str, dict[int, Mapping[str, Any]]]:
-    """Records of copying by arm and seed, without those that choose a learning rate."""
-    found: dict[str, dict[int, Mapping[str, Any]]] = defaultdict(dict)
-    for name, record in read_records(study).items():
-        arm, _, seed = name.removeprefix("leaderboard-copying-").rpartition("-seed")
-        if record["config"]["data"]["corpus"] == "copying" and "-lr" not in arm:
-            found[arm][int(seed)] = record
-    return found
-
-
-def stage(of: Runs, name: str) -> dict[str, dict[int, Mapping[str, Any]]]:
-    found = {a: {s: r for s, r in by.items() if s in STAGES[name]} for a, by in of.items()}
-    return {arm: by for arm, by in found.items() if by}
-
-
-def scores(of: Mapping[int, Mapping[str, Any]], metric: str) -> dict[int, float]:
-    return {seed: record["final"][metric] for seed, record in sorted(of.items())}
-
-
-def middle(values: Iterable[float]) -> float:
-    found = list(values)
-    return sum(found) / len(found)
-
-
-def mean(values: Iterable[float]) -> str:
-    """With its interval, cut at what a share can be, from five values on."""
-    found = list(values)
-    centre, _, low, high = interval(found)
-    if low is None or high is None or len(found) < MINIMUM:
-        return number(centre)
-    return f"{centre:.3f} [{max(low, 0):.3f}, {min(high, 1):.3f}]"
-
-
-def told(of: Mapping[int, float], than: Mapping[int, float]) -> tuple[str, str]:
-    """A difference, with its interval and the exact sign-flip p from five pairs on."""
-    both = sorted(of.keys() & than.keys())
-    pairs = [of[s] for s in both], [than[s] for s in both]
-    found = differ(*pairs)
-    if found.low is None or len(both) < MINIMUM:
-        return f"{found.effect:+.3f}", ""
-    differences = [a - b for a, b in zip(*pairs, strict=True)]
-    p = 2 * min(sign_flip(differences), sign_flip([-d for d in differences]))
-    return f"{found.effect:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", f"{min(p, 1):.3f}"
 
 
 def claim(of: Runs) -> str:

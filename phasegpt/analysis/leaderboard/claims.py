@@ -99,7 +99,8 @@ def _win(column: Column, arm: str, cell: Cell) -> str:
     others = compared_with(arm)
     than = [f"{human(others[key])} ({difference(cell, key)})" for key in cell.keys]
     told = f"{', '.join(than[:-1])} and {than[-1]}"
-    return f"{human(arm)} is better on {human_task(column.key)}, than {told}"
+    on = human_task(column.key)
+    return f"{human(arm)} is better on {on}{',' * (',' in on)} than {told}"
 
 
 def _beside(column: Column, arm: str, cell: Cell) -> str:

@@ -32,7 +32,9 @@ CAVEATS = {
     "its control not once.",
     "cycle_navigation": "**No order is needed.** Steps commute: who counts them all is right at "
     "every length, and a uniform mean does better than chance. Only beyond the trained lengths, "
-    "where counts are new, would a state show.",
+    "where counts are new, would a state show. Softmax with learned positions does better than "
+    "with RoPE, and so does RoPE that turns values too, kope's control: a win over softmax + RoPE "
+    "can be one of positions.",
     "copying": "The right letters so far are given. Who looks up the last two of them in the "
     "string, and copies what followed there, is right in 0.93 beyond; with the last one in 0.31.",
     "mqar": "A model that knows which values the row has, and not whose, has 1/4 at 4 pairs, and "
