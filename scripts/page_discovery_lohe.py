@@ -164,10 +164,10 @@ new seeds. Task and rules: [leaderboard](../leaderboard/selective_copy.md).
 The verdict's seeds, rates chosen as for all arms. FLOPs and parameters: ratios to softmax + RoPE.
 
 - **The steps do it**: with S = 1 lohe is below softmax + RoPE. S = 2 and 3 were not run.
-- **Depth of softmax does not do the same** in these steps: five layers have more FLOPs than lohe, and
-  2.5 times the parameters.
-- **Positions alone do nearly as much**: softmax with learned positions has what a vote of the tokens
-  by their usual place gives, 0.70, with 1.0 times the FLOPs. With them lohe fails on some seeds.
+- **Depth of softmax does not do the same** in these steps: five layers have more FLOPs than lohe,
+  and 2.5 times the parameters.
+- **Positions alone do nearly as much**: softmax with learned positions has what a vote of the
+  tokens by their usual place gives, 0.70. With them lohe fails on some seeds.
 
 These arms were [registered]({registered})
 before they ran. Expected was that five layers of softmax have about 0.70: they have less.
