@@ -264,7 +264,7 @@ def test_runs_of_one_process_have_the_numbers_of_runs_of_their_own(tmp_path, mon
     assert states[f"{names[2]}-lr0.01-seed0"] == "failed"
     told = capfd.readouterr().err
     assert "no learning rate is on record for broken" in told
-    assert " records=results " in told[told.index("find them first") :]  # where it looked
+    assert "records=results " in told[told.index("find them first") :]  # where it looked
 
     planned = json.loads((sweep / "sweep.json").read_text())["jobs"]
     (job,) = [job for job in planned if job["name"] == f"{names[1]}-seed1"]
