@@ -15,7 +15,7 @@ from phasegpt.phase.steering import Perturbation
     ("name", "options"),
     [("torus", {}), ("fsn", {}), ("lohe", {"group": 2}), ("lohe", {}), ("phase_sync", {})],
 )
-def test_through_coupling_the_phases_are_those_of_the_layer_under_dropout_too(
+def test_through_coupling_the_phases_are_the_layers_under_dropout_too(
     name, options, make_model, text_ids
 ) -> None:
     """Attention is made twice, with one draw of dropped weights; what follows draws the same."""

@@ -119,7 +119,7 @@ def test_a_full_disk_under_the_metrics_is_one_line(tmp_path: Path) -> None:
         table.write()
 
 
-def test_a_folder_without_phases_has_none_and_one_that_is_not_there_is_an_error(tmp_path) -> None:
+def test_a_folder_that_is_not_there_has_no_phases_to_read(tmp_path) -> None:
     assert read_phases(tmp_path) == {}
     with pytest.raises(CheckpointError, match="nowhere does not exist; give the folder of a run"):
         read_phases(tmp_path / "nowhere")
