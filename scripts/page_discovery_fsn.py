@@ -15,7 +15,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from phasegpt.analysis.discovery import Runs, mean, middle, runs, scores, stage, told
+from phasegpt.analysis.discovery import Runs, by_stage, mean, middle, runs, scores, stage, told
 from phasegpt.analysis.study import collect
 from phasegpt.analysis.text_table import markdown, number
 from phasegpt.cli import guarded
@@ -123,13 +123,10 @@ def sensitivity(of: Runs) -> str:
 
 
 def confirmed(board: Runs) -> list[str]:
-    rows = []
-    for name in ("screening", "verdict", "confirmation"):
-        of = stage(board, name)
-        mine = scores(of["fsn"], BEYOND)
-        found = [told(mine, scores(of[rival], BEYOND)) for rival in RIVALS]
-        p = max((p for _, p in found), default="")
-        rows.append([name, str(len(mine)), mean(mine.values()), *(d for d, _ in found), p])
+    rows = [
+        [name, str(len(mine)), mean(mine.values()), *differences, p]
+        for name, mine, differences, p in by_stage(board, "fsn", BEYOND, RIVALS)
+    ]
     names = [ARMS[rival].removesuffix(", at 3e-3") for rival in RIVALS]
     head = ["stage", "n", "fsn", *(f"minus {name}" for name in names), "largest p"]
     return markdown(head, rows)

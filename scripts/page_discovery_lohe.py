@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from textwrap import fill
 
-from phasegpt.analysis.discovery import Runs, mean, middle, runs, scores, stage, told
+from phasegpt.analysis.discovery import Runs, by_stage, mean, middle, runs, scores, stage, told
 from phasegpt.analysis.study import collect
 from phasegpt.analysis.text_table import markdown, number
 from phasegpt.cli import guarded
@@ -65,7 +65,7 @@ def text(folder: Path) -> str:
         n=len(new),
         spread=max(last) - min(last),
         registered="../../PREREGISTRATION.md#what-follows-a-win-of-lohe",
-        stages="\n".join(by_stage(board)),
+        stages="\n".join(stages(board)),
         arms="\n".join(by_arm(stage({**board, **arms}, "verdict"))),
         command=command(),
     )
@@ -90,16 +90,12 @@ def claim(board: Runs, arms: Runs) -> str:
     )
 
 
-def by_stage(board: Runs) -> list[str]:
+def stages(board: Runs) -> list[str]:
     """lohe at every stage, beside what it is compared with."""
     rows = []
-    for name in ("screening", "verdict", "confirmation"):
-        of = stage(board, name)
-        mine = scores(of["lohe"], RIGHT)
-        found = [told(mine, scores(of[rival], RIGHT)) for rival in RIVALS]
+    for name, mine, differences, p in by_stage(board, "lohe", RIGHT, RIVALS):
         each = " ".join(number(v) for v in mine.values())
-        p = max((p for _, p in found), default="")
-        rows.append([name, str(len(mine)), mean(mine.values()), each, *(d for d, _ in found), p])
+        rows.append([name, str(len(mine)), mean(mine.values()), each, *differences, p])
     head = ["stage", "n", "lohe", "every seed", *(f"minus {ARMS[rival]}" for rival in RIVALS)]
     return markdown([*head, "largest p"], rows)
 
@@ -163,7 +159,7 @@ new seeds. Task and rules: [leaderboard](../leaderboard/selective_copy.md).
 
 The verdict's seeds, rates chosen as for all arms. FLOPs and parameters: ratios to softmax + RoPE.
 
-- **The steps do it**: with S = 1 lohe is below softmax + RoPE. S = 2 and 3 were not run.
+- **The steps do it**: with S = 1 lohe has no more than softmax + RoPE. S = 2 and 3 were not run.
 - **Depth of softmax does not do the same** in these steps: five layers have more FLOPs than lohe,
   and 2.5 times the parameters.
 - **Positions alone do nearly as much**: softmax with learned positions has what a vote of the

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,3 +62,15 @@ def told(of: Mapping[int, float], than: Mapping[int, float]) -> tuple[str, str]:
     differences = [a - b for a, b in zip(*pairs, strict=True)]
     p = 2 * min(sign_flip(differences), sign_flip([-d for d in differences]))
     return f"{found.effect:+.3f} [{found.low:+.3f}, {found.high:+.3f}]", f"{min(p, 1):.3f}"
+
+
+def by_stage(
+    board: Runs, arm: str, metric: str, rivals: Sequence[str]
+) -> Iterator[tuple[str, dict[int, float], list[str], str]]:
+    """Of every stage with seeds of its own its name, an arm's scores, its differences to the
+    rivals, and the largest p of them."""
+    for name in ("screening", "verdict", "confirmation"):
+        of = stage(board, name)
+        mine = scores(of[arm], metric)
+        found = [told(mine, scores(of[rival], metric)) for rival in rivals]
+        yield name, mine, [difference for difference, _ in found], max(p for _, p in found)
