@@ -22,6 +22,7 @@ CONTRACT = "tests/attention/test_contract.py"
 LAWS = "tests/physics"
 REFERENCE = "tests/ops/test_reference.py"
 TRAINED = "tests/training/test_run.py"
+BOARD = tuple(f"tests/analysis/test_leaderboard_{name}.py" for name in ("wins", "counts", "pages"))
 
 
 class Mistake(NamedTuple):
@@ -128,6 +129,48 @@ MISTAKES = {
         'self.consumed = arguments.whole("consumed", state_dict["consumed"], 0) + 1',
         ("tests/training/test_resume.py",),
         "crash_and_resume",
+    ),
+    "leaderboard: the smaller p of the comparisons decides": Mistake(
+        "return max(p_of(cell.against[key]) for key in keys) if len(ways)",
+        "return min(p_of(cell.against[key]) for key in keys) if len(ways)",
+        BOARD,
+    ),
+    "leaderboard: a gain and a loss have a small p": Mistake(
+        "for key in keys) if len(ways) == 1 else 1.0", "for key in keys)", BOARD
+    ),
+    "leaderboard: of a text higher is better": Mistake(
+        "difference.effect > 0 if measure.higher else difference.effect < 0",
+        "difference.effect > 0",
+        BOARD,
+    ),
+    "leaderboard: runs are not paired by seed": Mistake(
+        "[arms[other][s] for s in seeds]", "[arms[other][s] for s in reversed(seeds)]", BOARD
+    ),
+    "leaderboard: chance wins": Mistake(
+        "measure.floor is not None and cell.mean <= measure.floor", "False", BOARD
+    ),
+    "leaderboard: Holm without the survivors": Mistake(
+        "dict.fromkeys([*cells, *lost, *due])", "dict.fromkeys([*cells, *lost])", BOARD
+    ),
+    "leaderboard: fsn need not beat token shift": Mistake(
+        '("rival",) * (self.arm in DECIDED_BY_RIVAL)', "()", BOARD
+    ),
+    "leaderboard: a mechanism without coupling wins by it": Mistake(
+        "word = (ARCHITECTURE if cell.arm in UNCOUPLED else COUPLING)", "word = (COUPLING)", BOARD
+    ),
+    "leaderboard: a collapsed mechanism wins": Mistake(
+        "if word in WINS and cell.collapsed:", "if False:", BOARD
+    ),
+    "leaderboard: nine seeds confirm": Mistake(
+        'last.n == (ten := len(STAGES["confirmation"]))',
+        'last.n >= (ten := len(STAGES["confirmation"]) - 1)',
+        BOARD,
+    ),
+    "leaderboard: a run that sees the future counts": Mistake(
+        'if record.get("leaky"):', "if False:", BOARD
+    ),
+    "leaderboard: a run of a changed checkout counts": Mistake(
+        'if changed(record):\n        return "not', 'if False:\n        return "not', BOARD
     ),
 }
 

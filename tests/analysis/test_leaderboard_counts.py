@@ -35,6 +35,14 @@ def test_a_run_that_collapsed_on_new_seeds_ends_a_candidate(first, word):
     assert column(screened, later).standing("torus") == word
 
 
+def test_nine_good_runs_beside_one_that_collapsed_win_nothing():
+    ten = {"softmax": TEN, "torus_off": shifted(0.0, TEN), "torus": arm(0.1, TEN)}
+    last = records(TASK, ten, first=21)
+    assert column(last).word("torus") == COUPLING
+    last[f"leaderboard-{TASK}-torus-seed24"]["status"] = "collapsed"
+    assert column(last).word("torus") == FELL
+
+
 @pytest.mark.parametrize("more", [
     {"smoke": True}, {"git": {"sha": "0", "dirty": True}},
     {"config": {"trainer": {"max_steps": 7}}},
