@@ -39,7 +39,7 @@ CAVEATS = {
     "string, and copies what followed there, is right in 0.93 beyond; with the last one in 0.31.",
     "mqar": "A model that knows which values the row has, and not whose, has 1/4 at 4 pairs, and "
     "0.29 with the places of the queries. Only scores above that, from 0.31 on, show recall. "
-    "Softmax with token shift solved it with seed 0, where rates are chosen, and with no seed of the "
+    "Softmax with token shift solved it with seed 0, where rates are chosen, and with none of the "
     "screening: a score says who finds recall in these steps, not who can.",
 }
 
